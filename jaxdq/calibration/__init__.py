@@ -1,0 +1,12 @@
+"""Floor 4: learning a calibration from the float model's own trajectories."""
+
+from jaxdq.calibration._base import Calibrator as Calibrator
+from jaxdq.calibration._base import Evidence as Evidence
+from jaxdq.calibration._base import Work as Work
+from jaxdq.calibration._base import share as share
+from jaxdq.calibration._calibrate import Recipe as Recipe
+from jaxdq.calibration._calibrate import calibrate as calibrate
+from jaxdq.calibration._calibrate import plan_for as plan_for
+from jaxdq.calibration._calibrate import run_calibrators as run_calibrators
+from jaxdq.calibration._observe import observe as observe
+from jaxdq.calibration._uniform import share_uniformly as share_uniformly

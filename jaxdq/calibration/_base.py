@@ -1,0 +1,150 @@
+"""The roles of calibration.
+
+- `Work` is what is known so far: the float model's trajectories, the evidence that observers gathered on them, and the
+  calibration that follows from it.
+- A *calibrator* is a function `(work, key) -> work` that knows one thing more, or the same thing better. What it needs
+  to be told (an observer, a number of groups, an optimizer) it captures when it is made.
+- A *recipe* is a plan and a tuple of calibrators, run in order.
+
+So min-max quantization, as everyone does it, is `(observe(minmax()), share_uniformly(1))`; a scale for each of eight
+equal spans of time is `(observe(minmax()), share_uniformly(8))`; a searched partition puts its search in second place.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq import diffusion
+from jaxdq._errors import InputError
+from jaxdq.diffusion import Denoiser
+from jaxdq.grid import QParams, Scheme
+from jaxdq.linen import Calibration, Plan
+from jaxdq.observers import Observer
+from jaxdq.sampling import Trajectories
+
+
+class Evidence(NamedTuple):
+    """What observers saw of every quantized activation at every step.
+
+    Attributes:
+        observer: made the states, and turns them into grids.
+        states: the observer's state, each leaf with leading axes [S, A].
+    """
+
+    observer: Observer
+    states: Any
+
+
+class Work(NamedTuple):
+    """What is known so far.
+
+    Attributes:
+        denoiser: the float model.
+        plan: which site runs on which integers.
+        weights: path -> QParams of the kernels.
+        data: the float model's trajectories.
+        evidence: ranges of activations by step, once observed.
+        group_of_step: int32[S] or int32[S, A], once chosen.
+        calib: the calibration, once there is one.
+        log: what each calibrator reports of itself: name -> numbers, for the report.
+    """
+
+    denoiser: Denoiser
+    plan: Plan
+    weights: dict[str, QParams]
+    data: Trajectories
+    evidence: Evidence | None = None
+    group_of_step: np.ndarray | None = None
+    calib: Calibration | None = None
+    log: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+Calibrator = Callable[[Work, jax.Array], Work]
+
+
+def share(work: Work, group_of_step: np.ndarray, num_groups: int) -> Work:
+    """Gives every group one grid per activation, fitted to the union of what its steps saw.
+
+    Args:
+        work: with evidence.
+        group_of_step: int[S], one partition for the network; or int[S, A], one for each activation. Every group that
+            occurs holds at least one step.
+        num_groups: G.
+
+    Returns:
+        work with `group_of_step` and `calib`.
+
+    Raises:
+        InputError: no evidence yet; a range that is NaN or infinite, naming the site and the time.
+    """
+    if work.evidence is None:
+        raise InputError("no ranges were observed yet; put observe(...) before this calibrator in the recipe.")
+    scale, zero_point = _group_tables(work, jnp.asarray(group_of_step, jnp.int32), num_groups)
+    num_timesteps = work.denoiser.schedule.num_timesteps
+    by_column = group_of_step.T if group_of_step.ndim == 2 else group_of_step[None]
+    group_of_t = np.stack([diffusion.groups_of_steps(work.data.t, row, num_timesteps) for row in by_column], axis=-1)
+    calib = Calibration(
+        weights=work.weights,
+        act_scale=scale,
+        act_zero_point=zero_point,
+        group_of_t=jnp.asarray(group_of_t if group_of_step.ndim == 2 else group_of_t[:, 0], jnp.int32),
+        plan=work.plan,
+    )
+    return work._replace(group_of_step=np.asarray(group_of_step), calib=calib)
+
+
+def tables_of(observer: Observer, states: Any, schemes: tuple[Scheme, ...]) -> tuple[jax.Array, jax.Array]:
+    """(f32[R, A], int32[R, A]): the grids that the observer makes of states with leading axes [R, A]."""
+    num_rows = jax.tree.leaves(states)[0].shape[0]
+    scale = jnp.ones((num_rows, len(schemes)), jnp.float32)
+    zero_point = jnp.zeros((num_rows, len(schemes)), jnp.int32)
+    for scheme in dict.fromkeys(schemes):
+        columns = np.flatnonzero([other == scheme for other in schemes])
+        of_one = jax.vmap(jax.vmap(lambda state, scheme=scheme: observer.qparams(state, scheme)))
+        qparams = of_one(jax.tree.map(lambda leaf, columns=columns: leaf[:, columns], states))
+        scale = scale.at[:, columns].set(qparams.scale)
+        if qparams.zero_point is not None:
+            zero_point = zero_point.at[:, columns].set(qparams.zero_point)
+    return scale, zero_point
+
+
+def merge_by_group(evidence: Evidence, group_of_step: jax.Array, num_groups: int) -> Any:
+    """Observer states [G, A] from states [S, A]: each group's is the union of its steps', a column at a time.
+
+    Args:
+        evidence: by step.
+        group_of_step: int32[S] or int32[S, A].
+        num_groups: G.
+    """
+    observer, states = evidence
+    num_steps, num_columns = jax.tree.leaves(states)[0].shape[:2]
+    groups = jnp.broadcast_to(group_of_step.reshape(num_steps, -1), (num_steps, num_columns))
+    empty = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_columns, num_groups, *leaf.shape)), observer.init())
+
+    def add(groups_of_column: Any, group: jax.Array, state: Any) -> Any:
+        merged = observer.merge(jax.tree.map(lambda leaf: leaf[group], groups_of_column), state)
+        return jax.tree.map(lambda leaf, new: leaf.at[group].set(new), groups_of_column, merged)
+
+    def body(merged: Any, step: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        return jax.vmap(add)(merged, *step), None
+
+    merged, _ = jax.lax.scan(body, empty, (groups, states))
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), merged)
+
+
+def _group_tables(work: Work, group_of_step: jax.Array, num_groups: int) -> tuple[jax.Array, jax.Array]:
+    assert work.evidence is not None
+    schemes = tuple(scheme for _, scheme in work.plan.tables)
+    if not schemes:
+        return jnp.ones((num_groups, 0), jnp.float32), jnp.zeros((num_groups, 0), jnp.int32)
+    evidence = work.evidence
+
+    @jax.jit
+    def tables(states: Any, group_of_step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        merged = merge_by_group(Evidence(evidence.observer, states), group_of_step, num_groups)
+        return tables_of(evidence.observer, merged, schemes)
+
+    return tables(evidence.states, group_of_step)

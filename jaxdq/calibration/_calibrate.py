@@ -1,0 +1,117 @@
+"""`calibrate`: from a denoiser and a recipe to all that can be learned of it, without training data."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq._errors import InputError
+from jaxdq.calibration._base import Calibrator, Work
+from jaxdq.diffusion import Denoiser, Sampler
+from jaxdq.grid import QParams, Scheme
+from jaxdq.linen import Calibration, Plan, Rule, Site, find_sites, kernel_at, make_plan
+from jaxdq.sampling import Trajectories, trajectories
+
+WeightRange = Callable[[jax.Array, Scheme], QParams]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A named composition: what is quantized how, and by which calibrators.
+
+    Attributes:
+        name: as it is written on the command line.
+        rules: the sites of a network -> the rules for them.
+        weight_range: how a kernel's grid is found.
+        calibrators: run in order; the last one leaves a calibration.
+        settings: the recipe's own arguments, for metrics.json.
+    """
+
+    name: str
+    rules: Callable[[Sequence[Site]], Sequence[Rule]]
+    weight_range: WeightRange
+    calibrators: tuple[Calibrator, ...]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def calibrate(
+    denoiser: Denoiser,
+    recipe: Recipe,
+    *,
+    sampler: Sampler,
+    key: jax.Array,
+    num_images: int = 32,
+    batch_size: int = 32,
+) -> Calibration:
+    """Learns a calibration from the denoiser's own samples.
+
+    Args:
+        denoiser: the float model.
+        recipe: such as `jaxdq.recipes.uniform_groups(weight_bits=8, act_bits=8, num_groups=8)`.
+        sampler: whose trajectories are calibrated on; the result serves any sampler and number of steps.
+        key: a random key for noise and whatever the calibrators draw.
+        num_images: trajectories to sample.
+        batch_size: images at a time.
+
+    Returns:
+        Calibration: scales, groups and the plan; a small pytree.
+
+    Raises:
+        InputError: rules that don't fit the network, more groups than steps, NaN or infinity in weights or activations.
+
+    Example:
+        `calib = jaxdq.calibrate(denoiser, recipe, sampler=jaxdq.ddim(50), key=jax.random.key(0))`
+    """
+    key_noise, key_learn = jax.random.split(key)
+    plan = plan_for(denoiser, recipe)
+    data = trajectories(
+        denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_noise, batch_size=batch_size
+    )
+    _refuse_non_finite(data)
+    work = Work(denoiser, plan, weight_ranges(denoiser.params, plan, recipe.weight_range), data)
+    return run_calibrators(recipe, work, key_learn).calib
+
+
+def run_calibrators(recipe: Recipe, work: Work, key: jax.Array) -> Any:
+    """Runs the recipe's calibrators in order; returns work with a calibration."""
+    for index, calibrator in enumerate(recipe.calibrators):
+        work = calibrator(work, jax.random.fold_in(key, index))
+    if work.calib is None:
+        raise InputError(
+            f"recipe '{recipe.name}' ends without a calibration; give it a calibrator that shares ranges, such as "
+            f"share_uniformly(1), as its last."
+        )
+    return work
+
+
+def plan_for(denoiser: Denoiser, recipe: Recipe) -> Plan:
+    """What the recipe would do to this denoiser, before any work is done. Params may be abstract."""
+    index = jnp.zeros(1, jnp.int32)
+    x = jnp.zeros((1, *denoiser.shape), jnp.float32)
+    sites = find_sites(denoiser.module, denoiser.params, x, jnp.zeros((), jnp.int32), *denoiser.args(index))
+    if not sites:
+        raise InputError(
+            f"{type(denoiser.module).__name__} calls no Dense, DenseGeneral or Conv of flax.linen, so there is nothing "
+            f"to quantize; pass a module made of those."
+        )
+    return make_plan(recipe.rules(sites), sites, denoiser.params)
+
+
+def weight_ranges(params: Any, plan: Plan, weight_range: WeightRange) -> dict[str, QParams]:
+    """Path -> grid of every planned kernel."""
+    of_one = jax.jit(weight_range, static_argnums=1)
+    return {
+        site.path: of_one(kernel_at(params, site.path), site.weight) for site in plan.sites if site.weight is not None
+    }
+
+
+def _refuse_non_finite(data: Trajectories) -> None:
+    bad = ~np.isfinite(data.outputs).all(axis=tuple(range(1, data.outputs.ndim)))
+    if bad.any():
+        raise InputError(
+            f"the float model returns NaN or infinity at t = {data.t[int(np.argmax(bad))]}; check the model's weights "
+            f"and its schedule before quantizing it."
+        )

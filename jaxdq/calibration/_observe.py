@@ -1,0 +1,70 @@
+"""Observing: the ranges of every quantized activation at every step of the float model's trajectories."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq._errors import InputError
+from jaxdq._progress import track
+from jaxdq.calibration._base import Calibrator, Evidence, Work, tables_of
+from jaxdq.linen import apply_visited
+from jaxdq.observers import Observer
+from jaxdq.sampling import Batch, one_pass
+
+
+def observe(observer: Observer, *, batch_size: int = 32) -> Calibrator:
+    """Runs an observer at every site and step, in one pass over the trajectories.
+
+    Kept by step and not by group, so that any partition of the steps can be fitted afterwards without another pass.
+
+    Args:
+        observer: such as `jaxdq.observers.minmax()`.
+        batch_size: images at a time. Activations of one batch at one step are all that is ever in memory.
+
+    Returns:
+        A calibrator that sets `work.evidence`; states of A activations at S steps.
+    """
+
+    def calibrator(work: Work, key: jax.Array) -> Work:
+        column = work.plan.column
+        module = work.denoiser.module
+
+        @jax.jit
+        def update(params: object, states: object, batch: Batch) -> object:
+            here = jax.tree.map(lambda leaf: leaf[batch.step], states)
+            columns = {name: jax.tree.map(lambda leaf, i=i: leaf[i], here) for name, i in column.items()}
+
+            def visitor(name: str, x: jax.Array) -> jax.Array:
+                if name in columns:
+                    columns[name] = observer.update(columns[name], x)
+                return x
+
+            apply_visited(module, params, visitor, batch.x, batch.t, *batch.args)
+            here = jax.tree.map(lambda *leaves: jnp.stack(leaves), *columns.values())
+            return jax.tree.map(lambda leaf, new: leaf.at[batch.step].set(new), states, here)
+
+        states = jax.tree.map(
+            lambda leaf: jnp.tile(leaf, (work.data.num_steps, len(column), *(1,) * leaf.ndim)), observer.init()
+        )
+        size = min(batch_size, work.data.num_images)
+        total = work.data.num_steps * -(-work.data.num_images // size)
+        if column:
+            for batch in track(one_pass(work.denoiser, work.data, size), "observe ranges", total=total):
+                states = update(work.denoiser.params, states, batch)
+        evidence = Evidence(observer, states)
+        _refuse_non_finite(work, evidence)
+        return work._replace(evidence=evidence)
+
+    return calibrator
+
+
+def _refuse_non_finite(work: Work, evidence: Evidence) -> None:
+    if not work.plan.tables:
+        return
+    schemes = tuple(scheme for _, scheme in work.plan.tables)
+    scale = np.asarray(jax.jit(lambda states: tables_of(evidence.observer, states, schemes)[0])(evidence.states))
+    for step, column in np.argwhere(~np.isfinite(scale))[:1]:
+        raise InputError(
+            f"the input of '{work.plan.tables[column][0]}' holds NaN or infinity at t = {work.data.t[step]} in the "
+            f"float model; check the model's weights and its schedule before quantizing it."
+        )

@@ -1,0 +1,40 @@
+"""Sharing grids over equal spans of the sampler's steps."""
+
+import jax
+import numpy as np
+
+from jaxdq._errors import InputError
+from jaxdq.calibration._base import Calibrator, Work, share
+
+
+def share_uniformly(num_groups: int) -> Calibrator:
+    """One grid per activation and group, where group g holds an equal span of the steps.
+
+    `group(step) = floor(step * G / S)`, the noisiest step first; model times between the sampled ones take the group of
+    their nearest sampled time.
+
+    Args:
+        num_groups: G, from 1 (one static scale, what everyone does) to S (a scale for each step).
+
+    Returns:
+        A calibrator that sets `work.calib`; needs evidence.
+
+    Raises:
+        InputError: more groups than steps, or fewer than 1.
+    """
+
+    def calibrator(work: Work, key: jax.Array) -> Work:
+        num_steps = work.data.num_steps
+        check_num_groups(num_groups, num_steps)
+        return share(work, np.arange(num_steps) * num_groups // num_steps, num_groups)
+
+    return calibrator
+
+
+def check_num_groups(num_groups: int, num_steps: int) -> None:
+    """Refuses a number of groups that these steps can't fill."""
+    if not 1 <= num_groups <= num_steps:
+        raise InputError(
+            f"{num_groups} groups were asked for and the sampler has {num_steps} steps; give 1 to {num_steps} groups, "
+            f"or a sampler of more steps."
+        )

@@ -1,0 +1,213 @@
+"""Saving and restoring quantized networks: Orbax arrays, a manifest that explains them, checksums over all.
+
+    PATH/arrays/         Orbax: the params tree with bit-packed codes in place of kernels, and the tables of scales
+    PATH/manifest.json   format, versions, the plan, and the SHA-256 of every file in arrays/
+
+A checkpoint is written beside its place and moved there when it is whole, so that a kill leaves the old one or none.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxdq._errors import InputError
+from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
+from jaxdq.linen import Plan, QuantizedParams, Site, SitePlan
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+ARRAYS = "arrays"
+
+
+def save(path: str | os.PathLike[str], qparams: QuantizedParams, *, overwrite: bool = False) -> None:
+    """Saves a quantized network; codes take `bits` bits each on disk.
+
+    Args:
+        path: a folder that does not exist yet.
+        qparams: what `quantize` returned.
+        overwrite: whether an earlier checkpoint there is replaced (in one move, once the new one is whole).
+
+    Raises:
+        InputError: the folder exists and `overwrite` is not set, or qparams are not quantized.
+
+    Example:
+        `jaxdq.save("out/quantized", qparams)`
+    """
+    path = Path(path)
+    if not isinstance(qparams, QuantizedParams):
+        raise InputError(f"save was given a {type(qparams).__name__}; pass what jaxdq.quantize returned.")
+    if path.exists() and not overwrite:
+        raise InputError(f"'{path}' exists already; choose another folder, or pass overwrite=True to replace it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save((staged / ARRAYS).absolute(), _to_arrays(qparams))
+        manifest = {
+            "format": FORMAT,
+            "versions": versions(),
+            "plan": dataclasses.asdict(qparams.plan),
+            "sha256": _checksums(staged / ARRAYS),
+        }
+        manifest["sha256_of_manifest"] = _digest(manifest)
+        (staged / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _move(staged, path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def restore(path: str | os.PathLike[str]) -> QuantizedParams:
+    """Restores a quantized network: the bits that were saved.
+
+    Needs nothing but jaxdq; to run it, `jaxdq.apply(module, qparams, x, t)` needs the module.
+
+    Args:
+        path: a folder written by `save`.
+
+    Returns:
+        QuantizedParams, on the default device.
+
+    Raises:
+        InputError: no checkpoint there, a file that is missing or damaged (every byte is checked), a format of another
+            version.
+
+    Example:
+        `qparams = jaxdq.restore("out/quantized")`
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    found = _checksums(path / ARRAYS)
+    for name, digest in manifest["sha256"].items():
+        if found.get(name) != digest:
+            state = "is damaged" if name in found else "is missing"
+            raise InputError(f"'{path / ARRAYS / name}' {state}; save the checkpoint again, or copy it anew.")
+    plan = _plan_from(manifest["plan"])
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        location = (path / ARRAYS).absolute()
+        metadata = checkpointer.metadata(location).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        tree = checkpointer.restore(location, restore_args=as_numpy)
+    return _from_arrays(tree, plan)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on: jaxdq, jax, flax and orbax."""
+    from jaxdq import __version__
+
+    return {"jaxdq": __version__, "jax": jax.__version__, "flax": flax.__version__, "orbax": ocp.__version__}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        missing = {"format", "plan", "sha256", "sha256_of_manifest"} - set(manifest)
+    except FileNotFoundError:
+        raise InputError(
+            f"'{path}' holds no {MANIFEST}, so it is no checkpoint of jaxdq; pass a folder that jaxdq.save wrote."
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"'{path / MANIFEST}' can't be read ({error}); save the checkpoint again.") from None
+    if missing:
+        raise InputError(f"'{path / MANIFEST}' lacks {sorted(missing)}; save the checkpoint again.")
+    if manifest.pop("sha256_of_manifest") != _digest(manifest):
+        raise InputError(f"'{path / MANIFEST}' is damaged; save the checkpoint again, or copy it anew.")
+    if manifest["format"] != FORMAT:
+        raise InputError(
+            f"'{path}' is of checkpoint format {manifest['format']} and this jaxdq reads {FORMAT}; install the jaxdq "
+            f"that wrote it ({manifest.get('versions', {}).get('jaxdq', 'unknown')}), or quantize again."
+        )
+    return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _to_arrays(qparams: QuantizedParams) -> dict[str, Any]:
+    def stored(leaf: Any) -> Any:
+        if not isinstance(leaf, QTensor):
+            return np.asarray(leaf)
+        codes = pack(np.asarray(leaf.qvalue.astype(jnp.int8)), leaf.scheme.bits)
+        zero_point = leaf.qparams.zero_point
+        extra = {} if zero_point is None else {"zero_point": np.asarray(zero_point)}
+        return {"codes": codes, "scale": np.asarray(leaf.qparams.scale), **extra}
+
+    tables = ("act_scale", "act_zero_point", "group_of_t")
+    params = jax.tree.map(stored, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return {"params": params, **{name: np.asarray(getattr(qparams, name)) for name in tables}}
+
+
+def _from_arrays(tree: dict[str, Any], plan: Plan) -> QuantizedParams:
+    params = tree["params"]
+    for site in plan.sites:
+        if site.weight is not None:
+            node = params
+            for part in site.path.split("/"):
+                node = node[part]
+            node["kernel"] = _restored_kernel(node["kernel"], site)
+    return QuantizedParams(
+        params=jax.tree.map(jnp.asarray, params),
+        act_scale=jnp.asarray(tree["act_scale"]),
+        act_zero_point=jnp.asarray(tree["act_zero_point"]),
+        group_of_t=jnp.asarray(tree["group_of_t"]),
+        plan=plan,
+    )
+
+
+def _restored_kernel(stored: dict[str, np.ndarray], site: SitePlan) -> QTensor:
+    assert site.weight is not None
+    codes = unpack(stored["codes"], site.weight.bits, site.site.shape)
+    zero_point = jnp.asarray(stored["zero_point"]) if "zero_point" in stored else None
+    tensor = QTensor(
+        jnp.asarray(codes).astype(site.weight.storage_dtype),
+        QParams(jnp.asarray(stored["scale"]), zero_point),
+        site.weight,
+    )
+    return site.with_code_sum(tensor)
+
+
+def _plan_from(data: dict[str, Any]) -> Plan:
+    def scheme(fields: dict[str, Any] | None) -> Scheme | None:
+        if fields is None:
+            return None
+        axis = fields["channel_axis"]
+        return Scheme(**{**fields, "channel_axis": tuple(axis) if isinstance(axis, list) else axis})
+
+    def site(fields: dict[str, Any]) -> Site:
+        return Site(**{**fields, "shape": tuple(fields["shape"]), "channel_axes": tuple(fields["channel_axes"])})
+
+    sites = (
+        SitePlan(site(row["site"]), scheme(row["weight"]), scheme(row["act"]), row["reason"]) for row in data["sites"]
+    )
+    return Plan(tuple(sites), tuple((path, tuple(shape), reason) for path, shape, reason in data["unplanned"]))
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file below the folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    out = {}
+    for file in files:
+        with file.open("rb") as stream:
+            out[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return out
+
+
+def _move(staged: Path, path: Path) -> None:
+    """Puts the whole new folder in place of the old one, which is gone only once the new one stands."""
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.rename(retired)
+    staged.rename(path)
+    shutil.rmtree(retired, ignore_errors=True)

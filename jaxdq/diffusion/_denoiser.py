@@ -1,0 +1,119 @@
+"""A trained model together with all it takes to sample from it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq._errors import InputError
+from jaxdq.diffusion._schedule import NoiseSchedule
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A trained diffusion model. A host object, hashable by identity; change it with `dataclasses.replace`.
+
+    Attributes:
+        module: A flax linen module, or anything with its
+            `apply({"params": params}, x: f32[B, H, W, C], t: int32[], *conditions) -> [B, H, W, C]`.
+        params: Pytree of finite arrays.
+        schedule: What the model was trained to undo.
+        shape: (H, W, C) of one image.
+        conditions: Arrays with a leading axis of rows, the arguments after t; image i takes row i % P.
+        name: What reports call the model.
+
+    Raises:
+        InputError: A field does not fit its description; NaN and infinite parameters are named by their paths.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from jaxdq.diffusion import linear_schedule
+        >>> module = SimpleNamespace(apply=lambda variables, x, t: x * variables["params"]["scale"])
+        >>> Denoiser(module, {"scale": np.ones(())}, linear_schedule(), (8, 8, 1)).name
+        'custom'
+    """
+
+    module: Any
+    params: Any
+    schedule: NoiseSchedule
+    shape: tuple[int, int, int]
+    conditions: tuple[Any, ...] = ()
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.module, "apply", None)):
+            raise InputError(
+                f"module is a {type(self.module).__name__} without an apply method; pass a flax linen module."
+            )
+        if not isinstance(self.schedule, NoiseSchedule):
+            raise InputError(
+                f"schedule is a {type(self.schedule).__name__}; pass a NoiseSchedule, such as linear_schedule()."
+            )
+        object.__setattr__(self, "shape", _checked_shape(self.shape))
+        object.__setattr__(self, "conditions", tuple(self.conditions))
+        for index, condition in enumerate(self.conditions):
+            if not np.shape(condition) or np.shape(condition)[0] < 1:
+                raise InputError(
+                    f"conditions[{index}] has shape {np.shape(condition)}; pass an array with one row per image to "
+                    "draw from, shape (P, ...) with P >= 1."
+                )
+        check_finite(self.params)
+
+    def args(self, image_index: jax.Array) -> tuple[jax.Array, ...]:
+        """Gather the conditions of some images.
+
+        Args:
+            image_index: int32[B] >= 0.
+
+        Returns:
+            One array of shape [B, ...] for each condition: the model's arguments after (x, t).
+        """
+        return tuple(jnp.asarray(rows)[jnp.asarray(image_index) % len(rows)] for rows in self.conditions)
+
+
+def check_finite(params: Any) -> None:
+    """Refuse parameters that hold a NaN or an infinity, and an empty tree.
+
+    Args:
+        params: Pytree of arrays; leaves without values (`jax.ShapeDtypeStruct`, tracers) and integers pass.
+
+    Raises:
+        InputError: Names the paths of the leaves at fault.
+
+    Example:
+        >>> check_finite({"conv_in": {"kernel": np.zeros((3, 3, 1, 8))}})
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise InputError("params has no arrays; pass the model's trained parameters, as module.init lays them out.")
+    # One transfer for the whole tree: a large model has hundreds of leaves, each on the device.
+    is_finite = jax.device_get([_is_finite(leaf) for _, leaf in leaves])
+    faulty = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, _), finite in zip(leaves, is_finite, strict=True)
+        if not finite
+    ]
+    if faulty:
+        more = f" and {len(faulty) - 5} more" if len(faulty) > 5 else ""
+        raise InputError(
+            f"NaN or infinity in params at {', '.join(faulty[:5])}{more}; expected finite numbers: "
+            "load the checkpoint again, or take one from before training diverged."
+        )
+
+
+def _is_finite(leaf: Any) -> Any:
+    """Whether all numbers of a leaf are finite; a leaf without values, or without floats, counts as finite."""
+    if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)) or not jnp.issubdtype(
+        jnp.result_type(leaf), jnp.inexact
+    ):
+        return True
+    return (jnp if isinstance(leaf, jax.Array) else np).isfinite(leaf).all()
+
+
+def _checked_shape(shape: Any) -> tuple[int, int, int]:
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    if len(sizes) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
+        raise InputError(f"shape is {shape!r}; pass three positive integers: (height, width, channels) of one image.")
+    return tuple(int(size) for size in sizes)  # type: ignore[return-value]  # the length was checked

@@ -1,0 +1,201 @@
+"""What every sampler is: a list of timesteps, and for each of them one affine step.
+
+    x_0    = clip(x0_from_x x + x0_from_output output, -clip_range, clip_range)
+    x_prev = keep_x0 x_0 + keep_x x + keep_output output + noise_std z,    z ~ N(0, 1)
+
+DDIM and DDPM, for models that predict epsilon, v or the sample, differ only in these numbers. Carrying them as data
+means that one compiled step serves every sampler, schedule and prediction type.
+"""
+
+from typing import Any, NamedTuple, Protocol, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq._errors import InputError
+from jaxdq.diffusion._schedule import NoiseSchedule, Spacing
+
+
+class Coefficients(NamedTuple):
+    """The numbers of every step, noisiest first; `coefficients[i]` of each field is what `step` takes.
+
+    Attributes:
+        t: int32[S] in [0, T), strictly decreasing; the timestep that the model is given.
+        x0_from_x: f32[S], see the equations of this module.
+        x0_from_output: f32[S].
+        clip_range: f32[S] > 0; +inf where the predicted x_0 is left alone.
+        keep_x0: f32[S].
+        keep_x: f32[S].
+        keep_output: f32[S].
+        noise_std: f32[S] >= 0; 0 where a step lands on the clean image.
+    """
+
+    t: Any
+    x0_from_x: Any
+    x0_from_output: Any
+    clip_range: Any
+    keep_x0: Any
+    keep_x: Any
+    keep_output: Any
+    noise_std: Any
+
+
+class Sampler(Protocol):
+    """How images are drawn from a model: a frozen, hashable value.
+
+    Attributes:
+        num_steps: S, how often the model is called.
+        is_stochastic: Whether fresh noise enters between the first step and the last.
+    """
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @property
+    def is_stochastic(self) -> bool: ...
+
+    def coefficients(self, schedule: NoiseSchedule) -> Coefficients:
+        """Compute the S steps for one noise schedule, on the host and in float64."""
+        ...
+
+
+def step(coefficients: Coefficients, x: jax.Array, output: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    """Take one sampling step, from `x` at this step's timestep to the next, less noisy one.
+
+    Args:
+        coefficients: One step's numbers: every field a scalar (or broadcastable to x).
+        x: f32[B, H, W, C], the noisy images.
+        output: f32[B, H, W, C], what the model returned for x.
+        noise: f32[B, H, W, C] standard normal; None leaves the noise term out.
+
+    Returns:
+        f32[B, H, W, C], the images one step less noisy.
+
+    Example:
+        >>> halve = Coefficients(0, 0.0, 1.0, jnp.inf, 0.5, 0.0, 0.0, 0.0)
+        >>> step(halve, jnp.zeros(1), jnp.ones(1))
+        Array([0.5], dtype=float32)
+    """
+    c = coefficients
+    x0 = jnp.clip(c.x0_from_x * x + c.x0_from_output * output, -c.clip_range, c.clip_range)
+    x_prev = c.keep_x0 * x0 + c.keep_x * x + c.keep_output * output
+    return x_prev if noise is None else x_prev + c.noise_std * noise
+
+
+def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: Spacing | None) -> np.ndarray:
+    """Spread `num_steps` over the schedule's timesteps.
+
+    With T timesteps and i = 0 ... S - 1 (diffusers' own formulas and rounding, but for "quadratic"):
+
+        linspace   round(i (T - 1) / (S - 1))
+        leading    i floor(T / S) + steps_offset
+        trailing   round(T - (S - 1 - i) T / S) - 1
+        quadratic  floor((i sqrt(0.8 T) / (S - 1))^2)
+
+    Source: Lin et al. 2023, table 2; "quadratic" Song et al. 2021 (DDIM), app. D.2. Deviation: where neighbouring
+    quadratic timesteps fall on the same integer, which makes a step that changes nothing, the later ones move up to
+    the next free integer.
+
+    Args:
+        schedule: The noise schedule.
+        num_steps: S in [1, T].
+        spacing: One of the above; None takes the schedule's.
+
+    Returns:
+        int64[S] in [0, T), strictly decreasing.
+
+    Raises:
+        InputError: S > T, or the schedule's offset leads past the last timestep.
+    """
+    num_timesteps = schedule.num_timesteps
+    if num_steps > num_timesteps:
+        raise InputError(
+            f"The sampler takes {num_steps} steps but the noise schedule has {num_timesteps} timesteps; "
+            f"pass at most {num_timesteps} steps."
+        )
+    index = np.arange(num_steps)
+    t: np.ndarray
+    match spacing or schedule.spacing:
+        case "linspace":
+            t = np.linspace(0, num_timesteps - 1, num_steps).round()
+        case "leading":
+            t = index * (num_timesteps // num_steps) + schedule.steps_offset
+        case "trailing":
+            # arange, as in diffusers, so that ties round alike; its rounding can add an element, hence the cut.
+            t = np.arange(num_timesteps, 0, -num_timesteps / num_steps).round()[:num_steps][::-1] - 1
+        case _:
+            t = np.floor(np.linspace(0, np.sqrt(0.8 * num_timesteps), num_steps) ** 2)
+            t = np.maximum.accumulate(t - index) + index
+    if t[-1] >= num_timesteps:
+        raise InputError(
+            f"{num_steps} steps with steps_offset={schedule.steps_offset} lead to timestep {int(t[-1])}, past the last "
+            f"of {num_timesteps}; take fewer steps or another spacing."
+        )
+    return t[::-1].astype(np.int64)
+
+
+def check_num_steps(num_steps: int) -> None:
+    """Refuse a sampler that never calls the model."""
+    if num_steps < 1:
+        raise InputError(f"The sampler takes {num_steps} steps; pass at least 1.")
+
+
+def check_spacing(spacing: str | None) -> None:
+    """Refuse a spacing that nobody has defined; None stands for the schedule's."""
+    if spacing is not None and spacing not in get_args(Spacing):
+        raise InputError(f"spacing is {spacing!r}; pass one of {', '.join(get_args(Spacing))}, or None.")
+
+
+def x0_and_epsilon(schedule: NoiseSchedule, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How x_0 and epsilon follow from x and the model's output.
+
+    From x = a x_0 + s eps with a = sqrt(abar_t), s = sqrt(1 - abar_t):
+
+        epsilon       x_0 = (x - s output) / a       eps = output
+        v_prediction  x_0 = a x - s output           eps = s x + a output
+        sample        x_0 = output                   eps = (x - a output) / s
+
+    Args:
+        schedule: The noise schedule.
+        t: int64[S] in [0, T).
+
+    Returns:
+        Two float64[2, S]: the coefficients of (x, output) in x_0, and in epsilon.
+
+    Raises:
+        InputError: The model predicts epsilon at pure noise, from which no x_0 follows.
+    """
+    abar = schedule.alphas_cumprod[t]
+    a, s, zero, one = np.sqrt(abar), np.sqrt(1 - abar), np.zeros(len(t)), np.ones(len(t))
+    if schedule.prediction_type == "v_prediction":
+        return np.stack([a, -s]), np.stack([s, a])
+    if schedule.prediction_type == "sample":
+        return np.stack([zero, one]), np.stack([1 / s, -a / s])
+    if np.any(abar == 0):
+        raise InputError(
+            f"Timestep {t[abar == 0][0]} is pure noise (alphas_cumprod 0), from which a model that predicts epsilon "
+            "can't tell the image; use a spacing that leaves this timestep out, or a model that predicts v."
+        )
+    return np.stack([1 / a, -s / a]), np.stack([zero, one])
+
+
+def build_coefficients(
+    schedule: NoiseSchedule, t: np.ndarray, keep_x0: np.ndarray, keep: np.ndarray, noise_std: np.ndarray
+) -> Coefficients:
+    """Round a sampler's float64 numbers to what runs.
+
+    Args:
+        schedule: The noise schedule; gives the clip range and x_0.
+        t: int64[S].
+        keep_x0: float64[S].
+        keep: float64[2, S], the coefficients of (x, output).
+        noise_std: float64[S].
+
+    Returns:
+        The coefficients, int32 and f32.
+    """
+    from_x, from_output = x0_and_epsilon(schedule, t)[0]
+    clip_range = np.full(len(t), np.inf if schedule.clip_range is None else schedule.clip_range)
+    numbers = (from_x, from_output, clip_range, keep_x0, keep[0], keep[1], noise_std)
+    return Coefficients(t.astype(np.int32), *(number.astype(np.float32) for number in numbers))

@@ -1,0 +1,143 @@
+"""How close the integer network comes to the float one: on the integer path, from noise that calibration never saw."""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq._errors import InputError
+from jaxdq.diffusion import Denoiser, Sampler
+from jaxdq.linen import QuantizedParams, apply
+from jaxdq.metrics import frechet_distance, pooled_pixels, psnr_db
+from jaxdq.sampling import BATCH_SIZE, Trajectories, batch_at, sample, trajectories
+
+FEATURES = "pixels, area-averaged to 8 x 8"
+
+
+class Evaluation(NamedTuple):
+    """The integer network beside the float one, both from the same noise.
+
+    Attributes:
+        t: int32[S], the sampler's times, the noisiest first.
+        noise_sqnr_db: f64[S], `10 log10(sum eps^2 / sum (eps - eps_q)^2)` at each step, on states of the float model.
+        image_psnr_db: of the quantized images against the float ones, peak 2.
+        fd_to_float: Fréchet distance between the two sets of images, features as `FEATURES` says.
+        fd_float_floor: the same between the float images and as many float images from other noise: what equally good
+            models would score.
+        float_images: f32[N, H, W, C].
+        quantized_images: f32[N, H, W, C], from the same noise.
+        seconds: phase -> wall-clock seconds, compilation included.
+    """
+
+    t: np.ndarray
+    noise_sqnr_db: np.ndarray
+    image_psnr_db: float
+    fd_to_float: float
+    fd_float_floor: float
+    float_images: np.ndarray
+    quantized_images: np.ndarray
+    seconds: dict[str, float]
+
+
+def evaluate(
+    denoiser: Denoiser,
+    qparams: QuantizedParams,
+    *,
+    sampler: Sampler,
+    key: jax.Array,
+    num_images: int = 64,
+    batch_size: int = BATCH_SIZE,
+) -> Evaluation:
+    """Measures the integer network against the float one.
+
+    Args:
+        denoiser: the float model.
+        qparams: the integer one.
+        sampler: draws the images of both.
+        key: another key than the calibration's: these are held-out trajectories.
+        num_images: N >= 2 (a Fréchet distance needs a spread).
+        batch_size: images at a time.
+
+    Returns:
+        Evaluation.
+
+    Raises:
+        InputError: fewer than 2 images, or quantized images that are not finite, naming what to look at.
+
+    Example:
+        `jaxdq.evaluate(denoiser, qparams, sampler=jaxdq.ddim(50), key=jax.random.key(1)).image_psnr_db`
+    """
+    if num_images < 2:
+        raise InputError(f"num_images is {num_images}; a Fréchet distance needs at least 2 images.")
+    draw = functools.partial(sample, sampler=sampler, num_images=num_images, batch_size=batch_size)
+    key_images, key_floor = jax.random.split(key)
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+
+    def lap(phase: str) -> None:
+        nonlocal start
+        now = time.perf_counter()
+        seconds[phase], start = now - start, now
+
+    data = trajectories(
+        denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_images, batch_size=batch_size
+    )
+    lap("sample float")
+    noise_sqnr_db = noise_sqnr_per_step_db(denoiser, qparams, data, batch_size=batch_size)
+    lap("noise error")
+    quantized = np.asarray(draw(denoiser, qparams, key=key_images))
+    lap("sample quantized")
+    floor = np.asarray(draw(denoiser, denoiser.params, key=key_floor))
+    lap("sample float floor")
+    if not np.isfinite(quantized).all():
+        raise InputError(
+            "the quantized network draws images with NaN; a scale or a weight is not finite: quantize again from "
+            "parameters that are."
+        )
+    features = pooled_pixels(data.images)
+    return Evaluation(
+        t=data.t,
+        noise_sqnr_db=noise_sqnr_db,
+        image_psnr_db=float(psnr_db(data.images, quantized)),
+        fd_to_float=frechet_distance(features, pooled_pixels(quantized)),
+        fd_float_floor=frechet_distance(features, pooled_pixels(floor)),
+        float_images=data.images,
+        quantized_images=quantized,
+        seconds=seconds,
+    )
+
+
+def noise_sqnr_per_step_db(
+    denoiser: Denoiser, params: Any, data: Trajectories, *, batch_size: int = BATCH_SIZE
+) -> np.ndarray:
+    """Signal to quantization noise of the model's output at each step of float trajectories, f64[S] in dB.
+
+    `10 log10(sum eps^2 / sum (eps - eps_q)^2)`, sums over the images and pixels of one step; the float model's own
+    states go into both, so that errors of earlier steps don't count here.
+    """
+    sums = np.zeros((2, data.num_steps))
+    size = min(batch_size, data.num_images)
+    # Parts of one size: the rest of N / size comes last and is traced on its own.
+    for start in range(0, data.num_images, size):
+        images = slice(start, start + size)
+        args = batch_at(denoiser, data, 0, images).args
+        sums += _squares(denoiser.module, params, data.states[:, images], data.outputs[:, images], data.t, args)
+    with np.errstate(divide="ignore"):
+        return 10.0 * np.log10(sums[0] / sums[1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _squares(
+    module: Any, params: Any, states: jax.Array, outputs: jax.Array, t: jax.Array, args: tuple[jax.Array, ...]
+) -> jax.Array:
+    """f32[2, S]: sums of squares of the float outputs, and of what the quantized ones miss them by."""
+
+    def of_step(step: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        x, target, t = step
+        error = target - apply(module, params, x, t, *args).astype(jnp.float32)
+        return jnp.stack([jnp.sum(target**2), jnp.sum(error**2)])
+
+    return jax.lax.map(of_step, (states, outputs, t)).T

@@ -1,0 +1,23 @@
+"""Floor 2: the Flax seam, the only place besides the UNets that imports flax.
+
+What is intercepted: calls of `Dense`, `DenseGeneral`, `Conv` and `Einsum`, wherever they stand in a linen module.
+What is not: contractions that a module computes by calling `jnp.einsum` itself (they are no modules, so they stay in
+float), transposed, masked and lifted (`nn.scan`, `nn.vmap`) layers. Everything that stays in float is named in the
+plan, with the reason.
+"""
+
+from jaxdq.linen._apply import apply as apply
+from jaxdq.linen._apply import apply_visited as apply_visited
+from jaxdq.linen._apply import dequantize_params as dequantize_params
+from jaxdq.linen._apply import time_argument as time_argument
+from jaxdq.linen._einsum import Einsum as Einsum
+from jaxdq.linen._plan import Plan as Plan
+from jaxdq.linen._plan import Rule as Rule
+from jaxdq.linen._plan import SitePlan as SitePlan
+from jaxdq.linen._plan import make_plan as make_plan
+from jaxdq.linen._quantized import Calibration as Calibration
+from jaxdq.linen._quantized import QuantizedParams as QuantizedParams
+from jaxdq.linen._quantized import quantize as quantize
+from jaxdq.linen._sites import Site as Site
+from jaxdq.linen._sites import find_sites as find_sites
+from jaxdq.linen._sites import kernel_at as kernel_at

@@ -1,0 +1,162 @@
+"""Running a network: on integers, or in float with its activations shown to a visitor."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdq._errors import InputError
+from jaxdq.grid import QParams, QTensor, dequantize
+from jaxdq.grid import quantize as quantize_tensor
+from jaxdq.linen._quantized import QuantizedParams
+from jaxdq.linen._sites import Kind, kind_of, path_of
+
+TIME_NAMES = ("t", "timestep", "timesteps", "time")
+Visitor = Callable[[str, jax.Array], jax.Array]
+
+
+def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls the module with its own arguments, on integers where the params are quantized. Pure and jittable.
+
+    The module's time argument (the parameter named t, timestep, timesteps or time; else the second one) picks the
+    activation scales: a scalar by one `lax.switch` over the groups at the top of the call, a vector [B] by one gather
+    and a scale per row. Both give the same numbers.
+
+    Args:
+        module: the linen module that was calibrated.
+        params: `QuantizedParams`, or float params, and then this is `module.apply({"params": params}, ...)`.
+        *args: the module's own positional arguments.
+        **kwargs: the module's own keyword arguments (`rngs`, `mutable` and `method` reach `module.apply`).
+
+    Returns:
+        What the module returns.
+
+    Raises:
+        InputError: a concrete t outside 0..T-1. A traced t outside gives NaN: under jit there is no one to tell.
+
+    Example:
+        `eps = jaxdq.apply(denoiser.module, qparams, x, t)`
+    """
+    if not isinstance(params, QuantizedParams):
+        return module.apply({"params": params}, *args, **kwargs)
+    scale, zero_point = _tables_at(params, time_argument(module, args, kwargs))
+
+    def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        kind = kind_of(context.module) if context.method_name == "__call__" else None
+        site = params.plan.by_path.get(path_of(context.module)) if kind else None
+        if kind is None or site is None or site.act is None:
+            return next_fun(*call_args, **call_kwargs)
+        quantized = []
+        for name, x in zip(site.site.inputs, kind.prepare(context.module, *call_args), strict=True):
+            column = params.plan.column[name]
+            qparams = QParams(
+                _per_row(scale[..., column], x), None if site.act.symmetric else _per_row(zero_point[..., column], x)
+            )
+            quantized.append(quantize_tensor(x, qparams, site.act))
+        rhs = quantized[1] if kind.name == "product" else context.module.get_variable("params", "kernel")
+        return kind.integer(context.module, quantized[0], rhs, _out_dtype(kind, context.module, call_args))
+
+    with nn.intercept_methods(visit):
+        return module.apply({"params": _float_where_weight_only(params)}, *args, **kwargs)
+
+
+def apply_visited(module: nn.Module, params: Any, visitor: Visitor, *args: Any, **kwargs: Any) -> Any:
+    """Runs the module in float and passes every site's inputs through `visitor(name, x) -> x` on the way.
+
+    To observe, the visitor returns x; to simulate quantization, it returns a fake-quantized x. Names are those of
+    `Site.inputs`. Not for lifted transformations.
+    """
+
+    def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        kind = kind_of(context.module) if context.method_name == "__call__" else None
+        if kind is None:
+            return next_fun(*call_args, **call_kwargs)
+        path = path_of(context.module)
+        names = (f"{path}:lhs", f"{path}:rhs") if kind.name == "product" else (path,)
+        return next_fun(*(visitor(name, x) for name, x in zip(names, call_args, strict=True)), **call_kwargs)
+
+    with nn.intercept_methods(visit):
+        return module.apply({"params": params}, *args, **kwargs)
+
+
+def dequantize_params(qparams: QuantizedParams) -> Any:
+    """The params tree in float, every kernel as its codes say: what the float twin of the network runs on."""
+    return jax.tree.map(
+        lambda leaf: dequantize(leaf) if isinstance(leaf, QTensor) else leaf,
+        qparams.params,
+        is_leaf=lambda leaf: isinstance(leaf, QTensor),
+    )
+
+
+def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array:
+    """The value of the module's time argument in this call.
+
+    Raises:
+        InputError: no such argument, or one that is neither a scalar nor a vector of whole numbers.
+    """
+    names = list(inspect.signature(type(module).__call__).parameters)[1:]
+    position = next((index for index, name in enumerate(names) if name in TIME_NAMES), 1)
+    name = names[position] if position < len(names) else "t"
+    if name not in kwargs and position >= len(args):
+        raise InputError(
+            f"{type(module).__name__} was called without its time argument '{name}' (argument {position + 1}); a "
+            f"quantized network needs it to choose its scales."
+        )
+    t = jnp.asarray(kwargs[name] if name in kwargs else args[position])
+    if t.ndim > 1:
+        raise InputError(f"t has shape {t.shape}; give a scalar, or one time per row of the batch.")
+    return t
+
+
+def _tables_at(qparams: QuantizedParams, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector."""
+    num_timesteps = qparams.group_of_t.shape[0]
+    if not isinstance(t, jax.core.Tracer) and bool(jnp.any((t < 0) | (t >= num_timesteps))):
+        raise InputError(f"t is {t.tolist()}; the network was calibrated for whole times from 0 to {num_timesteps - 1}.")
+    inside = (t >= 0) & (t < num_timesteps)
+    t = t.astype(jnp.int32)
+    group = qparams.group_of_t.at[t].get(mode="clip")
+    num_groups = qparams.act_scale.shape[0]
+    if qparams.group_of_t.ndim == 2:  # a partition for each activation: [A] or [B, A]
+        columns = jnp.arange(qparams.act_scale.shape[1])
+        scale, zero_point = qparams.act_scale[group, columns], qparams.act_zero_point[group, columns]
+    elif t.ndim == 0:
+        branches = [lambda g=g: (qparams.act_scale[g], qparams.act_zero_point[g]) for g in range(num_groups)]
+        scale, zero_point = jax.lax.switch(group, branches)
+    else:
+        scale, zero_point = qparams.act_scale[group], qparams.act_zero_point[group]
+    return jnp.where(inside[..., None], scale, jnp.nan), zero_point
+
+
+def _per_row(value: jax.Array, x: jax.Array) -> jax.Array:
+    if value.ndim == 0:
+        return value
+    if value.shape[0] != x.shape[0]:
+        raise InputError(
+            f"t has {value.shape[0]} entries and a site's input has shape {x.shape}; give one t per row of the batch."
+        )
+    return value.reshape(value.shape + (1,) * (x.ndim - 1))
+
+
+def _out_dtype(kind: Kind, module: nn.Module, inputs: tuple) -> Any:
+    """The dtype that the float module would return."""
+    if kind.name == "product":
+        return jnp.result_type(*inputs)
+    # The float kernel's dtype is that of param_dtype; flax promotes inputs, kernel and bias.
+    return getattr(module, "dtype", None) or jnp.result_type(inputs[0], getattr(module, "param_dtype", jnp.float32))
+
+
+def _float_where_weight_only(qparams: QuantizedParams) -> Any:
+    """The params tree with float kernels at sites whose inputs are float: those compute in float."""
+    weight_only = {site.path for site in qparams.plan.sites if site.weight is not None and site.act is None}
+
+    def walk(node: Any, path: str) -> Any:
+        if not hasattr(node, "items"):
+            return node
+        out = {key: walk(value, f"{path}/{key}" if path else key) for key, value in node.items()}
+        return {**out, "kernel": dequantize(out["kernel"])} if path in weight_only else out
+
+    return walk(qparams.params, "") if weight_only else qparams.params

@@ -1,0 +1,226 @@
+"""Rules and plans: which site runs on which integers, total and loud.
+
+A rule says what is wanted of the sites it matches; the plan says what happens at every site of one network. A site
+that no rule matches and a rule that matches no site are errors, since both are most often a typing slip that would
+otherwise pass as a float layer or as an unquantized network.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdq._errors import InputError
+from jaxdq.grid import QTensor, Scheme
+from jaxdq.linen._sites import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What is wanted of the sites that a pattern matches.
+
+    Attributes:
+        pattern: a regular expression that matches a site's whole path.
+        weight: scheme of the kernel; None leaves it in float. `channel_axis=-1` means the output channels.
+        act: scheme of the inputs; None leaves them in float, and then the site computes in float.
+        kind: "dense", "conv" or "product"; None is any.
+        reason: why the site, or its input, stays in float; shown in the plan.
+
+    Example:
+        >>> rules = [Rule("conv_(in|out)", reason="its input and output are images"),
+        ...          Rule(".*", weight=Scheme(8, channel_axis=-1), act=Scheme(8, symmetric=False))]
+    """
+
+    pattern: str
+    weight: Scheme | None = None
+    act: Scheme | None = None
+    kind: str | None = None
+    reason: str = ""
+
+    def matches(self, site: Site) -> bool:
+        """Whether the rule speaks of this site."""
+        return self.kind in (None, site.kind) and re.fullmatch(self.pattern, site.path) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class SitePlan:
+    """What happens at one site.
+
+    Attributes:
+        site: the site.
+        weight: scheme of its kernel, channel axes resolved; None is float.
+        act: scheme of its inputs; None is float.
+        reason: why it does not run on integers; "" where it does.
+    """
+
+    site: Site
+    weight: Scheme | None
+    act: Scheme | None
+    reason: str = ""
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the site's contraction runs on integers."""
+        return self.act is not None
+
+    @property
+    def path(self) -> str:
+        """The site's path."""
+        return self.site.path
+
+    def with_code_sum(self, kernel: QTensor) -> QTensor:
+        """The kernel with what the activations' zero point multiplies, so that it is not summed at every call."""
+        if self.act is None or self.act.symmetric:
+            return kernel
+        axes = tuple(axis for axis in range(kernel.ndim) if axis not in self.site.channel_axes)
+        return dataclasses.replace(kernel, code_sum=jnp.sum(kernel.qvalue, axes, jnp.int32, keepdims=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The total map from sites to schemes: static, hashable, and printable as a table.
+
+    Attributes:
+        sites: one SitePlan for each site, in the order of execution.
+        unplanned: (path, shape, reason) of parameters of two or more axes that belong to no site: they stay in float.
+    """
+
+    sites: tuple[SitePlan, ...]
+    unplanned: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+
+    @functools.cached_property
+    def by_path(self) -> dict[str, SitePlan]:
+        """Path -> SitePlan."""
+        return {site.path: site for site in self.sites}
+
+    @functools.cached_property
+    def tables(self) -> tuple[tuple[str, Scheme], ...]:
+        """(name, scheme) of every activation that is quantized: the columns of the tables of scales."""
+        return tuple((name, site.act) for site in self.sites if site.act is not None for name in site.site.inputs)
+
+    @functools.cached_property
+    def column(self) -> dict[str, int]:
+        """Name of a quantized activation -> its column."""
+        return {name: index for index, (name, _) in enumerate(self.tables)}
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.sites, self.unplanned))
+
+    def __hash__(self) -> int:
+        # Asked for at every dispatch of a jitted function: computed once.
+        return self._hash
+
+    @property
+    def integer_mac_fraction(self) -> float:
+        """Share of the network's multiply-accumulates that run on integers."""
+        total = sum(site.site.macs for site in self.sites)
+        return sum(site.site.macs for site in self.sites if site.is_integer) / max(1, total)
+
+    def rows(self) -> list[tuple[str, str, str, str, str, str]]:
+        """The plan as a table: site, kind, shape, weight bits, activation bits, integer or float and why."""
+        planned = [
+            (
+                site.path,
+                site.site.kind,
+                "x".join(map(str, site.site.shape)),
+                "-" if site.site.kind == "product" else str(site.weight or "float"),
+                str(site.act or "float"),
+                "integer" if site.is_integer else f"float: {site.reason}",
+            )
+            for site in self.sites
+        ]
+        rest = [(path, "param", "x".join(map(str, shape)), "float", "-", why) for path, shape, why in self.unplanned]
+        return planned + [(*row[:5], f"float: {row[5]}") for row in rest]
+
+    def __str__(self) -> str:
+        rows = [("site", "kind", "shape", "weight", "act", "runs as"), *self.rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def make_plan(rules: Sequence[Rule], sites: Iterable[Site], params: Any = None) -> Plan:
+    """The plan that the rules make of these sites; the first rule that matches a site decides.
+
+    Args:
+        rules: in order of precedence.
+        sites: from `find_sites`.
+        params: the params tree, to name what belongs to no site; optional.
+
+    Returns:
+        Plan.
+
+    Raises:
+        InputError: a site that no rule matches, a rule that matches no site, a scheme whose scale could not leave the
+            contraction, or activation bits without weight bits.
+
+    Example:
+        >>> site = Site("dense", "dense", (4, 2), (1,), 1, 8)
+        >>> print(make_plan([Rule(".*", Scheme(4, channel_axis=-1), Scheme(8))], [site]))
+        site   kind   shape  weight  act  runs as
+        dense  dense  4x2    4       8    integer
+    """
+    sites = tuple(sites)
+    chosen = [(site, next((rule for rule in rules if rule.matches(site)), None)) for site in sites]
+    uncovered = [site.path for site, rule in chosen if rule is None]
+    if uncovered:
+        raise InputError(
+            f"no rule matches {_listed(uncovered)}; add a rule for each, "
+            f"Rule('.*', reason='...') at the end to leave the rest in float."
+        )
+    used = {id(rule) for _, rule in chosen}
+    # A rule whose sites were all taken by earlier ones is not a slip; one that matches nothing at all is.
+    unused = [rule.pattern for rule in rules if id(rule) not in used and not any(rule.matches(site) for site in sites)]
+    if unused:
+        raise InputError(
+            f"the rules {_listed(unused)} match none of the {len(sites)} sites; correct or remove them "
+            f"(paths look like {_listed([site.path for site in sites][:3])}, and the whole path must match)."
+        )
+    return Plan(tuple(_decide(site, rule) for site, rule in chosen if rule is not None), _unplanned(sites, params))
+
+
+def _decide(site: Site, rule: Rule) -> SitePlan:
+    weight, act = rule.weight, rule.act
+    if site.unsupported:
+        return SitePlan(site, None, None, site.unsupported)
+    if site.kind == "product":
+        return SitePlan(site, None, act, "" if act else rule.reason or "products of activations are left in float")
+    if act is not None and weight is None:
+        raise InputError(
+            f"rule {rule.pattern!r} gives '{site.path}' {act.bits}-bit activations and a float kernel, and no integer "
+            f"dot takes both; give the kernel a scheme too, or leave the activations in float."
+        )
+    if act is not None and act.channel_axis is not None:
+        raise InputError(
+            f"rule {rule.pattern!r} wants activation scales along axis {act.channel_axis} at '{site.path}', and a "
+            f"scale along the contraction can't leave the integer dot; use channel_axis=None for activations."
+        )
+    if weight is not None and weight.channel_axis is not None:
+        if set(weight.channel_axes(len(site.shape))) - set(site.channel_axes):
+            raise InputError(
+                f"rule {rule.pattern!r} wants weight scales along axis {weight.channel_axis} of {site.shape} at "
+                f"'{site.path}', and a scale along the contraction can't leave the integer dot; use channel_axis=-1."
+            )
+        weight = dataclasses.replace(weight, channel_axis=site.channel_axes)
+    default = "weights only" if weight else "left in float by rule"
+    return SitePlan(site, weight, act, "" if act else rule.reason or default)
+
+
+def _unplanned(sites: Sequence[Site], params: Any) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    modules = {site.path for site in sites}
+    rest = []
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = "/".join(str(getattr(key, "key", key)) for key in keys)
+        if leaf.ndim >= 2 and path.rpartition("/")[0] not in modules:
+            rest.append((path, tuple(leaf.shape), "not the kernel of a Dense, DenseGeneral or Conv that is called"))
+    return tuple(rest)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:8])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"

@@ -1,0 +1,107 @@
+"""What calibration learned, and what runs: two pytrees and the pure function between them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jaxdq._errors import InputError
+from jaxdq.grid import QParams, QTensor
+from jaxdq.grid import quantize as quantize_tensor
+from jaxdq.linen._plan import Plan, SitePlan
+from jaxdq.linen._sites import kernel_at
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """All that was learned of one network: small, a pytree, independent of the sampler.
+
+    G is the number of groups, A that of quantized activations (the columns `plan.tables`).
+
+    Attributes:
+        weights: path -> QParams of the kernel, scales broadcastable to it.
+        act_scale: f32[G, A].
+        act_zero_point: int32[G, A]; 0 where the scheme is symmetric.
+        group_of_t: int32[T], the group of every model time; or int32[T, A], a partition for each activation.
+        plan: which site runs on which integers (static).
+    """
+
+    weights: dict[str, QParams]
+    act_scale: jax.Array
+    act_zero_point: jax.Array
+    group_of_t: jax.Array
+    plan: Plan = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuantizedParams:
+    """What runs and is saved: the params tree with `QTensor` in place of float kernels, and the tables of scales.
+
+    Attributes:
+        params: the network's params; the kernel of a quantized site is a `QTensor`, its float kernel is gone.
+        act_scale: f32[G, A], as in `Calibration`.
+        act_zero_point: int32[G, A].
+        group_of_t: int32[T] or int32[T, A].
+        plan: which site runs on which integers (static).
+    """
+
+    params: Any
+    act_scale: jax.Array
+    act_zero_point: jax.Array
+    group_of_t: jax.Array
+    plan: Plan = dataclasses.field(metadata={"static": True})
+
+
+def quantize(params: Any, calib: Calibration) -> QuantizedParams:
+    """Puts the kernels of all planned sites on their grids. Pure and jittable.
+
+    Each kernel becomes `QTensor` by `qvalue = clip(round_half_even(w / scale) + zero_point, lo, hi)` with the scales of
+    the calibration; all other parameters pass through untouched.
+
+    Args:
+        params: the float params that were calibrated, nested dict.
+        calib: from `jaxdq.calibrate`.
+
+    Returns:
+        QuantizedParams.
+
+    Raises:
+        InputError: params that are not the calibrated network's: a kernel is missing or has another shape.
+
+    Example:
+        `qparams = jax.jit(jaxdq.quantize)(denoiser.params, calib)`
+    """
+    quantized = {}
+    for site in calib.plan.sites:
+        if site.weight is not None:
+            quantized[site.path] = _quantize_kernel(params, site, calib.weights[site.path])
+    return QuantizedParams(
+        params=_with_kernels(params, quantized),
+        act_scale=calib.act_scale,
+        act_zero_point=calib.act_zero_point,
+        group_of_t=calib.group_of_t,
+        plan=calib.plan,
+    )
+
+
+def _quantize_kernel(params: Any, site: SitePlan, qparams: QParams) -> QTensor:
+    assert site.weight is not None
+    kernel = kernel_at(params, site.path)
+    if kernel is None or tuple(kernel.shape) != site.site.shape:
+        came = "no such kernel" if kernel is None else f"shape {tuple(kernel.shape)}"
+        raise InputError(
+            f"'{site.path}' was calibrated with a kernel of shape {site.site.shape} and params have {came}; pass the "
+            f"params of the calibrated network."
+        )
+    return site.with_code_sum(quantize_tensor(kernel, qparams, site.weight))
+
+
+def _with_kernels(params: Any, kernels: dict[str, QTensor], path: str = "") -> Any:
+    """A copy of the tree in which the kernel of the module at each given path is replaced."""
+    if not hasattr(params, "items"):
+        return params
+    prefix = f"{path}/" if path else ""
+    out = {key: _with_kernels(value, kernels, f"{prefix}{key}") for key, value in params.items()}
+    return {**out, "kernel": kernels[path]} if path in kernels else out

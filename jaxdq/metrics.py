@@ -1,0 +1,153 @@
+"""How far two sets of numbers, or of images, lie apart. Pure functions; decibels where the name says `_db`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq._errors import InputError
+
+
+def sqnr_db(reference: Any, approximation: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """Signal to quantization noise ratio: `10 log10(sum reference^2 / sum (reference - approximation)^2)`.
+
+    Args:
+        reference: float[...].
+        approximation: float[...], of the same shape.
+        axis: The axes to sum over; None sums over all.
+
+    Returns:
+        f32[...] (dB), the axes summed over gone; +inf where the two are equal. Jittable.
+
+    Raises:
+        InputError: The shapes differ.
+
+    Example:
+        >>> float(sqnr_db(np.array([10.0, 0.0]), np.array([9.0, 0.0])))
+        20.0
+    """
+    reference, approximation = _same_shape(reference, approximation)
+    noise = jnp.sum(jnp.square(reference - approximation), axis)
+    signal = jnp.sum(jnp.square(reference), axis)
+    # 0 / 0 would be NaN, yet an all-zero signal that is met exactly has no noise.
+    return jnp.where(noise == 0, jnp.inf, 10 * jnp.log10(signal / jnp.where(noise == 0, 1, noise)))
+
+
+def psnr_db(reference: Any, image: Any, peak: float = 2.0) -> jax.Array:
+    """Peak signal to noise ratio: `10 log10(peak^2 / mean (reference - image)^2)`, over all pixels of all images.
+
+    Args:
+        reference: float[...].
+        image: float[...], of the same shape.
+        peak: The width of the pixels' range; 2 for images in [-1, 1].
+
+    Returns:
+        f32[] (dB); +inf where the two are equal. Jittable.
+
+    Raises:
+        InputError: The shapes differ.
+
+    Example:
+        >>> float(psnr_db(np.zeros(4), np.full(4, 0.2)))
+        20.0
+    """
+    reference, image = _same_shape(reference, image)
+    return 10 * jnp.log10(peak**2 / jnp.mean(jnp.square(reference - image)))
+
+
+def pooled_pixels(images: Any, size: int = 8) -> np.ndarray:
+    """Average each image down to at most `size` by `size` pixels: the feature space of our Fréchet distance.
+
+    Each output pixel is the mean over its exact share of the area, also where that cuts through input pixels. An
+    image that is already smaller stays as it is. Unlike the Inception features of the usual FID, these need no
+    network and no download, and say nothing about fine detail: use them to compare runs of one model.
+
+    Args:
+        images: float[N, H, W, C].
+        size: >= 1.
+
+    Returns:
+        float64[N, min(size, H) * min(size, W) * C].
+
+    Raises:
+        InputError: images has other than four axes or no pixels, or size < 1.
+
+    Example:
+        >>> pooled_pixels(np.arange(4.0).reshape(1, 2, 2, 1), size=1)
+        array([[1.5]])
+    """
+    pixels = np.asarray(images, np.float64)
+    if pixels.ndim != 4 or pixels.size == 0:
+        raise InputError(f"images has shape {pixels.shape}; pass at least one image, shape (N, H, W, C).")
+    if size < 1:
+        raise InputError(f"size is {size}; pass the number of pixels along a side, at least 1.")
+    rows, columns = (_area_weights(length, min(size, length)) for length in pixels.shape[1:3])
+    return np.einsum("nhwc,ih,jw->nijc", pixels, rows, columns, optimize=True).reshape(len(pixels), -1)
+
+
+def frechet_distance(features_a: Any, features_b: Any) -> float:
+    """Squared Fréchet distance between Gaussians fitted to two sets of features.
+
+        |mean_a - mean_b|^2 + trace(A + B - 2 (A^(1/2) B A^(1/2))^(1/2)),    A, B the covariances
+
+    Args:
+        features_a: float[N, D], N >= 2.
+        features_b: float[M, D], M >= 2.
+
+    Returns:
+        The distance, >= 0, in the features' squared unit. It is biased upwards by small sets: hold it against the
+        distance between two sets of the same sizes from one source.
+
+    Raises:
+        InputError: The sets are not two matrices of the same width, hold fewer than two samples, or NaN or infinity.
+
+    Example:
+        >>> frechet_distance([[0.0], [2.0]], [[3.0], [5.0]])
+        9.0
+
+    Source:
+        Dowson & Landau 1982; Heusel et al. 2017 (FID). Deviation: the usual `sqrtm(A B)` is not symmetric and may
+        come out complex; this equal form needs only symmetric eigendecompositions.
+    """
+    a, b = _checked_features("features_a", features_a), _checked_features("features_b", features_b)
+    if a.shape[1] != b.shape[1]:
+        raise InputError(f"features_a has {a.shape[1]} features and features_b {b.shape[1]}; compute both alike.")
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    covariance_a = (a - mean_a).T @ (a - mean_a) / (len(a) - 1)
+    covariance_b = (b - mean_b).T @ (b - mean_b) / (len(b) - 1)
+    values, vectors = np.linalg.eigh(covariance_a)
+    # Rank-deficient covariances (fewer samples than features) have eigenvalues of about -1e-17.
+    root_a = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    product = root_a @ covariance_b @ root_a
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh((product + product.T) / 2), 0)).sum()
+    distance = np.sum((mean_a - mean_b) ** 2) + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def _area_weights(length: int, bins: int) -> np.ndarray:
+    """float64[bins, length]: the share of each input pixel in each bin's mean; rows sum to 1."""
+    edges = np.linspace(0, length, bins + 1)
+    pixel = np.arange(length)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return np.maximum(overlap, 0) * (bins / length)
+
+
+def _same_shape(reference: Any, other: Any) -> tuple[jax.Array, jax.Array]:
+    reference, other = jnp.asarray(reference, jnp.float32), jnp.asarray(other, jnp.float32)
+    if reference.shape != other.shape:
+        raise InputError(
+            f"The reference has shape {reference.shape} and what is compared with it {other.shape}; "
+            "pass two arrays of the same shape."
+        )
+    return reference, other
+
+
+def _checked_features(name: str, features: Any) -> np.ndarray:
+    matrix = np.asarray(features, np.float64)
+    if matrix.ndim != 2 or len(matrix) < 2 or matrix.shape[1] < 1:
+        raise InputError(f"{name} has shape {matrix.shape}; pass at least two samples, shape (N, D).")
+    if not np.isfinite(matrix).all():
+        faulty = int((~np.isfinite(matrix).all(1)).sum())
+        raise InputError(f"{name} holds NaN or infinity in {faulty} of {len(matrix)} samples; leave out or fix them.")
+    return matrix

@@ -1,0 +1,51 @@
+"""Which sites the recipes quantize, unless they are told otherwise."""
+
+import re
+from collections.abc import Callable, Sequence
+
+from jaxdq.grid import Scheme
+from jaxdq.linen import Rule, Site
+
+
+def default_rules(weight_bits: int, act_bits: int) -> Callable[[Sequence[Site]], list[Rule]]:
+    """The rules of every recipe: all but the ends, the time path and attention's products run on integers.
+
+    - The first and the last convolution stay in float: they read and write the image itself, with few channels, where
+      an error costs most and integers gain nothing.
+    - Sites of one row per image (the time embedding and its projections) keep 8-bit weights and float inputs: a product
+      of a few rows is bound by reading its weights, and its error reaches every pixel.
+    - Products of activations (attention) stay in float: int8 there is slower on TPU and costs accuracy.
+    - Everything else: `weight_bits` symmetric per output channel, `act_bits` asymmetric per tensor, since what comes
+      out of SiLU and softmax has one long tail.
+
+    Args:
+        weight_bits: 2 to 8.
+        act_bits: 2 to 8.
+
+    Returns:
+        The sites of a network -> its rules.
+    """
+    weight = Scheme(weight_bits, symmetric=True, channel_axis=-1)
+    act = Scheme(act_bits, symmetric=False)
+
+    def rules(sites: Sequence[Site]) -> list[Rule]:
+        kernels = [site for site in sites if site.kind != "product"]
+        ends = {site.path for site in (_first(kernels), _first(kernels[::-1])) if site is not None}
+        rows = [Rule(re.escape(path), reason="reads or writes the image") for path in sorted(ends)]
+        for site in kernels:
+            if site.rows == 1 and site.path not in ends:
+                time = Scheme(8, channel_axis=-1)
+                rows.append(Rule(re.escape(site.path), weight=time, reason="one row per image: weights only"))
+        if any(site.kind == "product" for site in sites):
+            rows.append(Rule(".*", kind="product", reason="attention stays in float"))
+        if len(rows) < len(sites):
+            rows.append(Rule(".*", weight=weight, act=act))
+        return rows
+
+    return rules
+
+
+def _first(sites: Sequence[Site]) -> Site | None:
+    """The first site that touches every position of an image, if there is more than one of them."""
+    wide = [site for site in sites if site.rows > 1]
+    return wide[0] if len(wide) > 2 else None

@@ -1,0 +1,196 @@
+"""Sampling from a denoiser, in float or on integers, and the trajectories that calibration learns from."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq import diffusion
+from jaxdq._errors import InputError
+from jaxdq._progress import track
+from jaxdq.diffusion import Coefficients, Denoiser, Sampler
+from jaxdq.linen import apply
+
+BATCH_SIZE = 64
+
+
+class Trajectories(NamedTuple):
+    """States of a model on its way from noise to images, on the host.
+
+    Activations are never kept: they are computed again from the states, one batch at a time.
+
+    Attributes:
+        states: f32[S, N, H, W, C], x before each step, the noisiest first.
+        outputs: f32[S, N, H, W, C], what the model said there.
+        t: int32[S], the model time of each step.
+        image_index: int32[N], which images these are: image i has the noise and the conditions of index i.
+        images: f32[N, H, W, C] in [-1, 1], where the trajectories end: what `sample` draws from the same key.
+    """
+
+    states: np.ndarray
+    outputs: np.ndarray
+    t: np.ndarray
+    image_index: np.ndarray
+    images: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        """S."""
+        return self.states.shape[0]
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return self.states.shape[1]
+
+
+def sample(
+    denoiser: Denoiser,
+    params: Any,
+    *,
+    sampler: Sampler,
+    num_images: int,
+    key: jax.Array,
+    batch_size: int = BATCH_SIZE,
+) -> jax.Array:
+    """Draws images by one `lax.scan` over the sampler's steps; the network is traced once.
+
+    Image i depends on the key and on i alone: neither `num_images` nor `batch_size` changes its noise, and two sets of
+    params draw from the same noise.
+
+    Args:
+        denoiser: the module, its schedule and shapes.
+        params: `denoiser.params` for the float model, or `QuantizedParams`.
+        sampler: such as `jaxdq.ddim(50)`.
+        num_images: N >= 1.
+        key: a random key.
+        batch_size: images at a time; the last batch is filled up and cut, so that nothing is traced again.
+
+    Returns:
+        float32[N, H, W, C] in [-1, 1].
+
+    Raises:
+        InputError: num_images or batch_size below 1, a sampler that doesn't fit the schedule.
+
+    Example:
+        `images = jaxdq.sample(denoiser, qparams, sampler=jaxdq.ddim(50), num_images=64, key=jax.random.key(1))`
+    """
+    coefficients = sampler.coefficients(denoiser.schedule)
+    batches = _batches(num_images, batch_size)
+    images = [
+        _sample_batch(denoiser.module, sampler, denoiser.shape, params, coefficients, key, index, denoiser.args(index))
+        for index in track(batches, "sample")
+    ]
+    return jnp.clip(jnp.concatenate(images)[:num_images], -1.0, 1.0)
+
+
+def trajectories(
+    denoiser: Denoiser,
+    params: Any,
+    *,
+    sampler: Sampler,
+    num_images: int,
+    key: jax.Array,
+    batch_size: int = BATCH_SIZE,
+) -> Trajectories:
+    """The states of N trajectories and the model's outputs there, moved to the host batch by batch.
+
+    Args and errors as in `sample`.
+    """
+    coefficients = sampler.coefficients(denoiser.schedule)
+    parts = []
+    for index in track(_batches(num_images, batch_size), "trajectories"):
+        images, states, outputs = _trajectory_batch(
+            denoiser.module, sampler, denoiser.shape, params, coefficients, key, index, denoiser.args(index)
+        )
+        parts.append((np.asarray(states), np.asarray(outputs), np.asarray(images)))
+    all_states, all_outputs, all_images = zip(*parts, strict=True)
+    return Trajectories(
+        states=np.concatenate(all_states, axis=1)[:, :num_images],
+        outputs=np.concatenate(all_outputs, axis=1)[:, :num_images],
+        t=np.asarray(coefficients.t),
+        image_index=np.arange(num_images, dtype=np.int32),
+        images=np.clip(np.concatenate(all_images)[:num_images], -1.0, 1.0),
+    )
+
+
+def _batches(num_images: int, batch_size: int) -> list[jax.Array]:
+    """Image indices in batches of one size, so that one program serves all of them."""
+    if num_images < 1 or batch_size < 1:
+        raise InputError(f"num_images is {num_images} and batch_size {batch_size}; give at least 1 of each.")
+    # Even batches: 65 images at 64 at a time are two batches of 33, not one of 64 and one of 64 with 63 thrown away.
+    count = -(-num_images // batch_size)
+    size = -(-num_images // count)
+    return [jnp.arange(start, start + size, dtype=jnp.int32) for start in range(0, count * size, size)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sample_batch(
+    module: Any, sampler: Sampler, shape: tuple, params: Any, coefficients: Coefficients, *rest: Any
+) -> jax.Array:
+    return diffusion.sample(*_loop_arguments(module, sampler, shape, params, coefficients, *rest))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _trajectory_batch(
+    module: Any, sampler: Sampler, shape: tuple, params: Any, coefficients: Coefficients, *rest: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return diffusion.trajectory(*_loop_arguments(module, sampler, shape, params, coefficients, *rest))
+
+
+def _loop_arguments(
+    module: Any,
+    sampler: Sampler,
+    shape: tuple,
+    params: Any,
+    coefficients: Coefficients,
+    key: jax.Array,
+    index: jax.Array,
+    args: tuple,
+) -> tuple:
+    def model(x: jax.Array, t: jax.Array) -> jax.Array:
+        return apply(module, params, x, t, *args)
+
+    noise = diffusion.initial_noise(key, index, shape)
+    return model, sampler, coefficients, noise, diffusion.image_keys(key, index)
+
+
+class Batch(NamedTuple):
+    """What one update of a calibrator sees: B images at one step.
+
+    Attributes:
+        x: f32[B, H, W, C], the state.
+        t: int32[], its model time.
+        step: int32[], its sampler index.
+        target: f32[B, H, W, C], what the float model says there.
+        args: the module's further arguments, leading axis B.
+    """
+
+    x: jax.Array
+    t: jax.Array
+    step: jax.Array
+    target: jax.Array
+    args: tuple[jax.Array, ...] = ()
+
+
+def batch_at(denoiser: Denoiser, data: Trajectories, step: int, images: slice | np.ndarray) -> Batch:
+    """The batch of these images (positions 0..N-1) at this step, as device arrays."""
+    return Batch(
+        x=jnp.asarray(data.states[step, images]),
+        t=jnp.asarray(data.t[step], jnp.int32),
+        step=jnp.asarray(step, jnp.int32),
+        target=jnp.asarray(data.outputs[step, images]),
+        args=denoiser.args(jnp.asarray(data.image_index[images])),
+    )
+
+
+def one_pass(denoiser: Denoiser, data: Trajectories, batch_size: int) -> Iterator[Batch]:
+    """Every state once, step by step; batches of one size, so the last images of N may be seen with earlier ones."""
+    size = min(batch_size, data.num_images)
+    starts = [min(start, data.num_images - size) for start in range(0, data.num_images, size)]
+    for step in range(data.num_steps):
+        for start in starts:
+            yield batch_at(denoiser, data, step, slice(start, start + size))

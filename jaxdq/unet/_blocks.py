@@ -1,0 +1,249 @@
+"""The blocks of diffusers' UNets in NHWC: residual block, attention, resampling, and the rows of them.
+
+Every submodule carries the name it has in diffusers' PyTorch classes, so that a path of the parameter tree is the
+torch name with ``.`` for ``/`` and ``_`` before a list's index.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdq.linen._einsum import Einsum
+
+
+class Style(NamedTuple):
+    """What all blocks of one network share.
+
+    Attributes:
+        num_groups: groups of every GroupNorm in a residual block.
+        eps: added to the variance in every GroupNorm, those of attention included.
+        scale_shift: the time embedding scales and shifts after the second norm (True) or is added before it (False).
+        head_dim: channels of one attention head, or None for a single head as wide as the layer.
+    """
+
+    num_groups: int
+    eps: float
+    scale_shift: bool
+    head_dim: int | None
+
+
+def group_norm(num_groups: int, eps: float, name: str) -> nn.GroupNorm:
+    """Return a GroupNorm that takes the variance about the mean, in two passes, as torch does.
+
+    Flax's default, E[x^2] - E[x]^2, loses half the digits where a channel group's mean is far from zero.
+    """
+    return nn.GroupNorm(num_groups=num_groups, epsilon=eps, use_fast_variance=False, name=name)
+
+
+def conv3x3(channels: int, name: str, *, stride: int = 1, padding: tuple[int, int] = (1, 1)) -> nn.Conv:
+    """Return a 3x3 convolution that pads both axes by ``padding`` = (before, after) zeros."""
+    return nn.Conv(channels, (3, 3), strides=(stride, stride), padding=(padding, padding), name=name)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Repeat every pixel of ``x``: float[B, H, W, C] twice along both axes: float[B, 2H, 2W, C]."""
+    batch, height, width, channels = x.shape
+    twice = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return twice.reshape(batch, 2 * height, 2 * width, channels)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised convolutions with the time embedding between them, and a shortcut.
+
+    ``h = conv1(resample(silu(norm1(x))))``; then with ``e = time_emb_proj(silu(temb))`` either ``h = norm2(h + e)`` or,
+    for ``scale_shift`` and ``e = [scale, shift]``, ``h = norm2(h) * (1 + scale) + shift``; the result is
+    ``(shortcut(resample(x)) + conv2(silu(h))) / output_scale``.
+
+    Attributes:
+        channels: output channels; where the input has others, the shortcut is a 1x1 convolution.
+        style: what all blocks of the network share.
+        output_scale: divisor of the sum.
+        resample: "up" (nearest, by 2), "down" (mean of 2x2) or None.
+    """
+
+    channels: int
+    style: Style
+    output_scale: float = 1.0
+    resample: str | None = None
+
+    def _resampled(self, x: jax.Array) -> jax.Array:
+        if self.resample == "up":
+            return upsample_nearest(x)
+        if self.resample == "down":
+            return nn.avg_pool(x, (2, 2), strides=(2, 2))
+        return x
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
+        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to float[B, H', W', channels]."""
+        style = self.style
+        h = nn.silu(group_norm(style.num_groups, style.eps, "norm1")(x))
+        h = conv3x3(self.channels, "conv1")(self._resampled(h))
+        width = 2 * self.channels if style.scale_shift else self.channels
+        e = nn.Dense(width, name="time_emb_proj")(nn.silu(temb))[:, None, None, :]
+        norm2 = group_norm(style.num_groups, style.eps, "norm2")
+        if style.scale_shift:
+            scale, shift = jnp.split(e, 2, axis=-1)
+            h = norm2(h) * (1 + scale) + shift
+        else:
+            h = norm2(h + e)
+        h = conv3x3(self.channels, "conv2")(nn.silu(h))
+        shortcut = self._resampled(x)
+        if x.shape[-1] != self.channels:
+            shortcut = nn.Conv(self.channels, (1, 1), name="conv_shortcut")(shortcut)
+        return (shortcut + h) / self.output_scale
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of an image, with a shortcut.
+
+    ``(x + to_out_0(softmax(q k^T / sqrt(head_dim)) v)) / output_scale`` with ``q, k, v`` linear in ``group_norm(x)``.
+    The two products are the modules ``scores`` and ``values``.
+
+    Attributes:
+        head_dim: channels of one head, or None for one head; C // head_dim heads.
+        num_groups: groups of the norm before the projections, or None for no norm.
+        eps: added to the variance in that norm.
+        output_scale: divisor of the sum.
+    """
+
+    head_dim: int | None
+    num_groups: int | None
+    eps: float
+    output_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x: float[B, H, W, C] to float[B, H, W, C]."""
+        batch, height, width, channels = x.shape
+        head_dim = self.head_dim or channels
+        num_heads = channels // head_dim
+        tokens = x.reshape(batch, height * width, channels)
+        h = tokens if self.num_groups is None else group_norm(self.num_groups, self.eps, "group_norm")(tokens)
+        q, k, v = (
+            nn.Dense(num_heads * head_dim, name=name)(h).reshape(batch, height * width, num_heads, head_dim)
+            for name in ("to_q", "to_k", "to_v")
+        )
+        logits = Einsum("blhd,bmhd->bhlm", name="scores")(q, k) * head_dim**-0.5
+        # The exponentials are summed over H*W tokens: bfloat16 would keep eight bits of that sum.
+        weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(h.dtype)
+        mixed = Einsum("bhlm,bmhd->blhd", name="values")(weights, v)
+        out = nn.Dense(channels, name="to_out_0")(mixed.reshape(batch, height * width, num_heads * head_dim))
+        return (tokens + out).reshape(x.shape) / self.output_scale
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2.
+
+    Attributes:
+        padding: 1 pads every side by one pixel; 0 pads one pixel at the bottom and the right only.
+    """
+
+    padding: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x: float[B, H, W, C] to float[B, H/2, W/2, C]."""
+        return conv3x3(x.shape[-1], "conv", stride=2, padding=(self.padding, 1))(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x: float[B, H, W, C] to float[B, 2H, 2W, C]."""
+        return conv3x3(x.shape[-1], "conv")(upsample_nearest(x))
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, each followed by attention if asked for, and then a downsampler unless it is the last row.
+
+    Attributes:
+        channels: output channels.
+        num_layers: number of residual blocks.
+        style: what all blocks of the network share.
+        attention: attention after each residual block (``AttnDownBlock2D``) or none (``DownBlock2D``).
+        downsample: "conv", "resnet" or None.
+        downsample_padding: padding of the "conv" downsampler, 0 or 1.
+    """
+
+    channels: int
+    num_layers: int
+    style: Style
+    attention: bool
+    downsample: str | None
+    downsample_padding: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to the result and all that the way up will need."""
+        style = self.style
+        skips = []
+        for i in range(self.num_layers):
+            x = ResnetBlock(self.channels, style, name=f"resnets_{i}")(x, temb)
+            if self.attention:
+                x = Attention(style.head_dim, style.num_groups, style.eps, name=f"attentions_{i}")(x)
+            skips.append(x)
+        if self.downsample == "conv":
+            x = Downsample(self.downsample_padding, name="downsamplers_0")(x)
+        elif self.downsample == "resnet":
+            x = ResnetBlock(self.channels, style, resample="down", name="downsamplers_0")(x, temb)
+        return x, skips if self.downsample is None else [*skips, x]
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention if asked for, residual block, at the lowest resolution (``UNetMidBlock2D``).
+
+    Attributes:
+        style: what all blocks of the network share.
+        attention: attention between the two residual blocks, or none.
+        attention_groups: groups of the norm in attention, or None for no norm.
+        output_scale: divisor of each of the three sums.
+    """
+
+    style: Style
+    attention: bool
+    attention_groups: int | None
+    output_scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
+        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to float[B, H, W, C]."""
+        style, scale = self.style, self.output_scale
+        x = ResnetBlock(x.shape[-1], style, scale, name="resnets_0")(x, temb)
+        if self.attention:
+            x = Attention(style.head_dim, self.attention_groups, style.eps, scale, name="attentions_0")(x)
+        return ResnetBlock(x.shape[-1], style, scale, name="resnets_1")(x, temb)
+
+
+class UpBlock(nn.Module):
+    """Residual blocks that each take one skip, with attention if asked for, and an upsampler unless it is the last row.
+
+    Attributes:
+        channels: output channels.
+        style: what all blocks of the network share.
+        attention: attention after each residual block (``AttnUpBlock2D``) or none (``UpBlock2D``).
+        upsample: "conv", "resnet" or None.
+    """
+
+    channels: int
+    style: Style
+    attention: bool
+    upsample: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, skips: list[jax.Array], temb: jax.Array) -> jax.Array:
+        """Map x: float[B, H, W, C], its skips, the last first to be used, and temb to float[B, H', W', channels]."""
+        style = self.style
+        for i, skip in enumerate(reversed(skips)):
+            x = ResnetBlock(self.channels, style, name=f"resnets_{i}")(jnp.concatenate([x, skip], axis=-1), temb)
+            if self.attention:
+                x = Attention(style.head_dim, style.num_groups, style.eps, name=f"attentions_{i}")(x)
+        if self.upsample == "conv":
+            x = Upsample(name="upsamplers_0")(x)
+        elif self.upsample == "resnet":
+            x = ResnetBlock(self.channels, style, resample="up", name="upsamplers_0")(x, temb)
+        return x

@@ -32,6 +32,6 @@ from jaxdq.linen import Rule as Rule
 from jaxdq.linen import apply as apply
 from jaxdq.linen import quantize as quantize
 from jaxdq.sampling import sample as sample
-# from jaxdq.unet import load_denoiser as load_denoiser
+from jaxdq.unet import load_denoiser as load_denoiser
 
 __version__ = "0.1.0"

@@ -94,12 +94,7 @@ def restore(path: str | os.PathLike[str]) -> QuantizedParams:
             state = "is damaged" if name in found else "is missing"
             raise InputError(f"'{path / ARRAYS / name}' {state}; save the checkpoint again, or copy it anew.")
     plan = _plan_from(manifest["plan"])
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        location = (path / ARRAYS).absolute()
-        metadata = checkpointer.metadata(location).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-        tree = checkpointer.restore(location, restore_args=as_numpy)
-    return _from_arrays(tree, plan)
+    return _from_arrays(_read_arrays((path / ARRAYS).absolute()), plan)
 
 
 def versions() -> dict[str, str]:
@@ -209,5 +204,56 @@ def _move(staged: Path, path: Path) -> None:
     retired = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
         path.rename(retired)
-    staged.rename(path)
+    try:
+        staged.rename(path)
+    except BaseException:
+        if retired.exists():
+            retired.rename(path)
+        raise
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def save_state(path: str | os.PathLike[str], update: int, state: Any) -> None:
+    """Keeps the state of a loop, so that it can go on after a kill: whole or not at all.
+
+    Args:
+        path: a folder; an earlier state there is replaced.
+        update: how many updates the state has seen.
+        state: a pytree of arrays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(staged, ignore_errors=True)
+    leaves = {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(staged.absolute(), {"update": np.asarray(update), "leaves": leaves})
+        _move(staged, path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def restore_state(path: str | os.PathLike[str], like: Any) -> tuple[int, Any]:
+    """The (update, state) that `save_state` kept, in the structure of `like`.
+
+    Raises:
+        InputError: a state that is damaged or of another loop.
+    """
+    try:
+        tree = _read_arrays(Path(path).absolute())
+        leaves = [jnp.asarray(tree["leaves"][str(index)]) for index in range(len(tree["leaves"]))]
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        fits = jax.tree.map(lambda new, old: new.shape == old.shape and new.dtype == old.dtype, state, like)
+    except Exception as error:  # whatever orbax raises for a damaged folder, the remedy is one
+        raise InputError(f"the state in '{path}' can't be read ({error}); remove the folder and run again.") from None
+    if not all(jax.tree.leaves(fits)):
+        raise InputError(f"the state in '{path}' belongs to another run; remove the folder and run again.")
+    return int(tree["update"]), state
+
+
+def _read_arrays(location: Path) -> Any:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(location).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        return checkpointer.restore(location, restore_args=as_numpy)

@@ -124,9 +124,11 @@ def noise_sqnr_per_step_db(
     for start in range(0, data.num_images, size):
         images = slice(start, start + size)
         args = batch_at(denoiser, data, 0, images).args
-        sums += _squares(denoiser.module, params, data.states[:, images], data.outputs[:, images], data.t, args)
-    with np.errstate(divide="ignore"):
-        return 10.0 * np.log10(sums[0] / sums[1])
+        squares = _squares(denoiser.module, params, data.states[:, images], data.outputs[:, images], data.t, args)
+        sums += np.asarray(squares)  # added as a jax array, it would make the sums float32
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # 0 / 0 would be NaN, yet zeros that are met exactly have no noise.
+        return np.where(sums[1] == 0, np.inf, 10.0 * np.log10(sums[0] / sums[1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jaxdq.diffusion import schedule_from_config
-from jaxdq.unet._unet2d import UNet2D, unet2d_from_config
+from jaxdq.unet import UNet2D, save_unet_folder, unet2d_from_config
 
 SIZE = 16
 NUM_HELD_OUT = 297
@@ -77,6 +77,16 @@ def load_scans() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return train, test, train_labels, test_labels
 
 
+def make_optimizer(peak: float, num_updates: int) -> optax.GradientTransformation:
+    """AdamW whose rate rises over 200 updates, stays at ``peak``, and falls as a cosine over the last fifth."""
+    num_falling = num_updates // 5
+    rate = optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, 200), optax.cosine_decay_schedule(peak, num_falling)],
+        [num_updates - num_falling],
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=1e-4))
+
+
 def make_update(module: UNet2D, optimizer: optax.GradientTransformation, images: jax.Array, batch_size: int) -> Any:
     """Return ``update(state, index) -> (state, loss)``: one step of Ho et al. 2020, algorithm 1, jitted."""
     alphas_cumprod = jnp.asarray(schedule_from_config(SCHEDULER_CONFIG).alphas_cumprod, jnp.float32)
@@ -111,15 +121,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write, in diffusers' layout")
     parser.add_argument("--work", type=Path, default=Path("out/train_digits"), help="folder of the running state")
-    parser.add_argument("--updates", type=int, default=4000)
+    parser.add_argument("--updates", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     args = parser.parse_args()
 
     module = unet2d_from_config(MODULE_CONFIG)
     params = module.init(jax.random.key(1), jnp.zeros((1, SIZE, SIZE, 1)), 0)["params"]
-    learning_rate = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, 200, args.updates)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate, b2=0.99, weight_decay=1e-4))
+    optimizer = make_optimizer(args.learning_rate, args.updates)
     update = make_update(module, optimizer, jnp.asarray(load_scans()[0]), args.batch_size)
 
     args.work.mkdir(parents=True, exist_ok=True)
@@ -138,8 +147,6 @@ def main() -> None:
             seconds = round(time.perf_counter() - began)
             print(json.dumps({"updates": index + 1, "loss": float(np.mean(losses)), "seconds": seconds}), flush=True)
             losses = []
-    from jaxdq.unet._folder import save_unet_folder
-
     save_unet_folder(args.out, MODULE_CONFIG, state.ema, SCHEDULER_CONFIG)
 
 

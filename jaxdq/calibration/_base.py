@@ -11,6 +11,7 @@ equal spans of time is `(observe(minmax()), share_uniformly(8))`; a searched par
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 
 from jaxdq import diffusion
 from jaxdq._errors import InputError
-from jaxdq.diffusion import Denoiser
+from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.grid import QParams, Scheme
 from jaxdq.linen import Calibration, Plan
 from jaxdq.observers import Observer
@@ -43,23 +44,29 @@ class Work(NamedTuple):
 
     Attributes:
         denoiser: the float model.
+        sampler: drew the trajectories.
         plan: which site runs on which integers.
         weights: path -> QParams of the kernels.
         data: the float model's trajectories.
+        key: their noise: sampling with it draws `data.images` again.
         evidence: ranges of activations by step, once observed.
         group_of_step: int32[S] or int32[S, A], once chosen.
         calib: the calibration, once there is one.
-        log: what each calibrator reports of itself: name -> numbers, for the report.
+        log: (name, numbers) of each calibrator that has something to report.
+        checkpoint_dir: where loops keep their state, so that a killed run goes on; None keeps none.
     """
 
     denoiser: Denoiser
+    sampler: Sampler
     plan: Plan
     weights: dict[str, QParams]
     data: Trajectories
+    key: jax.Array
     evidence: Evidence | None = None
     group_of_step: np.ndarray | None = None
     calib: Calibration | None = None
     log: tuple[tuple[str, dict[str, Any]], ...] = ()
+    checkpoint_dir: Path | None = None
 
 
 Calibrator = Callable[[Work, jax.Array], Work]
@@ -82,14 +89,25 @@ def share(work: Work, group_of_step: np.ndarray, num_groups: int) -> Work:
     """
     if work.evidence is None:
         raise InputError("no ranges were observed yet; put observe(...) before this calibrator in the recipe.")
-    scale, zero_point = _group_tables(work, jnp.asarray(group_of_step, jnp.int32), num_groups)
+    return with_tables(work, group_of_step, *_group_tables(work, jnp.asarray(group_of_step, jnp.int32), num_groups))
+
+
+def with_tables(work: Work, group_of_step: np.ndarray, scale: jax.Array, zero_point: jax.Array) -> Work:
+    """Work with the calibration that these tables and this partition of the steps make.
+
+    Args:
+        work: what is known so far.
+        group_of_step: int[S] or int[S, A].
+        scale: f32[G, A].
+        zero_point: int32[G, A].
+    """
     num_timesteps = work.denoiser.schedule.num_timesteps
     by_column = group_of_step.T if group_of_step.ndim == 2 else group_of_step[None]
     group_of_t = np.stack([diffusion.groups_of_steps(work.data.t, row, num_timesteps) for row in by_column], axis=-1)
     calib = Calibration(
         weights=work.weights,
-        act_scale=scale,
-        act_zero_point=zero_point,
+        act_scale=jnp.asarray(scale, jnp.float32),
+        act_zero_point=jnp.asarray(zero_point, jnp.int32),
         group_of_t=jnp.asarray(group_of_t if group_of_step.ndim == 2 else group_of_t[:, 0], jnp.int32),
         plan=work.plan,
     )

@@ -71,7 +71,7 @@ def calibrate(
         denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_noise, batch_size=batch_size
     )
     _refuse_non_finite(data)
-    work = Work(denoiser, plan, weight_ranges(denoiser.params, plan, recipe.weight_range), data)
+    work = Work(denoiser, sampler, plan, weight_ranges(denoiser.params, plan, recipe.weight_range), data, key_noise)
     return run_calibrators(recipe, work, key_learn).calib
 
 

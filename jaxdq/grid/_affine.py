@@ -100,7 +100,7 @@ def dequantize(tensor: QTensor) -> jax.Array:
 def fake_quantize(x: jax.Array, qparams: QParams, scheme: Scheme, rounding: Rounding = round_nearest) -> jax.Array:
     """`dequantize(quantize(x))` in floats, with a gradient to learn by.
 
-    With `v = x / scale` and `q = rounding(v) + zero_point` before clipping, the gradients are
+    With `v = x / scale` and `q = rounding(v) + zero_point` before clipping, the gradients at finite x are
 
     - inside, `lo <= q <= hi`: 1 to x, `rounding(v) - v` to scale (Esser et al. 2020, eq. 3), 0 to zero_point;
     - beyond: 0 to x, `lo - zero_point` or `hi - zero_point` to scale, `-scale` to zero_point.

@@ -115,7 +115,7 @@ def _tables_at(qparams: QuantizedParams, t: jax.Array) -> tuple[jax.Array, jax.A
     """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector."""
     num_timesteps = qparams.group_of_t.shape[0]
     if not isinstance(t, jax.core.Tracer) and bool(jnp.any((t < 0) | (t >= num_timesteps))):
-        raise InputError(f"t is {t.tolist()}; the network was calibrated for whole times from 0 to {num_timesteps - 1}.")
+        raise InputError(f"t is {t.tolist()}; the network was calibrated for times from 0 to {num_timesteps - 1}.")
     inside = (t >= 0) & (t < num_timesteps)
     t = t.astype(jnp.int32)
     group = qparams.group_of_t.at[t].get(mode="clip")

@@ -250,6 +250,8 @@ def kernel_at(params: Any, path: str) -> Any:
 
 def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch: int) -> Site:
     reason = kind.unsupported(module, *inputs)
+    shape: tuple[int, ...]
+    channel_axes: tuple[int, ...]
     if kind.name == "product":
         assert isinstance(module, Einsum)
         found = einsum_dims(module.spec)

@@ -129,6 +129,11 @@ def search_range(
     return best[0], best[1]
 
 
+def power(difference: jax.Array, p: float) -> jax.Array:
+    """`|difference|**p`, elementwise; through exp and log, which XLA:CPU vectorises: several times as fast as pow."""
+    return jnp.exp(p * jnp.log(jnp.abs(difference)))
+
+
 def check_search(p: float, num_candidates: int) -> None:
     """Refuses a norm or a number of candidates that no search can use."""
     if not 0 < p < float("inf"):

@@ -98,3 +98,15 @@ def _regrid(state: HistogramState, exponent: jax.Array) -> jax.Array:
     doublings = jnp.minimum(exponent - state.exponent, _LOG2_HALF)
     index = jnp.right_shift(jnp.arange(-HALF, HALF), doublings) + HALF
     return jnp.zeros_like(state.counts).at[index].add(state.counts)
+
+
+def points_and_shares(state: HistogramState) -> tuple[jax.Array, jax.Array]:
+    """Two values for each bin, at its quarters, and the share of all that was seen that each stands for.
+
+    Two, because at 8 bits a shrunk step is only a few bins wide. None lies beyond the values that were seen. The shares
+    of exact zeros are missing from their sum: zeros have no error.
+    """
+    low, high = full_range(state)
+    points = jnp.concatenate([values(state, 0.25), values(state, 0.75)])
+    total = jnp.sum(state.counts) + state.zeros
+    return jnp.clip(points, low, high), jnp.tile(0.5 * state.counts / jnp.maximum(total, 1.0), 2)

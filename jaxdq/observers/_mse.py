@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxdq.grid import SMALLEST_SCALE, QParams, Scheme, fake_quantize, qparams_from_range
 from jaxdq.observers import _histogram
-from jaxdq.observers._base import Observer, check_search, search_range
+from jaxdq.observers._base import Observer, check_search, power, search_range
 from jaxdq.observers._histogram import HistogramState
 
 
@@ -46,7 +46,7 @@ def mse(p: float = 2.4, num_candidates: int = 80) -> Observer:
 
         def error_of(low: jax.Array, high: jax.Array) -> jax.Array:
             rounded = fake_quantize(points, qparams_from_range(low, high, scheme), scheme)
-            return jnp.sum(counts * jnp.abs((points - rounded) / unit) ** p)
+            return jnp.sum(counts * power((points - rounded) / unit, p))
 
         return qparams_from_range(*search_range(error_of, low, high, scheme, num_candidates), scheme)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq.grid import SMALLEST_SCALE, QParams, Scheme, fake_quantize, qparams_from_range
-from jaxdq.observers._base import WeightQParams, check_search, search_range
+from jaxdq.observers._base import WeightQParams, check_search, power, search_range
 
 
 def minmax_weights() -> WeightQParams:
@@ -58,7 +58,7 @@ def mse_weights(p: float = 2.4, num_candidates: int = 80) -> WeightQParams:
 
         def error_of(low: jax.Array, high: jax.Array) -> jax.Array:
             rounded = fake_quantize(w, qparams_from_range(low, high, scheme), scheme)
-            return jnp.sum(jnp.abs((w - rounded) / unit) ** p, axis=scheme.reduced_axes(w.ndim), keepdims=True)
+            return jnp.sum(power((w - rounded) / unit, p), axis=scheme.reduced_axes(w.ndim), keepdims=True)
 
         return qparams_from_range(*search_range(error_of, low, high, scheme, num_candidates), scheme)
 

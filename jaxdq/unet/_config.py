@@ -53,7 +53,7 @@ _BLOCK_TYPES: dict[str, tuple[str, ...]] = {
 }
 _COUNTS = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")
 _OPTIONAL_COUNTS = ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds", "time_embedding_dim")
-_NUMBERS = ("freq_shift", "mid_block_scale_factor", "norm_eps")
+_POSITIVE = ("mid_block_scale_factor", "norm_eps")
 _FLAGS = ("center_input_sample", "flip_sin_to_cos", "add_attention")
 
 
@@ -101,22 +101,29 @@ def _check_values(fields: Mapping[str, Any]) -> None:
         for name in fields[key]:
             if name not in supported:
                 raise InputError(f"The UNet's {key} has {name!r}; jaxdq supports {_listed(supported)}.")
+    for key in _FLAGS:
+        if not isinstance(fields[key], bool):
+            raise InputError(f"The UNet's {key} is {fields[key]!r}; give true or false.")
+    _check_numbers(fields)
+
+
+def _check_numbers(fields: Mapping[str, Any]) -> None:
+    """Raise InputError for a field that is not the number it should be."""
     for key in _COUNTS + _OPTIONAL_COUNTS:
         optional = key in _OPTIONAL_COUNTS
         if not _is_count(fields[key]) and not (optional and fields[key] is None):
             expected = "a positive integer or null" if optional else "a positive integer"
             raise InputError(f"The UNet's {key} is {fields[key]!r}; give {expected}.")
-    for key in _NUMBERS:
-        if isinstance(fields[key], bool) or not isinstance(fields[key], int | float):
-            raise InputError(f"The UNet's {key} is {fields[key]!r}; give a number.")
-    for key in _FLAGS:
-        if not isinstance(fields[key], bool):
-            raise InputError(f"The UNet's {key} is {fields[key]!r}; give true or false.")
-    if not all(_is_count(channels) for channels in fields["block_out_channels"]):
+    for key in _POSITIVE:
+        if isinstance(fields[key], bool) or not isinstance(fields[key], int | float) or not fields[key] > 0:
+            raise InputError(f"The UNet's {key} is {fields[key]!r}; give a positive number.")
+    if isinstance(fields["freq_shift"], bool) or not isinstance(fields["freq_shift"], int | float):
+        raise InputError(f"The UNet's freq_shift is {fields['freq_shift']!r}; give a number.")
+    if not all(map(_is_count, fields["block_out_channels"])):
         raise InputError(f"The UNet's block_out_channels is {fields['block_out_channels']}; give positive integers.")
     size = fields["sample_size"]
-    pair = isinstance(size, list | tuple) and len(size) == 2 and all(_is_count(side) for side in size)
-    if not (size is None or _is_count(size) or pair):
+    is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_count, size))
+    if not (size is None or _is_count(size) or is_pair):
         raise InputError(f"The UNet's sample_size is {size!r}; give a positive integer, [height, width] or null.")
 
 
@@ -132,8 +139,8 @@ def _check_together(fields: Mapping[str, Any]) -> None:
     for count in channels:
         if count % fields["norm_num_groups"]:
             raise InputError(
-                f"The UNet's block_out_channels has {count}, which norm_num_groups {fields['norm_num_groups']} does not "
-                "divide; choose a divisor of every entry."
+                f"The UNet's norm_num_groups is {fields['norm_num_groups']}, which does not divide the {count} of "
+                "block_out_channels; choose a divisor of every entry."
             )
         if fields["attention_head_dim"] is not None and fields["attention_head_dim"] > count:
             raise InputError(
@@ -147,8 +154,8 @@ def _check_together(fields: Mapping[str, Any]) -> None:
         )
     if fields["time_embedding_type"] == "positional" and channels[0] // 2 <= fields["freq_shift"]:
         raise InputError(
-            f"The UNet's freq_shift is {fields['freq_shift']} and its time embedding has {channels[0] // 2} frequencies, "
-            "so the spacing of the frequencies is undefined; use more channels in block_out_channels."
+            f"The UNet's freq_shift is {fields['freq_shift']}, and its time embedding has only {channels[0] // 2} "
+            "frequencies; make half the first entry of block_out_channels larger than freq_shift."
         )
 
 

@@ -1,6 +1,7 @@
 """Models on disk in diffusers' layout: ``model_index.json``, ``unet/`` and ``scheduler/``.
 
-Weights are read from safetensors only. A pickle (``.bin``, ``.ckpt``, ``.pt``) can run code when it is opened, so none is.
+Weights are read from safetensors only. A pickle (``.bin``, ``.ckpt``, ``.pt``) can run code when it is opened, so none
+ever is.
 """
 
 import json
@@ -32,11 +33,11 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 class _Layout(NamedTuple):
-    """Where one model lies: its name, the folder of its UNet, and its scheduler_config.json or None."""
+    """Where one model lies: its name, the folder of its UNet, and its scheduler_config.json."""
 
     name: str
     unet: Path
-    scheduler: Path | None
+    scheduler: Path
 
 
 def bundled_models() -> tuple[str, ...]:
@@ -48,8 +49,8 @@ def load_denoiser(name_or_path: str | Path, *, weights: bool = True) -> Denoiser
     """Load a diffusion model that comes with jaxdq, or from a folder in diffusers' layout.
 
     Args:
-        name_or_path: one of ``bundled_models()``, or a folder with ``unet/`` and ``scheduler/``, or a folder that has the
-            UNet's config.json itself and a scheduler_config.json in it or in ``../scheduler``.
+        name_or_path: one of ``bundled_models()``, or a folder with ``unet/`` and ``scheduler/``, or a folder that has
+            the UNet's config.json itself and a scheduler_config.json in it or in ``../scheduler``.
         weights: False leaves the weights on disk: the parameters are ``jax.ShapeDtypeStruct``.
 
     Returns:
@@ -64,11 +65,6 @@ def load_denoiser(name_or_path: str | Path, *, weights: bool = True) -> Denoiser
         (16, 16, 1)
     """
     layout = _locate(name_or_path)
-    if layout.scheduler is None:
-        raise InputError(
-            f"There is no scheduler_config.json in or beside {layout.unet}, and without it the noise schedule is unknown; "
-            "add the model's scheduler folder, or build jaxdq.Denoiser(module, params, schedule, shape) by hand."
-        )
     schedule = schedule_from_config(_read_json(layout.scheduler))
     config = _read_unet_config(layout.unet)
     module = unet2d_from_config(config)
@@ -161,9 +157,13 @@ def _locate(name_or_path: str | Path) -> _Layout:
     candidates = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
     beside = root.resolve().parent / "scheduler" / "scheduler_config.json"
     found = [file for file in (*candidates, beside) if file.is_file()]
-    is_part = found == [beside]
-    name = root.resolve().parent.name if is_part else root.resolve().name
-    return _Layout(name, unet, found[0] if found else None)
+    if not found:
+        raise InputError(
+            f"There is no scheduler_config.json in or beside {root}, and without it the noise schedule is unknown; add "
+            "the model's scheduler folder, or build jaxdq.Denoiser(module, params, schedule, shape) by hand."
+        )
+    whole = root.resolve().parent if found[0] == beside else root.resolve()
+    return _Layout(whole.name, unet, found[0])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); download the file again or mend it.") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds a JSON {type(content).__name__} where an object is expected; download it again.")
+        raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object; download the file again.")
     return content
 
 
@@ -184,8 +184,8 @@ def _read_unet_config(folder: Path) -> dict[str, Any]:
     class_name = config.get("_class_name", UNET_CLASS)
     if class_name != UNET_CLASS:
         raise InputError(
-            f"{folder / 'config.json'} describes a {class_name}; jaxdq reads {UNET_CLASS} folders: wrap another network "
-            "in a flax module and pass jaxdq.Denoiser(module, params, schedule, shape)."
+            f"{folder / 'config.json'} describes a {class_name}; jaxdq reads {UNET_CLASS} folders; write another "
+            "network in flax and build jaxdq.Denoiser(module, params, schedule, shape) by hand."
         )
     return config
 
@@ -230,9 +230,9 @@ def _find_weights(folder: Path) -> Path:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:
         raise InputError(
-            f"{folder} has its weights as {', '.join(pickles)} only, and jaxdq loads no pickle; convert them once where "
-            f"torch and diffusers are installed: diffusers.{UNET_CLASS}.from_pretrained({str(folder)!r})"
-            f".save_pretrained({str(folder)!r}) writes {WEIGHTS_FILE}."
+            f"{folder} has its weights only as {', '.join(pickles)}, and jaxdq loads no pickle; convert them once, "
+            f"where torch and diffusers are installed, with diffusers.{UNET_CLASS}.from_pretrained({str(folder)!r})"
+            f".save_pretrained({str(folder)!r}), which writes {WEIGHTS_FILE}."
         )
     raise InputError(f"{folder} has no weights; put {WEIGHTS_FILE} there.")
 

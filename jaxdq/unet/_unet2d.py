@@ -164,9 +164,9 @@ class UNet2D(nn.Module):
             return temb
         if self.class_embed_type == "identity":
             return temb + class_labels
-        if self.class_embed_type == "timestep":
-            return temb + TimeMlp(width, name="class_embedding")(time_proj(class_labels))
-        return temb + nn.Embed(self.num_class_embeds, width, name="class_embedding")(class_labels)
+        if self.class_embed_type is None and self.num_class_embeds is not None:
+            return temb + nn.Embed(self.num_class_embeds, width, name="class_embedding")(class_labels)
+        return temb + TimeMlp(width, name="class_embedding")(time_proj(class_labels))
 
     def _encode(self, x: jax.Array, temb: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """Run the way down and the middle: float[B, h, w, C] and the skips, the first to be made first."""
@@ -177,9 +177,14 @@ class UNet2D(nn.Module):
             # diffusers hands downsample_type to the blocks with attention only; the others always convolve.
             downsample = None if i == last else self.downsample_type if attention else "conv"
             block = DownBlock(
-                channels, self.layers_per_block, self._style, attention, downsample, self.downsample_padding,
+                channels=channels,
+                num_layers=self.layers_per_block,
+                style=self._style,
+                attention=attention,
+                downsample=downsample,
+                downsample_padding=self.downsample_padding,
                 name=f"down_blocks_{i}",
-            )  # fmt: skip
+            )
             x, block_skips = block(x, temb)
             skips += block_skips
         if self.mid_block_type is not None:

@@ -1,7 +1,8 @@
 """Between diffusers' PyTorch state dictionaries and the parameter trees of this floor.
 
-A torch name is the path with dots: ``down_blocks.0.resnets.1.conv1.weight`` is ``down_blocks_0/resnets_1/conv1/kernel``.
-Convolution kernels are OIHW there and HWIO here; matrices are [out, in] there and [in, out] here.
+A torch name is the path with dots: ``down_blocks.0.resnets.1.conv1.weight`` is
+``down_blocks_0/resnets_1/conv1/kernel``. Convolution kernels are OIHW there and HWIO here; matrices are
+[out, in] there and [in, out] here.
 """
 
 import re
@@ -61,13 +62,14 @@ def params_from_torch(tensors: Mapping[str, np.ndarray], expected: Any, source: 
     advice = "use the weights and the config.json of one and the same model"
     _refuse(source, "lacks", paths.keys() - tensors.keys(), advice)
     _refuse(source, "has tensors that the configuration has no place for,", tensors.keys() - paths.keys(), advice)
-    shapes = {name: _transposed_shape(path, leaves[path].shape) for name, path in paths.items()}
+    shapes = {name: _torch_shape(path, leaves[path].shape) for name, path in paths.items()}
+    misfits = [name for name in paths if tensors[name].shape != shapes[name]]
     _refuse(
         source,
         "has tensors of another shape than the configuration asks for:",
-        (f"{name} {tensors[name].shape} instead of {shapes[name]}" for name in paths if tensors[name].shape != shapes[name]),
+        (f"{name} {tensors[name].shape} instead of {shapes[name]}" for name in misfits),
         advice,
-    )  # fmt: skip
+    )
     floating = {name for name in paths if jnp.issubdtype(tensors[name].dtype, jnp.floating)}
     _refuse(source, "has tensors that are not floating point:", paths.keys() - floating, "load the unquantized model")
     arrays = {name: np.asarray(tensors[name], np.float32) for name in paths}
@@ -106,7 +108,7 @@ def _transposed(path: tuple[str, ...], array: np.ndarray, axes: Mapping[int, tup
     return array.transpose(axes[array.ndim]) if path[-1] == "kernel" else array
 
 
-def _transposed_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[axis] for axis in _TO_TORCH[len(shape)]) if path[-1] == "kernel" else tuple(shape)
 
 

@@ -45,7 +45,13 @@ def test_numpy_bits_are_bits():
 
 @pytest.mark.parametrize(
     ("channel_axis", "kept", "reduced"),
-    [(None, (), (0, 1, 2, 3)), (-1, (3,), (0, 1, 2)), (0, (0,), (1, 2, 3)), ((-1, 1, 3), (1, 3), (0, 2)), ((), (), (0, 1, 2, 3))],
+    [
+        (None, (), (0, 1, 2, 3)),
+        (-1, (3,), (0, 1, 2)),
+        (0, (0,), (1, 2, 3)),
+        ((-1, 1, 3), (1, 3), (0, 2)),
+        ((), (), (0, 1, 2, 3)),
+    ],
 )
 def test_axes(channel_axis, kept, reduced):
     scheme = Scheme(8, channel_axis=channel_axis)

@@ -1,0 +1,189 @@
+"""Calibrators that choose which steps share a grid: by search, by dynamic programming, or equal spans at equal ranges."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdq._errors import InputError
+from jaxdq.calibration._base import Calibrator, Work, with_tables
+from jaxdq.calibration._loop import learn
+from jaxdq.calibration._proxy import Proxy, best_contiguous, build_proxy
+from jaxdq.calibration._search import Rows, SearchState, initial_logits, make_update, problem_of
+from jaxdq.calibration._sensitivity import sensitivity
+from jaxdq.calibration._uniform import check_num_groups
+from jaxdq.linen import dequantize_params, quantize
+from jaxdq.sampling import sample
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """How the search runs; the paper's values where it states them.
+
+    Attributes:
+        per_site: a partition for each activation, rather than one for the network.
+        num_updates: of the logits.
+        learning_rate: Adam's (the public code of the paper has 0.05 and decays weights, which keeps rows undecided).
+        entropy: strength of the entropy term at the end (1 in the paper's public code, there without annealing).
+        task: weight of the error of the noise prediction, next to a discretisation error of 1 at one group.
+        rows: states seen in one update, spread over the steps.
+    """
+
+    per_site: bool = False
+    num_updates: int = 60
+    learning_rate: float = 0.2
+    entropy: float = 0.1
+    task: float = 1.0
+    rows: int = 50
+
+
+def price(work: Work, key: jax.Array) -> tuple[Proxy, np.ndarray]:
+    """(proxy, weight of the output f64[S]): discretisation errors of candidate grids, and what errors cost the image."""
+    if work.evidence is None:
+        raise InputError("no ranges were observed yet; put observe(mse()) before this calibrator in the recipe.")
+    cost = sensitivity(work, key)
+    proxy = build_proxy(work.evidence, cost.sites, tuple(scheme for _, scheme in work.plan.tables))
+    return proxy, cost.output
+
+
+def share_by_price(num_groups: int) -> Calibrator:
+    """Equal spans of the steps, each activation's grid the one of least propagated error in its group.
+
+    Beside `share_uniformly`, whose grids are the observer's own and know nothing of what an error costs.
+    """
+
+    def calibrator(work: Work, key: jax.Array) -> Work:
+        check_num_groups(num_groups, work.data.num_steps)
+        proxy, _ = price(work, key)
+        group_of_step = np.arange(work.data.num_steps) * num_groups // work.data.num_steps
+        return _shared(work, proxy, group_of_step, num_groups)
+
+    return calibrator
+
+
+def share_optimally(num_groups: int) -> Calibrator:
+    """The best contiguous partition for the discretisation error, by dynamic programming: the search's yardstick."""
+
+    def calibrator(work: Work, key: jax.Array) -> Work:
+        check_num_groups(num_groups, work.data.num_steps)
+        proxy, _ = price(work, key)
+        group_of_step, _ = best_contiguous(proxy, num_groups)
+        return _shared(work, proxy, group_of_step, num_groups)
+
+    return calibrator
+
+
+def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Calibrator:
+    """ADP-DM's differentiable search of the groups (see `_search` for its equations).
+
+    The logits become a partition by argmax; grids are refitted to the union of each group's steps; and the result is
+    kept only if images drawn on the integer path from the calibration's own noise come closer to the float ones than
+    with equal spans.
+
+    Args:
+        num_groups: G.
+        settings: of the search.
+
+    Returns:
+        A calibrator that sets `work.calib`; needs histograms as evidence.
+
+    Raises:
+        InputError: more groups than steps; a loss that becomes NaN.
+
+    Source: arXiv 2305.18723, with these deviations: one bank per tensor, so that integer dots can run it (the
+    public code's ranges differ by input channel); straight-through rounding (there, none); a choice that ends one-hot (there, a
+    mixture remains); grids and steps weighted by propagated error; an acceptance test.
+    """
+    settings = settings or SearchSettings()
+
+    def calibrator(work: Work, key: jax.Array) -> Work:
+        num_steps = work.data.num_steps
+        check_num_groups(num_groups, num_steps)
+        key_price, key_search = jax.random.split(key)
+        proxy, output_weight = price(work, key_price)
+        uniform = np.arange(num_steps) * num_groups // num_steps
+        base = _shared(work, proxy, uniform, num_groups)
+        if num_groups == 1 or not work.plan.tables:
+            return base
+        logits, infos = _search(work, proxy, output_weight, num_groups, settings, key_search)
+        group_of_step = np.argmax(logits, axis=1)
+        found = _shared(work, proxy, group_of_step, num_groups)
+        errors = {"equal spans": image_error(base), "search": image_error(found)}
+        kept = found if errors["search"] <= errors["equal spans"] else base
+        log = {
+            "image_mse": errors,
+            "kept": "search" if kept is found else "equal spans",
+            "proxy": {
+                "one group": proxy.cost(np.zeros(num_steps, int)),
+                "equal spans": proxy.cost(uniform),
+                "dynamic programming": best_contiguous(proxy, num_groups)[1],
+                "search": proxy.cost(group_of_step),
+            },
+            "entropy": [float(info.entropy) for info in infos],
+            "task": [float(info.task) for info in infos],
+        }
+        return kept._replace(log=(*work.log, ("search_groups", log)))
+
+    return calibrator
+
+
+def image_error(work: Work, *, num_images: int = 16) -> float:
+    """Mean squared error of images on the integer path against the float ones, from the calibration's own noise."""
+    assert work.calib is not None
+    num_images = min(num_images, work.data.num_images)
+    qparams = jax.jit(quantize)(work.denoiser.params, work.calib)
+    images = sample(
+        work.denoiser, qparams, sampler=work.sampler, num_images=num_images, key=work.key, batch_size=num_images
+    )
+    return float(np.mean((np.asarray(images) - work.data.images[:num_images]) ** 2))
+
+
+def _shared(work: Work, proxy: Proxy, group_of_step: np.ndarray, num_groups: int) -> Work:
+    scale, zero_point = proxy.grids(group_of_step, num_groups)
+    return with_tables(work, group_of_step, jnp.asarray(scale), jnp.asarray(zero_point))
+
+
+def _search(
+    work: Work, proxy: Proxy, weight: np.ndarray, num_groups: int, settings: SearchSettings, key: jax.Array
+) -> tuple[np.ndarray, list[Any]]:
+    plan, data = work.plan, work.data
+    start = _shared(work, proxy, np.zeros(data.num_steps, int), 1)
+    assert start.calib is not None
+    problem = problem_of(proxy, dequantize_params(jax.jit(quantize)(work.denoiser.params, start.calib)))
+    columns = {name: (plan.column[name], scheme) for name, scheme in plan.tables}
+    optimizer = optax.adam(settings.learning_rate)
+    logits = initial_logits(data.num_steps, num_groups, len(columns) if settings.per_site else None, key)
+    state = SearchState(logits, optimizer.init(logits), jnp.zeros((), jnp.int32))
+    update = make_update(work.denoiser.module, columns, optimizer, settings.num_updates, settings.entropy)
+    weight = weight * settings.task / np.sum(weight * np.mean(np.sum(data.outputs**2, axis=(2, 3, 4)), axis=1))
+    num_rows = min(settings.rows, data.num_steps)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
+    seed = int(rng.integers(2**31))
+
+    def rows_of(index: int) -> tuple[Any, Rows]:
+        # A function of the index alone, so that a resumed search sees what an unbroken one saw.
+        draw = np.random.default_rng((seed, index))
+        step = np.sort(draw.permutation(data.num_steps)[:num_rows])
+        image = draw.integers(data.num_images, size=num_rows)
+        return problem, Rows(
+            x=jnp.asarray(data.states[step, image]),
+            t=jnp.asarray(data.t[step], jnp.int32),
+            step=jnp.asarray(step, jnp.int32),
+            target=jnp.asarray(data.outputs[step, image]),
+            weight=jnp.asarray(weight[step] * data.num_steps / num_rows, jnp.float32),
+            args=work.denoiser.args(jnp.asarray(data.image_index[image])),
+        )
+
+    folder = None if work.checkpoint_dir is None else work.checkpoint_dir / "search_groups"
+    state, infos = learn(
+        lambda state, inputs: update(inputs[0], state, inputs[1]),
+        state,
+        rows_of,
+        settings.num_updates,
+        label="search groups",
+        checkpoint=folder,
+    )
+    return np.asarray(state.logits), infos

@@ -1,0 +1,66 @@
+"""The one loop that learns: a jitted update, progress, a guard against NaN, and a state on disk to resume from."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdq._errors import InputError
+from jaxdq._progress import track
+from jaxdq.checkpoint import restore_state, save_state
+
+SAVE_EVERY = 20
+
+
+def learn(
+    update: Callable[[Any, Any], tuple[Any, Any]],
+    state: Any,
+    batch_of: Callable[[int], Any],
+    num_updates: int,
+    *,
+    label: str,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> tuple[Any, list[Any]]:
+    """Runs `state, info = update(state, batch_of(i))` for i in 0..num_updates-1.
+
+    Args:
+        update: pure; jitted here, and traced once.
+        state: the initial state, a pytree of arrays.
+        batch_of: the i-th batch; a function of i alone, so that a resumed run sees what an unbroken one saw.
+        num_updates: how many.
+        label: for the progress bar.
+        checkpoint: a folder in which the state is kept every few updates; an earlier state there is continued, and
+            ends in the same bits.
+
+    Returns:
+        The last state, and the infos of the updates that this call ran, on the host.
+
+    Raises:
+        InputError: an info that is NaN or infinite: the update and the quantity are named. The state on disk is the
+            last good one.
+    """
+    jitted = jax.jit(update)
+    start = 0
+    if checkpoint is not None and Path(checkpoint).exists():
+        start, state = restore_state(checkpoint, state)
+    infos = []
+    for index in track(range(start, num_updates), label):
+        state, info = jitted(state, batch_of(index))
+        infos.append(jax.device_get(info))
+        _refuse_non_finite(infos[-1], label, index)
+        if checkpoint is not None and (index + 1) % SAVE_EVERY == 0:
+            save_state(checkpoint, index + 1, state)
+    return state, infos
+
+
+def _refuse_non_finite(info: Any, label: str, index: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(info):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(
+                f"'{name}' became NaN or infinite in update {index} of '{label}'; lower the learning rate, or look at "
+                f"the ranges of the calibration that it started from."
+            )

@@ -1,0 +1,158 @@
+"""The discretisation error of any partition, from a table: what a search can look up instead of running the network.
+
+The table holds, for every step s, activation a and candidate grid c, the error that the values seen at s suffer on c,
+times what an error there costs (`sensitivity`). The cost of a group is then a sum of rows and, for each activation, the
+least entry:
+
+    cost(group) = sum_a min_c sum_{s in group} table[s, a, c]
+
+so that every partition of the steps can be priced, and the best contiguous one found by dynamic programming.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq.calibration._base import Evidence, tables_of
+from jaxdq.grid import QParams, Scheme, fake_quantize
+from jaxdq.observers import points_and_shares
+
+
+class Proxy(NamedTuple):
+    """Errors of candidate grids.
+
+    Attributes:
+        table: f64[S, A, C], the weighted squared error of the values of step s on candidate c of activation a.
+        scale: f32[C, A], the candidates.
+        zero_point: int32[C, A].
+    """
+
+    table: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+
+    def cost(self, group_of_step: np.ndarray) -> float:
+        """The summed cost of a partition int[S], or int[S, A] with one partition for each activation."""
+        num_steps, num_columns, _ = self.table.shape
+        groups = np.broadcast_to(group_of_step.reshape(num_steps, -1), (num_steps, num_columns))
+        total = 0.0
+        for group in np.unique(groups):
+            member = groups == group
+            total += np.where(member[..., None], self.table, 0.0).sum(axis=0).min(axis=-1).sum()
+        return float(total)
+
+    def grids(self, group_of_step: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
+        """(f32[G, A], int32[G, A]): for each group and activation, the candidate of least summed error."""
+        num_steps, num_columns, _ = self.table.shape
+        groups = np.broadcast_to(group_of_step.reshape(num_steps, -1), (num_steps, num_columns))
+        columns = np.arange(num_columns)
+        rows = []
+        for group in range(num_groups):
+            choice = np.where((groups == group)[..., None], self.table, 0.0).sum(axis=0).argmin(axis=-1)
+            rows.append((self.scale[choice, columns], self.zero_point[choice, columns]))
+        scale, zero_point = zip(*rows, strict=True)
+        return np.stack(scale), np.stack(zero_point)
+
+
+def build_proxy(evidence: Evidence, weight: np.ndarray, schemes: tuple[Scheme, ...]) -> Proxy:
+    """Prices the grids that would be best for spans of steps, at every step.
+
+    Candidates are the observer's own grids for each single step and for spans of 2, 4, 8, ... steps (overlapping by
+    half), which hold those that any contiguous group would choose, or ones close to them.
+
+    Args:
+        evidence: histograms by step.
+        weight: f64[S, A], from `sensitivity`, or ones.
+        schemes: of the A activations.
+
+    Returns:
+        Proxy.
+    """
+    num_steps = weight.shape[0]
+    spans = _spans(num_steps)
+    scale, zero_point = _candidates(evidence, spans, schemes)
+    table = np.zeros((num_steps, len(schemes), len(spans)))
+    for scheme in dict.fromkeys(schemes):
+        columns = np.flatnonzero([other == scheme for other in schemes])
+        states = jax.tree.map(lambda leaf, columns=columns: leaf[:, columns], evidence.states)
+        error = _errors(states, jnp.asarray(scale[:, columns]), jnp.asarray(zero_point[:, columns]), scheme)
+        table[:, columns] = np.asarray(error, np.float64) * weight[:, columns, None]
+    return Proxy(table, scale, zero_point)
+
+
+def best_contiguous(proxy: Proxy, num_groups: int) -> tuple[np.ndarray, float]:
+    """The contiguous partition of least cost, by dynamic programming: O(S^2 A C) once, then O(S^2 G).
+
+    `V_g(j) = min_i V_{g-1}(i) + cost(steps i..j-1)`.
+
+    Returns:
+        int[S], and its cost.
+    """
+    span_cost = _span_costs(proxy)
+    num_steps = proxy.table.shape[0]
+    best = span_cost[0].copy()  # of one group that ends before j
+    choice = np.zeros((num_groups, num_steps + 1), int)
+    for group in range(1, num_groups):
+        through = best[:, None] + span_cost
+        choice[group] = np.argmin(through, axis=0)
+        best = np.min(through, axis=0)
+    bounds = [num_steps]
+    for group in range(num_groups - 1, 0, -1):
+        bounds.append(int(choice[group, bounds[-1]]))
+    starts = np.array(bounds[:0:-1], int)
+    return np.searchsorted(starts, np.arange(num_steps), side="right"), float(best[num_steps])
+
+
+def _span_costs(proxy: Proxy) -> np.ndarray:
+    """f64[S + 1, S + 1]: the cost of steps i..j-1 as one group; infinite where empty."""
+    num_steps = proxy.table.shape[0]
+    cost = np.full((num_steps + 1, num_steps + 1), np.inf)
+    for start in range(num_steps):
+        summed = np.cumsum(proxy.table[start:], axis=0)
+        cost[start, start + 1 :] = summed.min(axis=-1).sum(axis=-1)
+    return cost
+
+
+def _spans(num_steps: int) -> list[tuple[int, int]]:
+    spans = [(step, step + 1) for step in range(num_steps)]
+    length = 2
+    while length < 2 * num_steps:
+        starts = range(0, max(1, num_steps - length // 2), length // 2)
+        spans += [(start, min(start + length, num_steps)) for start in starts]
+        length *= 2
+    return list(dict.fromkeys(spans))
+
+
+def _candidates(
+    evidence: Evidence, spans: list[tuple[int, int]], schemes: tuple[Scheme, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(f32[C, A], int32[C, A]): the observer's grids for these spans."""
+    observer = evidence.observer
+    tables = jax.jit(lambda states: tables_of(observer, states, schemes))
+    merge = jax.jit(jax.vmap(observer.merge))
+    rows: list[Any] = []
+    for start, stop in spans:
+        state = jax.tree.map(lambda leaf, start=start: leaf[start], evidence.states)
+        for step in range(start + 1, stop):
+            state = merge(state, jax.tree.map(lambda leaf, step=step: leaf[step], evidence.states))
+        rows.append(state)
+    scale, zero_point = tables(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+    return np.asarray(scale), np.asarray(zero_point)
+
+
+def _errors(states: Any, scale: jax.Array, zero_point: jax.Array, scheme: Scheme) -> jax.Array:
+    """f32[S, A, C]: mean squared error of the values of each step and activation on each candidate grid."""
+
+    def of_state(state: Any, scale: jax.Array, zero_point: jax.Array) -> jax.Array:
+        points, share = points_and_shares(state)
+
+        def of_grid(grid: tuple[jax.Array, jax.Array]) -> jax.Array:
+            qparams = QParams(grid[0], None if scheme.symmetric else grid[1])
+            return jnp.sum(share * (points - fake_quantize(points, qparams, scheme)) ** 2)
+
+        return jax.lax.map(of_grid, (scale, zero_point))
+
+    over_columns = jax.vmap(of_state, in_axes=(0, 1, 1))
+    return jax.jit(lambda states: jax.lax.map(lambda row: over_columns(row, scale, zero_point), states))(states)

@@ -1,0 +1,175 @@
+"""ADP-DM's search: which steps share a grid, learned by gradient through a relaxed choice.
+
+For every step s, logits over G groups; `p = softmax(logits)`. While the search runs, an activation is the mixture of
+its G quantized values,
+
+    x^ = sum_g p[s, g] fake_quantize(x, grid[g, a]),
+
+with straight-through rounding, so that the loss at the network's output reaches every site before it. The loss is
+
+    sum_s w_s |eps_float - eps^|^2  +  sum_a sum_g min_c sum_s p[s, g] table[s, a, c]  +  strength H(p),
+
+the error of the noise prediction on float trajectories, the discretisation error (`_proxy`: the inner minimum is the
+grid that the group would choose, which is also the bank of the mixture), and the entropy of the choice, whose strength
+grows until every row of p is one-hot. The second term is concave in p, so that it too is least at a choice.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdq.calibration._proxy import Proxy
+from jaxdq.grid import QParams, Scheme, fake_quantize
+from jaxdq.linen import apply_visited
+
+
+class SearchState(NamedTuple):
+    """What the next update needs.
+
+    Attributes:
+        logits: f32[S, G], or f32[S, G, A] where each activation has a partition of its own.
+        opt_state: the optimizer's.
+        update: int32[], updates done.
+    """
+
+    logits: jax.Array
+    opt_state: optax.OptState
+    update: jax.Array
+
+
+class SearchInfo(NamedTuple):
+    """Diagnostics of one update.
+
+    Attributes:
+        task: f32[], weighted error of the noise prediction, 1 at the start.
+        discretisation: f32[], relative to one group.
+        entropy: f32[], mean over rows, in parts of log G.
+    """
+
+    task: jax.Array
+    discretisation: jax.Array
+    entropy: jax.Array
+
+
+class Rows(NamedTuple):
+    """What one update sees of the network: R states, each of its own step.
+
+    Attributes:
+        x: f32[R, H, W, C].
+        t: int32[R].
+        step: int32[R].
+        target: f32[R, H, W, C], the float model's output.
+        weight: f32[R], what a squared error there costs the image.
+        args: the module's further arguments.
+    """
+
+    x: jax.Array
+    t: jax.Array
+    step: jax.Array
+    target: jax.Array
+    weight: jax.Array
+    args: tuple[jax.Array, ...] = ()
+
+
+class Problem(NamedTuple):
+    """What does not change during a search.
+
+    Attributes:
+        table: f32[S, A, C], of the proxy, in parts of the cost of one group.
+        scale: f32[C, A], candidate grids.
+        zero_point: int32[C, A].
+        params: the network's, every planned kernel on its grid, in float.
+    """
+
+    table: jax.Array
+    scale: jax.Array
+    zero_point: jax.Array
+    params: Any
+
+
+def problem_of(proxy: Proxy, params: Any) -> Problem:
+    """The search's view of a proxy, and of the params that carry the weights' own error."""
+    whole = proxy.cost(np.zeros(proxy.table.shape[0], int)) or 1.0
+    return Problem(
+        jnp.asarray(proxy.table / whole, jnp.float32), jnp.asarray(proxy.scale), jnp.asarray(proxy.zero_point), params
+    )
+
+
+def initial_logits(num_steps: int, num_groups: int, num_columns: int | None, key: jax.Array) -> jax.Array:
+    """Logits that lean towards equal spans, with a little noise, so that no two groups start alike."""
+    centre = (jnp.arange(num_groups) + 0.5) * num_steps / num_groups
+    distance = (jnp.arange(num_steps)[:, None] + 0.5 - centre) * num_groups / num_steps
+    logits = -0.5 * distance**2
+    if num_columns is not None:
+        logits = jnp.broadcast_to(logits[..., None], (num_steps, num_groups, num_columns))
+    return logits + 0.01 * jax.random.normal(key, logits.shape)
+
+
+def discretisation(logits: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The soft discretisation error f32[], and each group's choice of candidate int32[G, A]."""
+    share = jax.nn.softmax(logits, axis=1)
+    priced = jnp.einsum("sg,sac->gac" if logits.ndim == 2 else "sga,sac->gac", share, table)
+    choice = jnp.argmin(priced, axis=-1)
+    return jnp.sum(jnp.min(priced, axis=-1)), choice
+
+
+def mean_entropy(logits: jax.Array) -> jax.Array:
+    """Entropy of the choice, mean over rows, in parts of log G: 1 where undecided, 0 where one-hot."""
+    log_share = jax.nn.log_softmax(logits, axis=1)
+    rows = -jnp.sum(jnp.exp(log_share) * log_share, axis=1)
+    return jnp.mean(rows) / jnp.log(max(2, logits.shape[1]))
+
+
+def relaxed_apply(
+    module: Any, problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, rows: Rows
+) -> jax.Array:
+    """The network's output with every quantized activation a mixture of its G quantized values."""
+    _, choice = discretisation(jax.lax.stop_gradient(logits), problem.table)
+    share = jax.nn.softmax(logits, axis=1)[rows.step]  # [R, G] or [R, G, A]
+
+    def visitor(name: str, x: jax.Array) -> jax.Array:
+        if name not in columns:
+            return x
+        index, scheme = columns[name]
+        own = share if share.ndim == 2 else share[..., index]
+        mixed = jnp.zeros_like(x)
+        for group in range(choice.shape[0]):
+            candidate = choice[group, index]
+            zero_point = None if scheme.symmetric else problem.zero_point[candidate, index]
+            quantized = fake_quantize(x, QParams(problem.scale[candidate, index], zero_point), scheme)
+            mixed += own[:, group].reshape((-1,) + (1,) * (x.ndim - 1)) * quantized.astype(x.dtype)
+        return mixed
+
+    return apply_visited(module, problem.params, visitor, rows.x, rows.t, *rows.args)
+
+
+def make_update(
+    module: Any,
+    columns: dict[str, tuple[int, Scheme]],
+    optimizer: optax.GradientTransformation,
+    num_updates: int,
+    strength: float,
+) -> Any:
+    """The search's pure update, `(problem, state, rows) -> (state, info)`.
+
+    The entropy's strength grows linearly from 0 to `strength`. Rows of logits whose steps are not among the batch's
+    feel the discretisation error and the entropy only, and an optimizer with momentum moves them for that reason alone.
+    """
+
+    def loss_of(logits: jax.Array, problem: Problem, rows: Rows, update: jax.Array) -> tuple[jax.Array, SearchInfo]:
+        error = rows.target - relaxed_apply(module, problem, columns, logits, rows)
+        task = jnp.sum(rows.weight * jnp.sum(error**2, axis=(1, 2, 3)))
+        proxy, _ = discretisation(logits, problem.table)
+        entropy = mean_entropy(logits)
+        return task + proxy + strength * update / num_updates * entropy, SearchInfo(task, proxy, entropy)
+
+    def update(problem: Problem, state: SearchState, rows: Rows) -> tuple[SearchState, SearchInfo]:
+        gradient, info = jax.grad(loss_of, has_aux=True)(state.logits, problem, rows, state.update)
+        change, opt_state = optimizer.update(gradient, state.opt_state)
+        logits = optax.apply_updates(state.logits, change)
+        return SearchState(jnp.asarray(logits), opt_state, state.update + 1), info
+
+    return update

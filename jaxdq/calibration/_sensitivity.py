@@ -1,0 +1,111 @@
+"""What an error in one activation at one step costs the image: errors propagated along the trajectory."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq.calibration._base import Work
+from jaxdq.diffusion import Coefficients, step
+from jaxdq.linen import apply_visited
+
+
+class Sensitivity(NamedTuple):
+    """How much of an error arrives in the image: squared Frobenius norms of Jacobians, per image.
+
+    Attributes:
+        sites: f64[S, A], `|d x_0 / d a_s|^2` of each activation at each step.
+        output: f64[S], `|d x_0 / d eps_s|^2` of the network's output.
+    """
+
+    sites: np.ndarray
+    output: np.ndarray
+
+
+def sensitivity(work: Work, key: jax.Array, *, num_images: int = 8, num_draws: int = 1) -> Sensitivity:
+    """How much of an error in an activation arrives in the image, by step and activation.
+
+    With `x_0` the image and `a_s` an activation at step s, the result estimates the squared Frobenius norm of the
+    Jacobian `d x_0 / d a_s`, so that independent errors of variance `m[s, a]` at every activation give, to first order,
+
+        E |error of x_0|^2 = sum_{s, a} sensitivity[s, a] m[s, a].
+
+    For random `v ~ N(0, 1)` of the image's shape, `E_v |(d x_0 / d a_s)^T v|^2` is that norm (Hutchinson 1990), and one
+    sweep back along a recorded trajectory gives it for all steps and activations: the adjoint of the sampler's step
+    carries v from the image to each state, the network's own vector-Jacobian product takes it into the network.
+
+    Args:
+        work: with trajectories.
+        key: draws v.
+        num_images: trajectories averaged over.
+        num_draws: directions v for each.
+
+    Returns:
+        Sensitivity, all entries >= 0.
+
+    Source: the propagation identity of DDIM (weights `sqrt(abar_0) (sigma_{t-1} - sigma_t)`), here with the sampler's
+    clipping and the network's reaction to its own drift included.
+    """
+    coefficients = work.sampler.coefficients(work.denoiser.schedule)
+    images = slice(0, min(num_images, work.data.num_images))
+    args = work.denoiser.args(jnp.asarray(work.data.image_index[images]))
+    names = tuple(name for name, _ in work.plan.tables)
+    states = jnp.asarray(work.data.states[:, images])
+    total = np.zeros((work.data.num_steps, 1 + len(names)))
+    for draw in range(num_draws):
+        direction = jax.random.normal(jax.random.fold_in(key, draw), states.shape[1:])
+        out = _sweep(work.denoiser.module, names, work.denoiser.params, coefficients, states, args, direction)
+        total += np.asarray(out, np.float64) / num_draws
+    return Sensitivity(sites=total[:, 1:], output=total[:, 0])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sweep(
+    module: Any,
+    names: tuple[str, ...],
+    params: Any,
+    coefficients: Coefficients,
+    states: jax.Array,
+    args: tuple[jax.Array, ...],
+    direction: jax.Array,
+) -> jax.Array:
+    """f32[S, 1 + A]: one sweep from the image back to the noise; the output first, then the activations."""
+    batch = states.shape[1]
+
+    def forward(x: jax.Array, t: jax.Array, nudges: dict[str, jax.Array]) -> jax.Array:
+        def visitor(name: str, value: jax.Array) -> jax.Array:
+            return value + nudges[name].astype(value.dtype) if name in nudges else value
+
+        return apply_visited(module, params, visitor, x, t, *args).astype(jnp.float32)
+
+    shapes = _shapes_of(module, names, params, states[0], coefficients.t[0], args)
+    zeros = {name: jnp.zeros(shapes[name], jnp.float32) for name in names}
+
+    def body(adjoint: jax.Array, inputs: tuple[jax.Array, Coefficients]) -> tuple[jax.Array, jax.Array]:
+        x, numbers = inputs
+        output, back_network = jax.vjp(lambda x, nudges: forward(x, numbers.t, nudges), x, zeros)
+        _, back_step = jax.vjp(lambda x, output: step(numbers, x, output), x, output)
+        to_x, to_output = back_step(adjoint)
+        through_network, to_nudges = back_network(to_output)
+        norms = [jnp.sum(gradient**2) / batch for gradient in (to_output, *(to_nudges[name] for name in names))]
+        return to_x + through_network, jnp.stack(norms)
+
+    coefficients = jax.tree.map(jnp.asarray, coefficients)
+    _, norms = jax.lax.scan(body, direction, (states, coefficients), reverse=True)
+    return norms
+
+
+def _shapes_of(
+    module: Any, names: tuple[str, ...], params: Any, x: jax.Array, t: jax.Array, args: tuple[jax.Array, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the named activations, found by tracing."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def visitor(name: str, value: jax.Array) -> jax.Array:
+        shapes[name] = value.shape
+        return value
+
+    jax.eval_shape(lambda params, x, *args: apply_visited(module, params, visitor, x, t, *args), params, x, *args)
+    return {name: shapes[name] for name in names}

@@ -1,0 +1,238 @@
+"""The command line: `jaxdq quantize`, `sample`, `evaluate`, `inspect`, `compare`.
+
+No decisions here: each command hands its options to a function of `jaxdq.run` and prints what comes back. JAX is
+imported inside the commands, so that `--help` does not wait for it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jaxdq._errors import InputError
+
+if TYPE_CHECKING:
+    from jaxdq.run import Prospect
+
+app = typer.Typer(
+    help="Post-training quantization of diffusion models, as real integers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a defect keeps its plain traceback
+)
+
+Run = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `jaxdq quantize` wrote.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only the metrics, as JSON.")]
+# (label, path in metrics.json, format) of the lines that summaries and comparisons show.
+_LINES = (
+    ("recipe", ("recipe",), "{}"),
+    ("bits", ("weight_bits", "act_bits"), "W{}A{}"),
+    ("time groups", ("groups",), "{}"),
+    ("sampler", ("sampler", "steps"), "{} {}"),
+    ("images, seed", ("images", "seed"), "{}, {}"),
+    ("noise SQNR (dB)", ("noise_sqnr_db.mean",), "{:.2f}"),
+    ("image PSNR (dB)", ("image_psnr_db",), "{:.2f}"),
+    ("Fréchet distance to float", ("fd_to_float",), "{:.4g}"),
+    ("  between float sets", ("fd_float_floor",), "{:.4g}"),
+    ("weights, float (kB)", ("weight_bytes.float",), "{:,.1f}"),
+    ("weights, quantized (kB)", ("weight_bytes.quantized",), "{:,.1f}"),
+    ("integer sites", ("sites.integer", "sites.total"), "{} of {}"),
+    ("integer arithmetic", ("integer_mac_fraction",), "{:.1%}"),
+)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from jaxdq import __version__
+
+        typer.echo(f"jaxdq {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A bundled model, or a folder in diffusers' layout.")],
+    recipe: Annotated[str | None, typer.Option(help="A function of jaxdq.recipes.")] = None,
+    weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
+    act_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
+    groups: Annotated[int | None, typer.Option(help="Time groups; the recipe's own number if not given.")] = None,
+    sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
+    eta: Annotated[float, typer.Option(help="Of ddim: 0 is deterministic, 1 as noisy as ddpm.")] = 0.0,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    images: Annotated[int, typer.Option(help="Images to evaluate on.")] = 64,
+    calibration_images: Annotated[int, typer.Option(help="Images to calibrate on.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="The run folder; named after the options if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize MODEL and write a run folder: checkpoint, metrics.json, samples.png, report.html."""
+    from jaxdq import run
+
+    settings = run.Settings(
+        model=model,
+        recipe=recipe or run.DEFAULT_RECIPE,
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        groups=groups,
+        sampler=sampler,
+        eta=eta,
+        steps=steps,
+        seed=seed,
+        images=images,
+        calibration_images=calibration_images,
+        batch_size=batch_size,
+    )
+    out = out or settings.default_folder
+    metrics = run.quantize_model(settings, out, overwrite=force)
+    _show(metrics, as_json)
+    if not as_json:
+        typer.echo(f"wrote {out}{os.sep} (open {out / 'report.html'})")
+
+
+@app.command()
+def sample(
+    folder: Run,
+    images: Annotated[int, typer.Option(help="How many.")] = 16,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; the run's if not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A PNG file; DIR/drawn.png if not given.")] = None,
+) -> None:
+    """Draw images from the quantized model of a run; the float model is not needed."""
+    from jaxdq import report, run
+
+    out = out or folder / "drawn.png"
+    if out.suffix.lower() != ".png" or not out.parent.is_dir():
+        raise InputError(f"can't write '{out}'; give a name that ends in .png, in a folder that exists.")
+    picture = report.image_grid(run.sample_run(folder, images=images, steps=steps, seed=seed))
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.write_bytes(picture)
+    part.replace(out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def evaluate(
+    folder: Run,
+    model: Annotated[str | None, typer.Option(help="The float model, if it has moved.")] = None,
+    images: Annotated[int | None, typer.Option(help="Images to evaluate on; the run's if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; the run's if not given.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise; the run's if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run again, or on other noise, with more images or steps. The run folder stays as it is."""
+    from jaxdq import run
+
+    _show(run.evaluate_run(folder, model=model, images=images, steps=steps, seed=seed), as_json)
+
+
+@app.command()
+def inspect(
+    what: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A run folder, a bundled model or a model folder.")],
+) -> None:
+    """Show a run with its plan; or, of a model, what would be quantized and what that saves."""
+    from jaxdq import report, run
+    from jaxdq.checkpoint import restore
+
+    if (Path(what) / report.METRICS).exists() or (Path(what) / report.QUANTIZED).exists():
+        metrics = report.read_metrics(what)
+        plan = restore(Path(what) / report.QUANTIZED).plan
+        _show(metrics, as_json=False)
+    else:
+        found = run.inspect_model(what)
+        plan = found.plan
+        _show_model(found)
+    typer.echo(f"\n{plan}")
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put runs side by side."""
+    from jaxdq import report
+
+    runs = [report.read_metrics(folder) for folder in folders]
+    if as_json:
+        rows = [{"folder": str(folder), **metrics} for folder, metrics in zip(folders, runs, strict=True)]
+        typer.echo(json.dumps(rows, indent=1, allow_nan=False))
+    else:
+        Console().print(_table(runs, [str(folder) for folder in folders]))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line; what the input is at fault for is one sentence and exit code 2.
+
+    Args:
+        argv: the words after `jaxdq`; None takes the process's.
+    """
+    try:
+        app(args=None if argv is None else list(argv), prog_name="jaxdq")
+    except InputError as error:
+        typer.echo(f"jaxdq: {error}", err=True)
+        sys.exit(2)
+
+
+def _show(metrics: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(metrics, indent=1, allow_nan=False))
+    else:
+        Console().print(_table([metrics], [Path(metrics["model"]).name]))
+
+
+def _table(runs: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Table:
+    """The lines of `_LINES`, one column for each run."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("")
+    for head in heads:
+        table.add_column(head, justify="right", overflow="fold")
+    for label, paths, form in _LINES:
+        cells = []
+        for metrics in runs:
+            values = [_at(metrics, path) for path in paths]
+            # null stands for a number that JSON does not have: two models that do not differ at all.
+            cells.append("exact" if None in values else form.format(*values))
+        table.add_row(label, *cells)
+    return table
+
+
+def _at(metrics: Mapping[str, Any], path: str) -> Any:
+    value: Any = metrics
+    for key in path.split("."):
+        value = value[key]
+    return value / 1000 if path.startswith("weight_bytes") else value
+
+
+def _show_model(found: "Prospect") -> None:
+    from jaxdq.grid import stored_bytes
+
+    denoiser, plan, _ = found
+    now = stored_bytes(denoiser.params)
+    schedule = denoiser.schedule
+    rows = {
+        "model": f"{denoiser.name} ({type(denoiser.module).__name__})",
+        "images": " x ".join(map(str, denoiser.shape)),
+        "schedule": f"{schedule.num_timesteps} timesteps, predicts {schedule.prediction_type}",
+        "integer sites": f"{sum(site.is_integer for site in plan.sites)} of {len(plan.sites)}",
+        "integer arithmetic": f"{plan.integer_mac_fraction:.1%}",
+        "weights now (kB)": f"{now / 1000:,.1f}",
+    }
+    for bits, count in found.bytes_at.items():
+        rows[f"weights at {bits} (kB)"] = f"{count / 1000:,.1f} ({now / count:.2f}x smaller)"
+    table = Table(box=None, show_header=False)
+    for label, value in rows.items():
+        table.add_row(label, value)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

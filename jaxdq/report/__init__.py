@@ -1,0 +1,16 @@
+"""What a run leaves for a person: its numbers, its pictures and its page."""
+
+from jaxdq.report._folder import QUANTIZED as QUANTIZED
+from jaxdq.report._folder import check_free as check_free
+from jaxdq.report._folder import staged as staged
+from jaxdq.report._metrics import METRICS as METRICS
+from jaxdq.report._metrics import measured as measured
+from jaxdq.report._metrics import read_metrics as read_metrics
+from jaxdq.report._metrics import to_json_values as to_json_values
+from jaxdq.report._metrics import write_metrics as write_metrics
+from jaxdq.report._page import write_pages as write_pages
+from jaxdq.report._samples import image_grid as image_grid
+from jaxdq.report._samples import paired_grid as paired_grid
+from jaxdq.report._sizes import SizeRow as SizeRow
+from jaxdq.report._sizes import planned_bytes as planned_bytes
+from jaxdq.report._sizes import size_rows as size_rows

@@ -1,0 +1,69 @@
+"""A run folder is written whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxdq._errors import InputError
+from jaxdq.report._metrics import METRICS
+
+QUANTIZED = "quantized"
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Refuses a place where something stands that a run must not replace.
+
+    Args:
+        out: where the run is to go.
+        overwrite: whether an earlier run there may be replaced; nothing else ever is.
+
+    Raises:
+        InputError: a file, a mount point, or a folder that holds anything else.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"'{out}' is a file; choose another folder for the run.")
+    if out.is_mount():
+        raise InputError(f"'{out}' is a mount point, which can't be moved into; choose a folder inside it.")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    # --force on a mistyped folder must not cost a person their files: only a run is ever replaced.
+    if overwrite and not ((out / METRICS).is_file() and (out / QUANTIZED).is_dir()):
+        raise InputError(
+            f"'{out}' holds something other than a run of jaxdq and is not replaced; choose another folder."
+        )
+    if not overwrite:
+        raise InputError(f"'{out}' is not empty; choose another folder with --out, or replace the run with --force.")
+
+
+@contextlib.contextmanager
+def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `out` to build in: moved there at the end, removed if anything goes wrong.
+
+    Args:
+        out: as in `check_free`, which is asked again at the end.
+        overwrite: as in `check_free`.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        InputError: no folder can be made there.
+    """
+    out = out.resolve()
+    folder = out.with_name(f".{out.name}.{os.getpid()}.part")
+    retired = folder.with_suffix(".old")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"can't write beside '{out}' ({error.strerror}); choose another folder with --out.") from None
+    try:
+        yield folder
+        check_free(out, overwrite=overwrite)  # again: minutes have passed
+        if out.exists():
+            out.rename(retired)
+        folder.rename(out)
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

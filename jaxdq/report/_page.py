@@ -1,0 +1,156 @@
+"""report.html: the run on one page that opens anywhere, offline."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from jaxdq.evaluation import Evaluation
+from jaxdq.linen import QuantizedParams
+from jaxdq.report import _figures
+from jaxdq.report._samples import paired_grid
+from jaxdq.report._sizes import size_rows
+
+
+def write_pages(
+    folder: Path, metrics: Mapping[str, Any], evaluation: Evaluation, params: Any, qparams: QuantizedParams
+) -> None:
+    """Writes FOLDER/samples.png and FOLDER/report.html.
+
+    Args:
+        folder: exists.
+        metrics: the contents of metrics.json.
+        evaluation: its images and its curve are drawn.
+        params: the float model's.
+        qparams: the quantized one's.
+    """
+    label = f"W{metrics['weight_bits']}A{metrics['act_bits']}"
+    samples = paired_grid(evaluation.float_images, evaluation.quantized_images, label)
+    (folder / "samples.png").write_bytes(samples)
+    page = _template().render(
+        metrics=metrics,
+        label=label,
+        name=Path(metrics["model"]).name,
+        headlines=headlines(metrics),
+        samples=base64.b64encode(samples).decode(),
+        figures=_figures_of(evaluation, qparams),
+        sizes=size_rows(params, qparams),
+        sites=qparams.plan.rows(),
+        lowest=_lowest(evaluation),
+        seconds=sorted(metrics["seconds"].items(), key=lambda item: -item[1]),
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The four figures that answer first: (what, number, what it means in plain words)."""
+    sqnr_db, psnr_db = metrics["noise_sqnr_db"]["mean"], metrics["image_psnr_db"]
+    worst_db = min((value for value in metrics["noise_sqnr_db"]["per_step"] if value is not None), default=None)
+    size = metrics["weight_bytes"]
+    integer, total = metrics["sites"]["integer"], metrics["sites"]["total"]
+    return [
+        (
+            "Predicted noise",
+            _db(sqnr_db),
+            f"{_share(sqnr_db)} from the float model's at a typical step, {_share(worst_db)} at the worst.",
+        ),
+        (
+            "Images",
+            _db(psnr_db),
+            f"{_levels(psnr_db)} from the float model's images, pixel by pixel, from the same noise.",
+        ),
+        (
+            "Weights",
+            f"{size['float'] / size['quantized']:.2f}x",
+            f"smaller: {nice_bytes(size['quantized'])} in place of {nice_bytes(size['float'])}, scales included.",
+        ),
+        (
+            "On integers",
+            f"{100 * metrics['integer_mac_fraction']:.1f}%",
+            f"of the arithmetic, at {integer} of {total} places; the others are named below with the reason.",
+        ),
+    ]
+
+
+def nice_bytes(count: int) -> str:
+    """`1.85 MB`; three figures, powers of 1,000.
+
+    Example:
+        >>> nice_bytes(1_850_000), nice_bytes(12)
+        ('1.85 MB', '12 B')
+    """
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.{1 if size >= 9.995 else 2}f} {unit}"
+
+
+def chosen_columns(scale_of_t: np.ndarray, count: int) -> list[int]:
+    """The activations whose scales move most over time, the most moved first: what time groups are for.
+
+    Args:
+        scale_of_t: f32[T, A] > 0.
+        count: how many.
+    """
+    if not scale_of_t.shape[1]:
+        return []
+    moves = scale_of_t.max(0) / scale_of_t.min(0)
+    return np.argsort(-moves, kind="stable")[:count].tolist()
+
+
+def _lowest(evaluation: Evaluation) -> tuple[int, float] | None:
+    """The step that is furthest from float: (t, dB); None where all are exact."""
+    index = int(np.argmin(evaluation.noise_sqnr_db))
+    lowest_db = float(evaluation.noise_sqnr_db[index])
+    return (int(evaluation.t[index]), lowest_db) if np.isfinite(lowest_db) else None
+
+
+def _figures_of(evaluation: Evaluation, qparams: QuantizedParams) -> dict[str, Any]:
+    group_of_t, act_scale = np.asarray(qparams.group_of_t), np.asarray(qparams.act_scale)
+    columns = np.arange(act_scale.shape[1])
+    scale_of_t = act_scale[group_of_t if group_of_t.ndim == 2 else group_of_t[:, None], columns]
+    chosen = chosen_columns(scale_of_t, len(_figures.SERIES))
+    names = [qparams.plan.tables[column][0] for column in chosen]
+    return {
+        "sqnr": _figures.sqnr_figure(evaluation.t, evaluation.noise_sqnr_db, group_of_t),
+        "scales": _figures.scale_figure(scale_of_t[:, chosen], group_of_t) if chosen else None,
+        "legend": list(zip(_figures.SERIES, names, strict=False)),
+        "groups": _figures.group_figure(group_of_t) if len(act_scale) > 1 else None,
+        "is_per_activation": group_of_t.ndim == 2,
+    }
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxdq.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["bytes"] = nice_bytes
+    environment.filters["seconds"] = lambda value: f"{value:.1f} s" if value < 100 else f"{value / 60:.1f} min"
+    environment.filters["number"] = lambda value: "exact" if value is None else f"{value:.3g}"
+    return environment.get_template("template.html")
+
+
+def _db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f} dB"
+
+
+def _share(value: float | None) -> str:
+    return "0%" if value is None else f"{_two_figures(100 * 10 ** (-value / 20))}%"
+
+
+def _levels(value: float | None) -> str:
+    levels = 0.0 if value is None else 255 * 10 ** (-value / 20)
+    return f"{_two_figures(levels)} of 255 grey levels"
+
+
+def _two_figures(value: float) -> str:
+    return f"{value:.2g}" if value < 99.5 else f"{value:.0f}"

@@ -1,0 +1,345 @@
+"""A run: one quantization from model to report, and the folder that it leaves.
+
+    DIR/quantized/     the checkpoint (`jaxdq.save`)
+    DIR/model/         the float model's configurations, without its weights: enough to sample from DIR alone
+    DIR/metrics.json   what was asked for and what was measured
+    DIR/samples.png    float images above quantized ones, from the same noise
+    DIR/report.html    all of it on one page
+
+A folder is built beside its place and moved there when it is whole: a kill leaves the earlier run, or none.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import platform
+import shlex
+import time
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdq import recipes, report
+from jaxdq._errors import InputError
+from jaxdq.calibration import Recipe, calibrate, plan_for
+from jaxdq.calibration._uniform import check_num_groups
+from jaxdq.checkpoint import restore, save, versions
+from jaxdq.diffusion import Denoiser, Sampler, ddim, ddpm
+from jaxdq.evaluation import Evaluation, evaluate
+from jaxdq.grid import QTensor
+from jaxdq.linen import Plan, QuantizedParams, quantize
+from jaxdq.report import QUANTIZED, check_free, read_metrics, staged
+from jaxdq.sampling import BATCH_SIZE, sample
+from jaxdq.unet import bundled_models, load_denoiser, write_configs
+
+DEFAULT_RECIPE = "uniform_groups"
+MODEL = "model"
+# One number of the seed for each use, so that no two uses share noise.
+_CALIBRATE, _EVALUATE, _SAMPLE = range(3)
+# The settings that an evaluation has in common with the run it measures.
+_EVALUATED = "model recipe weight_bits act_bits groups sampler eta steps seed images batch_size".split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is asked of a run.
+
+    Attributes:
+        model: what `jaxdq.load_denoiser` takes: a bundled name or a folder.
+        recipe: the name of a function of `jaxdq.recipes`.
+        weight_bits: 2 to 8.
+        act_bits: 2 to 8.
+        groups: spans of time with scales of their own; None leaves it to the recipe.
+        sampler: "ddim" or "ddpm".
+        eta: of DDIM, in [0, 1].
+        steps: of the sampler.
+        seed: of all that is random, in [0, 2**32).
+        images: to evaluate on, at least 2.
+        calibration_images: to calibrate on, at least 1.
+        batch_size: images at a time.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    model: str
+    recipe: str = DEFAULT_RECIPE
+    weight_bits: int = 8
+    act_bits: int = 8
+    groups: int | None = None
+    sampler: str = "ddim"
+    eta: float = 0.0
+    steps: int = 50
+    seed: int = 0
+    images: int = 64
+    calibration_images: int = 32
+    batch_size: int = BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name, least in (("images", 2), ("calibration_images", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}.")
+
+    @property
+    def default_folder(self) -> Path:
+        """Where the run goes if nobody says otherwise: `out/digits-uniform_groups-w8a8-g8`."""
+        groups = "" if self.groups is None else f"-g{self.groups}"
+        bits = f"w{self.weight_bits}a{self.act_bits}"
+        return Path("out") / f"{Path(self.model).resolve().name}-{self.recipe}-{bits}{groups}"
+
+
+def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Any]:
+    """Quantizes a model and writes the run folder: load, calibrate, quantize, evaluate, report.
+
+    Args:
+        settings: what is asked for.
+        out: the folder to write; one that holds anything is refused.
+        overwrite: whether an earlier run there is replaced, once the new one is whole.
+
+    Returns:
+        The contents of metrics.json.
+
+    Raises:
+        InputError: the folder, the model or a setting can't be used; nothing is written then.
+    """
+    out = Path(out)
+    check_free(out, overwrite=overwrite)
+    recipe, sampler = make_recipe(settings), make_sampler(settings.sampler, settings.steps, settings.eta)
+    check_num_groups(recipe.settings.get("groups", 1), settings.steps)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "load"):
+        denoiser = load_denoiser(settings.model)
+        sampler.coefficients(denoiser.schedule)  # refuses too many steps before any work is done
+    with staged(out, overwrite=overwrite) as folder:
+        with _timed(seconds, "calibrate"):
+            calib = calibrate(
+                denoiser,
+                recipe,
+                sampler=sampler,
+                key=_key(settings.seed, _CALIBRATE),
+                num_images=settings.calibration_images,
+                batch_size=settings.batch_size,
+            )
+        with _timed(seconds, "quantize"):
+            qparams = jax.block_until_ready(jax.jit(quantize)(denoiser.params, calib))
+        with _timed(seconds, "save"):
+            save(folder / QUANTIZED, qparams)
+            write_configs(settings.model, folder / MODEL)
+        evaluation = _evaluate(denoiser, qparams, sampler, settings)
+        measured = report.measured(denoiser, qparams, evaluation)
+        metrics = report.to_json_values(
+            {**_asked(settings, recipe, out), **measured, "seconds": {**seconds, **evaluation.seconds}}
+        )
+        report.write_pages(folder, metrics, evaluation, denoiser.params, qparams)
+        report.write_metrics(folder, metrics)
+    return metrics
+
+
+def evaluate_run(
+    folder: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    images: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Measures the run's quantized model against the float one again; unchanged settings give the run's own numbers.
+
+    Args:
+        folder: a run.
+        model: the float model, where it is no longer at the place that metrics.json names.
+        images: to draw; None takes the run's.
+        steps: of the sampler; None takes the run's.
+        seed: None takes the run's.
+
+    Returns:
+        As metrics.json, without what belongs to the making of the run.
+
+    Raises:
+        InputError: the folder is no run, or the model is not the one that was quantized.
+    """
+    metrics = read_metrics(folder)
+    given = {"model": model, "images": images, "steps": steps, "seed": seed}
+    asked = {name: metrics[name] for name in _EVALUATED}
+    asked |= {name: value for name, value in given.items() if value is not None}
+    settings = Settings(**asked)
+    sampler = make_sampler(settings.sampler, settings.steps, settings.eta)
+    qparams = restore(Path(folder) / QUANTIZED)
+    denoiser = load_denoiser(settings.model)
+    _check_same_model(denoiser, qparams, settings.model)
+    evaluation = _evaluate(denoiser, qparams, sampler, settings)
+    return report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation)})
+
+
+def sample_run(folder: str | os.PathLike[str], *, images: int = 16, steps: int | None = None, seed: int = 0) -> Any:
+    """Draws images from a run folder alone.
+
+    Args:
+        folder: a run; the float model's weights are not needed.
+        images: to draw, at least 1.
+        steps: of the sampler; None takes the run's.
+        seed: of the noise.
+
+    Returns:
+        float32[N, H, W, C] in [-1, 1].
+
+    Raises:
+        InputError: the folder is no run, or a number is out of its range.
+    """
+    metrics = read_metrics(folder)
+    check_seed(seed)
+    sampler = make_sampler(metrics["sampler"], metrics["steps"] if steps is None else steps, metrics["eta"])
+    denoiser = load_denoiser(Path(folder) / MODEL, weights=False)
+    qparams = restore(Path(folder) / QUANTIZED)
+    batch_size = metrics["batch_size"]
+    key = _key(seed, _SAMPLE)
+    drawn = sample(denoiser, qparams, sampler=sampler, num_images=images, key=key, batch_size=batch_size)
+    return np.asarray(drawn)
+
+
+class Prospect(NamedTuple):
+    """What quantization would make of a model.
+
+    Attributes:
+        denoiser: the float model, its params abstract.
+        plan: what the default recipe would do at 8 bits.
+        bytes_at: "W8" or "W4" -> bytes of the quantized params.
+    """
+
+    denoiser: Denoiser
+    plan: Plan
+    bytes_at: dict[str, int]
+
+
+def inspect_model(model: str) -> Prospect:
+    """What a float model is and what the default recipe would quantize of it; its weights stay unread.
+
+    Raises:
+        InputError: no such model, or one that jaxdq does not support.
+    """
+    denoiser = load_denoiser(model, weights=False)
+    plans = {bits: plan_for(denoiser, make_recipe(Settings(model, weight_bits=bits))) for bits in (8, 4)}
+    bytes_at = {f"W{bits}": report.planned_bytes(denoiser.params, plan) for bits, plan in plans.items()}
+    return Prospect(denoiser, plans[8], bytes_at)
+
+
+def recipes_by_name() -> dict[str, Callable[..., Recipe]]:
+    """The functions of `jaxdq.recipes` that return a Recipe."""
+    public = {name: value for name, value in vars(recipes).items() if inspect.isfunction(value) and name[0] != "_"}
+    return {name: value for name, value in public.items() if typing.get_type_hints(value).get("return") is Recipe}
+
+
+def make_recipe(settings: Settings) -> Recipe:
+    """The recipe that the settings name.
+
+    Raises:
+        InputError: no such recipe, bits outside 2..8, or groups for a recipe that has none.
+    """
+    known = recipes_by_name()
+    if settings.recipe not in known:
+        raise InputError(f"there is no recipe {settings.recipe!r}; the recipes are {', '.join(sorted(known))}.")
+    make = known[settings.recipe]
+    bits = {"weight_bits": settings.weight_bits, "act_bits": settings.act_bits}
+    if settings.groups is None:
+        return make(**bits)
+    if _takes_groups(make):
+        return make(**bits, num_groups=settings.groups)
+    if settings.groups != 1:
+        raise InputError(
+            f"recipe '{settings.recipe}' has one scale for all times and can't use {settings.groups} groups; leave "
+            f"--groups out, or choose one of {', '.join(sorted(name for name in known if _takes_groups(known[name])))}."
+        )
+    return make(**bits)
+
+
+def make_sampler(name: str, steps: int, eta: float = 0.0) -> Sampler:
+    """The sampler of this name.
+
+    Raises:
+        InputError: no such sampler, or a number out of its range.
+    """
+    if name == "ddim":
+        return ddim(steps, eta=eta)
+    if name != "ddpm":
+        raise InputError(f"there is no sampler {name!r}; the samplers are ddim and ddpm.")
+    if eta:
+        raise InputError(f"eta is {eta}, and the ddpm sampler has none; leave it out, or sample with ddim.")
+    return ddpm(steps)
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that JAX would fold into another."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; give a whole number from 0 to {2**32 - 1}.")
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start
+
+
+def _key(seed: int, use: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed), use)
+
+
+def _evaluate(denoiser: Denoiser, qparams: QuantizedParams, sampler: Sampler, settings: Settings) -> Evaluation:
+    return evaluate(
+        denoiser,
+        qparams,
+        sampler=sampler,
+        key=_key(settings.seed, _EVALUATE),
+        num_images=settings.images,
+        batch_size=settings.batch_size,
+    )
+
+
+def _asked(settings: Settings, recipe: Recipe, out: Path) -> dict[str, Any]:
+    """The part of metrics.json that says what was run, where and how."""
+    asked = dataclasses.asdict(settings)
+    if settings.model not in bundled_models():
+        asked["model"] = str(Path(settings.model).resolve())  # so that `evaluate` finds it from any folder
+    asked["groups"] = recipe.settings.get("groups", 1)
+    return {
+        **asked,
+        "recipe_settings": dict(recipe.settings),
+        "command": _command(settings, recipe, out),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "versions": {**versions(), "python": platform.python_version()},
+    }
+
+
+def _command(settings: Settings, recipe: Recipe, out: Path) -> str:
+    """The command line that makes this run again, no default left unsaid."""
+    options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "model"}
+    options["groups"] = recipe.settings.get("groups") if _takes_groups(recipes_by_name()[settings.recipe]) else None
+    options["eta"] = settings.eta if settings.sampler == "ddim" else None
+    words = ["jaxdq", "quantize", settings.model]
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def _takes_groups(make: Callable[..., Recipe]) -> bool:
+    return "num_groups" in inspect.signature(make).parameters
+
+
+def _check_same_model(denoiser: Denoiser, qparams: QuantizedParams, model: str) -> None:
+    """Refuses a float model that is not the one that was quantized: what stays in float must be equal in both."""
+    kept = jax.tree_util.tree_leaves_with_path(qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    given = dict(jax.tree_util.tree_leaves_with_path(denoiser.params))
+    for path, leaf in kept:
+        other = given.get(path)
+        same = other is not None and tuple(other.shape) == tuple(leaf.shape)
+        if not same or not (isinstance(leaf, QTensor) or np.array_equal(np.asarray(leaf), np.asarray(other))):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(f"'{model}' is not the model that was quantized (they differ at '{name}'); pass that one "
+                             f"with --model.")  # fmt: skip

@@ -1,0 +1,96 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import NUM_TIMESTEPS, toy_plan
+
+from jaxdq import InputError, ddim, linear_schedule
+from jaxdq.calibration import Work, observe
+from jaxdq.diffusion import Denoiser
+from jaxdq.grid import Scheme
+from jaxdq.linen import Rule
+from jaxdq.observers import minmax
+from jaxdq.sampling import Trajectories
+
+KEY = jax.random.key(0)
+SHAPE = (1, 2, 2)
+
+
+class Pair(nn.Module):
+    """`second(relu(first(x)) + t)`, with `first` a permutation and a gain: activations are known by hand."""
+
+    @nn.compact
+    def __call__(self, x, t, label=None):
+        x = x if label is None else x + label
+        return nn.Dense(2, name="second")(nn.relu(nn.Dense(2, name="first", use_bias=False)(x)) + t)
+
+
+PARAMS = {
+    "first": {"kernel": jnp.array([[0.0, 3.0], [1.0, 0.0]])},
+    "second": {"kernel": jnp.eye(2), "bias": jnp.ones(2)},
+}
+# States of 3 images at 2 steps, t = 10 and 0.
+STATES = np.random.default_rng(0).normal(size=(2, 3, *SHAPE)).astype(np.float32)
+
+
+def work(states=STATES, rules=None, conditions=()):
+    denoiser = Denoiser(Pair(), PARAMS, linear_schedule(NUM_TIMESTEPS), SHAPE, conditions)
+    rules = rules or [Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))]
+    plan = toy_plan(Pair(), PARAMS, rules, states[0], jnp.int32(0))
+    t, index = np.array([10, 0], np.int32), np.arange(states.shape[1], dtype=np.int32)
+    return Work(denoiser, ddim(2), plan, {}, Trajectories(states, states, t, index, states[0]))
+
+
+def by_hand(states, t, label=0.0):
+    """(low, high) of the inputs of first and second."""
+    x = states + label
+    second = np.maximum(x[..., ::-1] * np.array([1.0, 3.0], np.float32), 0) + t
+    return [(x.min(), x.max()), (second.min(), second.max())]
+
+
+@pytest.mark.parametrize("batch_size", [32, 2, 1])
+def test_oracle_ranges_are_those_of_the_activations(batch_size):
+    low, high = observe(minmax(), batch_size=batch_size)(work(), KEY).evidence.states
+    for step, t in enumerate((10, 0)):
+        for column, (lowest, highest) in enumerate(by_hand(STATES[step], t)):
+            # One float32 product and one sum, each rounded once.
+            np.testing.assert_allclose([low[step, column], high[step, column]], [lowest, highest], rtol=1e-6)
+
+
+def test_conditions_belong_to_their_images():
+    labels = np.array([0.0, 100.0], np.float32).reshape(2, 1, 1, 1)
+    found = work(conditions=(labels,))
+    found = found._replace(data=found.data._replace(image_index=np.array([0, 0, 1], np.int32)))
+    states = observe(minmax())(found, KEY).evidence.states
+    labels = labels[[0, 0, 1]]
+    (lowest, highest), _ = by_hand(STATES[0], 10, labels)
+    np.testing.assert_allclose([states.low[0, 0], states.high[0, 0]], [lowest, highest], rtol=1e-6)
+
+
+def test_sites_in_float_are_not_observed():
+    rules = [Rule("first"), Rule(".*", Scheme(8, channel_axis=-1), Scheme(8))]
+    states = observe(minmax())(work(rules=rules), KEY).evidence.states
+    assert states.low.shape == (2, 1)
+    np.testing.assert_allclose(states.high[0, 0], by_hand(STATES[0], 10)[1][1], rtol=1e-6)
+    nothing = observe(minmax())(work(rules=[Rule(".*")]), KEY).evidence.states
+    assert nothing.low.shape == (2, 0)
+
+
+def test_infinity_is_named_by_site_and_time():
+    # 3 x 2e38 overflows in the first layer, at the second step and for one image.
+    states = STATES.copy()
+    states[1, 2, 0, 0, 0] = 2e38
+    with pytest.raises(InputError, match="input of 'second' holds NaN or infinity at t = 0 "):
+        observe(minmax())(work(states), KEY)
+    states[0, 1, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="input of 'first' holds NaN or infinity at t = 10 "):
+        observe(minmax())(work(states), KEY)
+
+
+def test_compiles_once_for_all_batches_and_steps():
+    observer, calls = minmax(), []
+    counted = observer._replace(update=lambda state, x: calls.append(x.shape) or observer.update(state, x))
+    observe(counted, batch_size=2)(work(), KEY)
+    # Four batches, two sites: one trace sees each site once.
+    assert calls == [(2, *SHAPE), (2, *SHAPE)]

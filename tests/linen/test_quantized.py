@@ -1,0 +1,143 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from toys import KNOWN_PARAMS, SHAPE, Known, ToyUNet, toy_calibration, toy_params, toy_plan
+
+from jaxdq import InputError
+from jaxdq.grid import QTensor, Scheme, dequantize, stored_bytes
+from jaxdq.linen import Rule, quantize
+
+X, T = np.random.default_rng(1).standard_normal((1, *SHAPE)).astype(np.float32), np.int32(0)
+A8 = Scheme(8, symmetric=False)
+PARAMS = toy_params(ToyUNet(), X, T)
+# A scheme of weights for every site, so that one calibration meets every number of bits, symmetric and not.
+SCHEMES = {
+    "conv_in": Scheme(8, channel_axis=-1),
+    "down": Scheme(7, symmetric=False, channel_axis=-1),
+    "query": Scheme(6),
+    "key": Scheme(5, channel_axis=-1),
+    "value": Scheme(4, channel_axis=-1),
+    "out": Scheme(3, symmetric=False, channel_axis=-1),
+    "up": Scheme(2, channel_axis=-1),
+    "conv_out": Scheme(2, symmetric=False),
+}
+
+
+@pytest.fixture(scope="module")
+def calib():
+    rules = [Rule(path, scheme, A8) for path, scheme in SCHEMES.items()]
+    rules += [Rule("time", reason="float"), Rule("shift", Scheme(8, channel_axis=-1)), Rule("scores|mix")]
+    return toy_calibration(ToyUNet(), PARAMS, toy_plan(ToyUNet(), PARAMS, rules, X, T), [0], X, T)
+
+
+@pytest.fixture(scope="module")
+def qparams(calib):
+    return jax.jit(quantize)(PARAMS, calib)
+
+
+def kernel(qparams, path):
+    return qparams.params[path]["kernel"]
+
+
+def test_planned_kernels_are_integers_and_nothing_else_is(qparams):
+    for path, leaves in qparams.params.items():
+        assert isinstance(leaves.get("kernel"), QTensor) == (path in SCHEMES or path == "shift")
+    kept = {leaf.shape for leaf in jax.tree.leaves(qparams.params) if leaf.dtype == np.float32 and leaf.size > 100}
+    assert not kept & {PARAMS[path]["kernel"].shape for path in SCHEMES}
+    assert qparams.params["time"] is not PARAMS["time"]
+    np.testing.assert_array_equal(qparams.params["time"]["kernel"], PARAMS["time"]["kernel"])
+    np.testing.assert_array_equal(qparams.params["norm"]["scale"], PARAMS["norm"]["scale"])
+
+
+# Written out, not computed as the code computes them.
+BOUNDS = {
+    "conv_in": ("int8", -127, 127),
+    "down": ("int8", -64, 63),
+    "query": ("int8", -31, 31),
+    "key": ("int8", -15, 15),
+    "value": ("int4", -7, 7),
+    "out": ("int4", -4, 3),
+    "up": ("int2", -1, 1),
+    "conv_out": ("int2", -2, 1),
+    "shift": ("int8", -127, 127),
+}
+
+
+@pytest.mark.parametrize("path", BOUNDS)
+def test_golden_dtype_and_bounds(qparams, path):
+    codes = kernel(qparams, path).qvalue
+    dtype, low, high = BOUNDS[path]
+    assert codes.dtype == dtype
+    codes = np.asarray(codes).astype(np.int32)
+    assert low <= codes.min() and codes.max() <= high
+    # Ranges are those of the weights themselves, so that an end of every grid is in use.
+    assert codes.max() == high or codes.min() == low
+
+
+@pytest.mark.parametrize("path", BOUNDS)
+def test_roundtrip_within_half_a_step(qparams, path):
+    tensor = kernel(qparams, path)
+    scale = np.asarray(tensor.qparams.scale)
+    # Asymmetric zero points are rounded, so an end of the range may clip by half a step more.
+    steps = 0.5 if tensor.scheme.symmetric else 1.0
+    assert (np.abs(dequantize(tensor) - PARAMS[path]["kernel"]) <= steps * scale * (1 + 1e-5)).all()
+    channels = 1 if tensor.scheme.channel_axis is None else PARAMS[path]["kernel"].shape[-1]
+    assert scale.size == channels
+
+
+def test_code_sums_are_ready_where_a_zero_point_needs_them(qparams):
+    codes = np.asarray(kernel(qparams, "down").qvalue, np.int32)
+    np.testing.assert_array_equal(kernel(qparams, "down").code_sum, codes.sum((0, 1, 2), keepdims=True))
+    # Its inputs are float: nothing to correct.
+    assert kernel(qparams, "shift").code_sum is None
+
+
+@pytest.mark.parametrize("scheme", [Scheme(8, channel_axis=-1), Scheme(3, symmetric=False)], ids=str)
+def test_jit_equals_eager_to_the_bit(scheme):
+    plan = toy_plan(Known(), KNOWN_PARAMS, [Rule(".*", scheme, A8)], X[:, 0, 0], T)
+    calib = toy_calibration(Known(), KNOWN_PARAMS, plan, [0], X[:, 0, 0], T)
+    eager, jitted = quantize(KNOWN_PARAMS, calib), jax.jit(quantize)(KNOWN_PARAMS, calib)
+    assert jax.tree.structure(eager) == jax.tree.structure(jitted)
+    for one, two in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+
+
+def test_params_and_calibration_are_left_as_they_were(calib):
+    before = jax.tree.map(np.array, (PARAMS, calib))
+    jax.jit(quantize)(PARAMS, calib)
+    jax.tree.map(np.testing.assert_array_equal, before, (PARAMS, calib))
+    assert not any(isinstance(leaves.get("kernel"), QTensor) for leaves in PARAMS.values())
+
+
+def test_golden_bytes_are_the_true_size(qparams):
+    # value: 16 x 16 codes of 4 bits, 16 scales, 16 sums; no zero points.
+    assert stored_bytes(kernel(qparams, "value")) == 16 * 16 // 2 + 16 * 4 + 16 * 4
+    # up: 3 x 3 x 24 x 8 codes of 2 bits.
+    assert stored_bytes(kernel(qparams, "up").qvalue) == 9 * 24 * 8 // 4
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda dense: {"bias": dense["bias"]}, "no such kernel"),
+        (lambda dense: dense | {"kernel": dense["kernel"][:, :1]}, r"shape \(2, 1\)"),
+    ],
+)
+def test_params_of_another_network_are_refused_by_path(change, what):
+    x = np.ones((1, 2), np.float32)
+    plan = toy_plan(Known(), KNOWN_PARAMS, [Rule(".*", Scheme(8, channel_axis=-1), A8)], x, T)
+    calib = toy_calibration(Known(), KNOWN_PARAMS, plan, [0], x, T)
+    with pytest.raises(InputError, match=rf"'dense' was calibrated with a kernel of shape \(2, 2\).*{what}"):
+        quantize({"dense": change(KNOWN_PARAMS["dense"])}, calib)
+    with pytest.raises(InputError, match="no such kernel"):
+        quantize({}, calib)
+
+
+def test_a_calibration_is_data(calib):
+    doubled = jax.tree.map(lambda leaf: leaf * 2, calib)
+    assert doubled.plan is calib.plan
+    np.testing.assert_array_equal(doubled.act_scale, 2 * calib.act_scale)
+    assert dataclasses.replace(calib, act_scale=calib.act_scale).plan is calib.plan

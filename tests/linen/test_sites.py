@@ -1,0 +1,257 @@
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import SHAPE, ToyUNet, toy_calibration, toy_params, toy_plan
+
+from jaxdq import InputError
+from jaxdq.grid import QParams, Scheme, fake_quantize
+from jaxdq.linen import Einsum, Rule, apply, apply_visited, dequantize_params, find_sites, quantize
+from jaxdq.linen._sites import einsum_dims, kernel_at
+
+T0 = np.int32(0)
+
+
+class Wrap(nn.Module):
+    """One layer as a network: called with images and a time."""
+
+    layer: nn.Module
+    calls: int = 1
+
+    @nn.compact
+    def __call__(self, x, t):
+        for _ in range(self.calls):
+            x = self.layer(x)
+        return x
+
+
+def wrapped(layer, x, calls=1):
+    module = Wrap(layer, calls)
+    return module, toy_params(module, x, T0)
+
+
+def only_site(layer, x, calls=1):
+    module, params = wrapped(layer, x, calls)
+    (site,) = find_sites(module, params, x, T0)
+    return site
+
+
+def test_toy_unet_lists_every_site_in_order_with_macs_counted_by_hand():
+    x = np.zeros((2, *SHAPE))
+    sites = find_sites(ToyUNet(), toy_params(ToyUNet(), x, T0), x, T0)
+    # 8 x 8 pixels, 8 features; 4 x 4 = 16 tokens of 16 features below. Batch 2, counted for one image.
+    assert [(site.path, site.kind, site.rows, site.macs) for site in sites] == [
+        ("time", "dense", 1, 8 * 8),
+        ("shift", "dense", 1, 8 * 16),
+        ("conv_in", "conv", 64, 64 * 9 * 2 * 8),
+        ("down", "conv", 16, 16 * 9 * 8 * 16),
+        ("query", "dense", 16, 16 * 16 * 16),
+        ("key", "dense", 16, 16 * 16 * 16),
+        ("value", "dense", 16, 16 * 16 * 16),
+        ("scores", "product", 256, 16 * 16 * 16),
+        ("mix", "product", 256, 16 * 16 * 16),
+        ("out", "dense", 16, 16 * 16 * 16),
+        ("up", "conv", 64, 64 * 9 * 24 * 8),
+        ("conv_out", "conv", 64, 64 * 9 * 8 * 2),
+    ]
+    assert not any(site.unsupported for site in sites)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "kernel", "channel_axes", "rows", "macs"),
+    [
+        (nn.Dense(5), (2, 3, 4), (4, 5), (1,), 3, 3 * 4 * 5),
+        (nn.DenseGeneral((3, 5)), (2, 7, 4), (4, 3, 5), (1, 2), 7, 7 * 4 * 15),
+        (nn.DenseGeneral(5, axis=(-2, -1)), (2, 7, 3, 4), (3, 4, 5), (2,), 7, 7 * 12 * 5),
+        (nn.DenseGeneral((2, 5), axis=(1, 3)), (2, 7, 3, 4), (7, 4, 2, 5), (2, 3), 3, 3 * 28 * 10),
+        (nn.Conv(6, (3, 3)), (2, 8, 8, 4), (3, 3, 4, 6), (3,), 64, 64 * 36 * 6),
+        (nn.Conv(6, (3, 3), 2), (2, 8, 8, 4), (3, 3, 4, 6), (3,), 16, 16 * 36 * 6),
+        (nn.Conv(6, (3, 3), padding="VALID"), (2, 8, 8, 4), (3, 3, 4, 6), (3,), 36, 36 * 36 * 6),
+        (nn.Conv(6, (3, 3), feature_group_count=2), (2, 8, 8, 4), (3, 3, 2, 6), (3,), 64, 64 * 18 * 6),
+        (nn.Conv(6, (3,)), (2, 8, 4), (3, 4, 6), (2,), 8, 8 * 12 * 6),
+        (nn.Conv(6, (2, 2, 2)), (2, 3, 3, 3, 4), (2, 2, 2, 4, 6), (4,), 27, 27 * 32 * 6),
+    ],
+)
+def test_golden_shape_axes_rows_and_macs(layer, shape, kernel, channel_axes, rows, macs):
+    site = only_site(layer, np.zeros(shape, np.float32))
+    assert (site.shape, site.channel_axes, site.rows, site.macs) == (kernel, channel_axes, rows, macs)
+    assert (site.path, site.unsupported, site.inputs) == ("layer", "", ("layer",))
+
+
+def test_kernel_called_twice_is_one_site_that_works_twice():
+    once, twice = (only_site(nn.Dense(4), np.zeros((1, 4)), calls) for calls in (1, 2))
+    assert twice.macs == 2 * once.macs == 32
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "reason"),
+    [
+        (nn.Conv(2, (3, 3), mask=jnp.ones((3, 3, 2, 2))), (1, 4, 4, 2), "masked"),
+        (nn.Conv(2, (3, 3), padding=1, input_dilation=2), (1, 4, 4, 2), "input dilation"),
+        (nn.Conv(2, (3, 3)), (2, 1, 4, 4, 2), "2 batch axes"),
+        (nn.DenseGeneral(3, axis=-1, batch_dims=(0,)), (2, 4, 3), "batch_dims"),
+    ],
+)
+def test_what_the_integer_path_does_not_do_is_listed_with_its_reason(layer, shape, reason):
+    assert reason in only_site(layer, np.ones(shape, np.float32)).unsupported
+
+
+def test_an_einsum_that_is_not_one_dot_is_listed_and_not_counted():
+    class Trace(nn.Module):
+        @nn.compact
+        def __call__(self, x, t):
+            return Einsum("bii,bj->bj", name="trace")(x, x[..., 0])
+
+    (site,) = find_sites(Trace(), {}, np.zeros((1, 2, 2)), T0)
+    assert "bii,bj->bj" in site.unsupported and site.macs == 0
+
+
+def test_attention_of_flax_is_found_by_its_projections():
+    module = Wrap(nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8))
+    x = np.zeros((2, 5, 8))
+    sites = find_sites(module, toy_params(module, x, T0), x, T0)
+    assert {site.path: (site.shape, site.channel_axes, site.macs) for site in sites} == {
+        "layer/query": ((8, 2, 4), (1, 2), 5 * 8 * 8),
+        "layer/key": ((8, 2, 4), (1, 2), 5 * 8 * 8),
+        "layer/value": ((8, 2, 4), (1, 2), 5 * 8 * 8),
+        "layer/out": ((2, 4, 8), (2,), 5 * 8 * 8),
+    }
+
+
+def test_scanned_layers_are_refused_by_name():
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.Dense(4, name="dense")(x), None
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x, t):
+            scan = nn.scan(Body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            return scan(name="layers")(x, None)[0]
+
+    x = np.zeros((2, 4))
+    with pytest.raises(InputError, match=r"'layers/dense' has shape \(3, 4, 4\).*unroll"):
+        find_sites(Scanned(), toy_params(Scanned(), x, T0), x, T0)
+
+
+def test_abstract_params_do():
+    x = np.zeros((1, *SHAPE))
+    params = toy_params(ToyUNet(), x, T0)
+    abstract = jax.eval_shape(lambda: params)
+    assert find_sites(ToyUNet(), abstract, x, T0) == find_sites(ToyUNet(), params, x, T0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "dims", "order"),
+    [
+        ("ij,jk->ik", (((1,), (0,)), ((), ())), (0, 1)),
+        ("ij,jk->ki", (((1,), (0,)), ((), ())), (1, 0)),
+        ("bqd, bkd -> bqk", (((2,), (2,)), ((0,), (0,))), (0, 1, 2)),
+        ("bqhd,bkhd->bhqk", (((3,), (3,)), ((0, 2), (0, 2))), (0, 1, 2, 3)),
+        ("bhqk,bkhd->bqhd", (((3,), (1,)), ((0, 1), (0, 2))), (0, 2, 1, 3)),
+        ("abc,abc->", (((0, 1, 2), (0, 1, 2)), ((), ())), ()),
+    ],
+)
+def test_golden_einsum_dims(spec, dims, order):
+    assert einsum_dims(spec) == (dims, order)
+    rng = np.random.default_rng(0)
+    lhs, rhs = (rng.integers(-9, 9, (2,) * len(part)) for part in spec.replace(" ", "").split("->")[0].split(","))
+    out = jax.jit(lambda: jnp.transpose(jax.lax.dot_general(lhs, rhs, dims), order))()
+    assert (out == np.einsum(spec.replace(" ", ""), lhs, rhs)).all()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "ij->ji",  # one operand
+        "ij,jk,kl->il",  # three
+        "ij,jk",  # no output
+        "...j,jk->...k",  # ellipsis
+        "ii,ij->j",  # repeated label
+        "ij,jk->k",  # i is dropped: a sum of its own
+        "ij,jk->ikz",  # z comes from nowhere
+        "i,j->ij",  # nothing to contract
+        "bi,bi->bi",  # nor here
+    ],
+)
+def test_einsums_that_are_not_one_dot_are_refused(spec):
+    assert einsum_dims(spec) is None
+
+
+def test_kernel_at_follows_paths_and_misses_gently():
+    params = {"a": {"b": {"kernel": 1}, "bias": 2}}
+    assert kernel_at(params, "a/b") == 1
+    assert kernel_at(params, "a") is kernel_at(params, "a/c") is kernel_at(params, "a/bias/b") is None
+
+
+LAYERS = {
+    "dense": (nn.Dense(5), (2, 3, 4)),
+    "dense, no bias": (nn.Dense(5, use_bias=False), (2, 3, 4)),
+    "dense, several features": (nn.DenseGeneral((3, 5)), (2, 7, 4)),
+    "dense, two axes": (nn.DenseGeneral(5, axis=(-2, -1)), (2, 7, 3, 4)),
+    "dense, axes apart": (nn.DenseGeneral((2, 5), axis=(1, 3)), (2, 3, 5, 4)),
+    "conv SAME": (nn.Conv(6, (3, 3)), (2, 5, 6, 4)),
+    "conv VALID": (nn.Conv(6, (3, 3), padding="VALID"), (2, 5, 6, 4)),
+    "conv int padding": (nn.Conv(6, (3, 3), padding=2), (2, 5, 6, 4)),
+    "conv ints padding": (nn.Conv(6, (3, 3), padding=(0, 2)), (2, 5, 6, 4)),
+    "conv pairs padding": (nn.Conv(6, (3, 3), 2, padding=((0, 1), (1, 0))), (2, 6, 6, 4)),
+    "conv CIRCULAR": (nn.Conv(6, (3, 2), padding="CIRCULAR"), (2, 5, 6, 4)),
+    "conv CIRCULAR dilated": (nn.Conv(6, (3, 3), padding="CIRCULAR", kernel_dilation=2), (2, 5, 6, 4)),
+    "conv REFLECT": (nn.Conv(6, (4, 3), padding="REFLECT"), (2, 5, 6, 4)),
+    "conv CAUSAL": (nn.Conv(6, (3,), padding="CAUSAL", kernel_dilation=2), (2, 7, 4)),
+    "conv strided": (nn.Conv(6, (3, 3), (2, 1)), (2, 5, 6, 4)),
+    "conv dilated": (nn.Conv(6, (3, 3), kernel_dilation=(2, 1)), (2, 5, 6, 4)),
+    "conv grouped": (nn.Conv(6, (3, 3), feature_group_count=2), (2, 5, 6, 4)),
+    "conv depthwise, multiplier 2": (nn.Conv(8, (3, 3), feature_group_count=4), (2, 5, 6, 4)),
+    "conv 1d": (nn.Conv(6, (3,), 2), (2, 7, 4)),
+    "conv 3d": (nn.Conv(3, (3, 2, 1)), (2, 4, 3, 2, 4)),
+}
+
+
+class Zoo(nn.Module):
+    """Every layer on its part of x, float[2, 420], so that one program holds them all."""
+
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x, t):
+        inputs = {name: LAYERS[name][1] for name in self.names}
+        inputs = {name: x[:, : math.prod(shape[1:])].reshape(shape) for name, shape in inputs.items()}
+        return {name: LAYERS[name][0].clone(name=name, parent=self)(inputs[name]) for name in self.names}
+
+
+@pytest.mark.parametrize(
+    ("names", "symmetric"),
+    [(tuple(LAYERS), False), (("dense", "conv SAME", "conv CAUSAL"), True)],
+    ids=["asymmetric", "symmetric"],
+)
+def test_oracle_every_layer_on_integers_equals_its_float_twin(names, symmetric):
+    rng = np.random.default_rng(0)
+    # Far from centred, so that padding with code 0 in place of the zero point's code would show.
+    x = rng.uniform(-0.5, 2.0, (2, 420)).astype(np.float32)
+    module, act = Zoo(names), Scheme(8, symmetric=symmetric)
+    params = toy_params(module, x, T0)
+    plan = toy_plan(module, params, [Rule(".*", Scheme(8, channel_axis=-1), act)], x, T0)
+    assert plan.integer_mac_fraction == 1
+    calib = toy_calibration(module, params, plan, [0], x, T0)
+
+    @jax.jit
+    def both(calib, t):
+        qparams = quantize(params, calib)
+
+        def visitor(name, x):
+            column = plan.column[name]
+            zero_point = None if symmetric else calib.act_zero_point[0, column]
+            return fake_quantize(x, QParams(calib.act_scale[0, column], zero_point), act)
+
+        return apply(module, qparams, x, t), apply_visited(module, dequantize_params(qparams), visitor, x, t)
+
+    integer, twin = both(calib, jnp.zeros((), jnp.int32))
+    for name in names:
+        assert abs(twin[name]).max() > 0.1
+        # Float32 sums of at most 36 products below 8, each rounded once, in whatever order: 36 * 8 * 2**-23 < 4e-5.
+        np.testing.assert_allclose(integer[name], twin[name], rtol=0, atol=4e-5, err_msg=name)

@@ -1,0 +1,210 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import KNOWN_PARAMS, KNOWN_X, SHAPE, Known, tiny_quantized, toy_calibration, toy_plan
+
+from jaxdq import InputError, apply, checkpoint, ddim, restore, sample, save
+from jaxdq.grid import QTensor, Scheme
+from jaxdq.linen import Rule, quantize
+
+T0 = np.int32(0)
+
+
+def known_quantized(weight, act=None, params=KNOWN_PARAMS, x=KNOWN_X):
+    act = act or Scheme(8, symmetric=False)
+    plan = toy_plan(Known(), params, [Rule(".*", weight, act)], x, T0)
+    return quantize(params, toy_calibration(Known(), params, plan, [0, 1], x, T0, num_groups=2))
+
+
+def assert_same_bits(one, two):
+    assert one.plan == two.plan
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert isinstance(b, jax.Array) and a.dtype == b.dtype and a.shape == b.shape
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_quantized()
+
+
+@pytest.fixture
+def saved(tmp_path, tiny):
+    save(tmp_path / "quantized", tiny[1])
+    return tmp_path / "quantized"
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+def test_restores_bit_exact_at_every_width(tmp_path, bits):
+    # Odd widths symmetric and per channel, even ones asymmetric and per tensor: each path of the format.
+    weight = Scheme(bits, symmetric=bool(bits % 2), channel_axis=-1 if bits % 2 else None)
+    qparams = known_quantized(weight, Scheme(bits))
+    save(tmp_path / "q", qparams)
+    assert_same_bits(qparams, restore(tmp_path / "q"))
+
+
+def test_other_dtypes_and_partitions_restore_bit_exact(tmp_path):
+    params = {"dense": dict(KNOWN_PARAMS["dense"]), "extra": {"half": jnp.ones((3, 2), jnp.bfloat16) / 3, "n": T0}}
+    qparams = known_quantized(Scheme(8, channel_axis=-1), params=params)
+    qparams = dataclasses.replace(qparams, group_of_t=jnp.array([[0], [1]], jnp.int32))
+    qparams = jax.tree.map(jnp.asarray, qparams)
+    save(tmp_path / "q", qparams)
+    assert_same_bits(qparams, restore(tmp_path / "q"))
+
+
+def test_images_are_equal_to_the_bit(tiny, saved):
+    denoiser, qparams = tiny
+    draw = {"sampler": ddim(2), "num_images": 3, "key": jax.random.key(0)}
+    np.testing.assert_array_equal(sample(denoiser, qparams, **draw), sample(denoiser, restore(saved), **draw))
+
+
+def test_opens_in_a_process_that_knows_only_jaxdq_and_the_module(tmp_path):
+    qparams = known_quantized(Scheme(4, channel_axis=-1))
+    save(tmp_path / "q", qparams)
+    program = f"""
+import jax, jaxdq, numpy as np
+from toys import Known, KNOWN_X
+qparams = jaxdq.restore({str(tmp_path / "q")!r})
+print(np.asarray(jax.jit(lambda q: jaxdq.apply(Known(), q, KNOWN_X, 1))(qparams)).tobytes().hex())
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    expected = jax.jit(lambda q: apply(Known(), q, KNOWN_X, 1))(qparams)
+    assert out.stdout.split()[-1] == np.asarray(expected).tobytes().hex()
+
+
+def test_exhaustive_a_flipped_byte_in_any_file_is_found(saved):
+    files = [file for file in saved.rglob("*") if file.is_file()]
+    assert len(files) >= 3
+    for file in files:
+        whole = file.read_bytes()
+        for position in {0, len(whole) // 2, len(whole) - 1} if whole else ():
+            flipped = bytearray(whole)
+            flipped[position] ^= 0x01
+            file.write_bytes(bytes(flipped))
+            with pytest.raises(InputError, match=f"{file.name}.*(damaged|can't be read|lacks)"):
+                restore(saved)
+        file.write_bytes(whole)
+    restore(saved)
+
+
+def test_every_field_of_the_manifest_is_checked(saved):
+    manifest = saved / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    for field in whole:
+        manifest.write_text(json.dumps({key: value for key, value in whole.items() if key != field}))
+        with pytest.raises(InputError, match=r"lacks|damaged"):
+            restore(saved)
+    for text in ("", "[]", "3", "null", '{"format": 1', "\x00"):
+        manifest.write_text(text)
+        with pytest.raises(InputError, match=r"manifest\.json"):
+            restore(saved)
+
+
+def test_a_missing_file_is_found_by_name(saved):
+    for file in [file for file in saved.rglob("*") if file.is_file()]:
+        whole = file.read_bytes()
+        file.unlink()
+        with pytest.raises(InputError, match="is missing" if file.name != "manifest.json" else "holds no manifest"):
+            restore(saved)
+        file.write_bytes(whole)
+    with pytest.raises(InputError, match=r"'nowhere' holds no manifest\.json"):
+        restore("nowhere")
+
+
+def test_another_format_is_refused_with_the_version_that_wrote_it(saved):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    del manifest["sha256_of_manifest"]
+    manifest["format"], manifest["versions"]["jaxdq"] = 99, "7.1"
+    manifest["sha256_of_manifest"] = checkpoint._digest(manifest)
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"format 99 and this jaxdq reads 1.*\(7\.1\)"):
+        restore(saved)
+
+
+def test_an_existing_folder_is_refused_and_left_untouched(saved):
+    before = contents(saved)
+    with pytest.raises(InputError, match="exists already"):
+        save(saved, known_quantized(Scheme(8)))
+    assert contents(saved) == before
+    assert [path.name for path in saved.parent.iterdir()] == ["quantized"]
+
+
+def test_overwrite_replaces_and_leaves_nothing_behind(saved):
+    qparams = known_quantized(Scheme(8, channel_axis=-1))
+    save(saved, qparams, overwrite=True)
+    assert_same_bits(qparams, restore(saved))
+    assert [path.name for path in saved.parent.iterdir()] == ["quantized"]
+
+
+def fail_to(name):
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt(name)
+
+    return fail
+
+
+@pytest.mark.parametrize("where", ["_to_arrays", "_checksums", "_digest", "_move"])
+def test_an_interrupted_save_leaves_the_old_checkpoint(saved, monkeypatch, where):
+    before = contents(saved)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, where, fail_to(where))
+        save(saved, known_quantized(Scheme(8)), overwrite=True)
+    assert contents(saved) == before
+    assert [path.name for path in saved.parent.iterdir()] == ["quantized"]
+
+
+def test_a_move_that_fails_half_way_puts_the_old_checkpoint_back(saved, monkeypatch):
+    before, rename = contents(saved), Path.rename
+
+    def rename_old_only(self, target):
+        if self.name.endswith(".part"):
+            raise OSError("disk full")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(Path, "rename", rename_old_only)
+        save(saved, known_quantized(Scheme(8)), overwrite=True)
+    assert contents(saved) == before
+
+
+def test_float_params_are_not_saved_as_quantized(tmp_path):
+    with pytest.raises(InputError, match="given a dict"):
+        save(tmp_path / "q", KNOWN_PARAMS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 8])
+def test_golden_codes_take_their_true_size_on_disk(tmp_path, bits):
+    rng = np.random.default_rng(0)
+    # 999 x 100 codes that no compressor can shorten by much: uniform over the grid.
+    lo, hi = Scheme(bits).bounds
+    kernel = jnp.asarray(rng.integers(lo, hi + 1, (100, 999)), jnp.float32)
+    qparams = known_quantized(Scheme(8), params=KNOWN_PARAMS)
+    tensor = QTensor(kernel.astype(jnp.int8), qparams.params["dense"]["kernel"].qparams, Scheme(bits))
+    stored = checkpoint._to_arrays(dataclasses.replace(qparams, params={"dense": {"kernel": tensor}}))
+    assert stored["params"]["dense"]["kernel"]["codes"].nbytes == -(-99_900 // 8) * bits
+    save(tmp_path / "q", dataclasses.replace(qparams, params={"dense": {"kernel": tensor}}))
+    size = sum(map(len, contents(tmp_path / "q").values()))
+    # The rest, names and checksums and the plan, is below 20 kB; 8 bits would be 100 kB.
+    assert 0.9 * 99_900 * bits / 8 * np.log2(hi - lo + 1) / bits < size < 99_900 * bits / 8 + 20_000
+
+
+def test_saving_leaves_the_parameters_usable(tiny, saved):
+    denoiser, qparams = tiny
+    x = np.ones((1, *SHAPE), np.float32)
+    run = jax.jit(lambda qparams: apply(denoiser.module, qparams, x, 3))
+    np.testing.assert_array_equal(run(qparams), run(restore(saved)))

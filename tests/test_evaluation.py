@@ -1,0 +1,90 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import SHAPE, tiny_quantized
+
+from jaxdq import InputError, ddim, evaluate
+from jaxdq.diffusion import Denoiser, linear_schedule
+from jaxdq.evaluation import noise_sqnr_per_step_db
+from jaxdq.sampling import trajectories
+
+KEY = jax.random.key(9)
+
+
+class Bias:
+    """Says the same everywhere: `bias[t]`."""
+
+    def apply(self, variables, x, t):
+        return jnp.zeros_like(x) + variables["params"]["bias"][t]
+
+
+def says(bias, prediction_type="sample"):
+    schedule = linear_schedule(4, 0.1, 0.5, prediction_type=prediction_type)
+    return Denoiser(Bias(), {"bias": jnp.asarray(bias, jnp.float32)}, schedule, SHAPE)
+
+
+def measure(denoiser, params, **kwargs):
+    return evaluate(denoiser, params, sampler=ddim(4), key=KEY, **{"num_images": 4, **kwargs})
+
+
+def test_golden_distances_of_a_perturbed_answer():
+    denoiser = says([0.5, 1.0, 1.0, 0.5])
+    found = measure(denoiser, {"bias": jnp.array([0.6, 1.0, 0.9, 0.0])})
+    # Noisiest first, t = 3 to 0. 0.5 for 0.0: 0 dB; 1.0 for 0.9: 20 dB; none; 0.5 for 0.6: 10 log10 25.
+    assert found.t.tolist() == [3, 2, 1, 0]
+    # 0.1 as a difference of float32 numbers near 1 is right to 2**-23 / 0.1, 1e-5 dB.
+    np.testing.assert_allclose(found.noise_sqnr_db, [0.0, 20.0, np.inf, 10 * np.log10(25)], atol=1e-4)
+    # The model's last answer is the image: 0.5 everywhere beside 0.6. Peak 2, so 20 log10(2 / 0.1).
+    np.testing.assert_allclose(found.float_images, 0.5, atol=1e-6)
+    np.testing.assert_allclose(found.quantized_images, 0.6, atol=1e-6)
+    np.testing.assert_allclose(found.image_psnr_db, 20 * np.log10(20), atol=1e-4)
+    # No spread, means 0.1 apart in each of 8 x 8 x 2 features; other noise changes nothing.
+    np.testing.assert_allclose(found.fd_to_float, 128 * 0.01, rtol=1e-4)
+    np.testing.assert_allclose(found.fd_float_floor, 0, atol=1e-9)
+
+
+def test_a_model_beside_itself_has_no_error():
+    denoiser = says([0.5, 1.0, 0.0, 0.5], "epsilon")
+    found = measure(denoiser, denoiser.params)
+    # 0 beside 0 is no error either.
+    np.testing.assert_array_equal(found.noise_sqnr_db, np.inf)
+    assert found.image_psnr_db == np.inf and found.fd_to_float < 1e-9
+    np.testing.assert_array_equal(found.float_images, found.quantized_images)
+    # Epsilon says nothing about the noise here, so other noise gives other images.
+    assert found.fd_float_floor > 0.01
+
+
+def test_a_quantized_network_is_close_and_not_equal():
+    denoiser, qparams = tiny_quantized()
+    found = measure(denoiser, qparams)
+    # Rounding to 8 bits is 59 dB below the peak of an activation, and peaks are 3 to 6 times the deviation: 45 dB.
+    # At the noisiest step values beyond the range of the one call that was observed clip.
+    assert (found.noise_sqnr_db > 15).all() and (found.noise_sqnr_db[1:] > 35).all()
+    assert (found.noise_sqnr_db < 70).all()
+    assert 20 < found.image_psnr_db < 70
+    assert 0 < found.fd_to_float < found.fd_float_floor
+    assert found.float_images.shape == found.quantized_images.shape == (4, *SHAPE)
+    assert set(found.seconds) == {"sample float", "noise error", "sample quantized", "sample float floor"}
+    assert min(found.seconds.values()) > 0
+
+
+def test_noise_error_does_not_depend_on_the_batch_size():
+    denoiser = says([0.5, 1.0, 1.0, 0.5], "epsilon")
+    data = trajectories(denoiser, denoiser.params, sampler=ddim(4), num_images=5, key=KEY)
+    params = {"bias": jnp.array([0.6, 0.9, 0.9, 0.1])}
+    whole, parts = (noise_sqnr_per_step_db(denoiser, params, data, batch_size=size) for size in (64, 2))
+    # Sums of 5 * 128 equal numbers in float32: relative 640 * 2**-24, 2e-4 dB.
+    np.testing.assert_allclose(whole, parts, atol=2e-4)
+    assert whole.shape == (4,) and whole.dtype == np.float64
+
+
+def test_one_image_has_no_spread_and_is_refused():
+    denoiser = says([0.5] * 4)
+    with pytest.raises(InputError, match="num_images is 1"):
+        measure(denoiser, denoiser.params, num_images=1)
+
+
+def test_images_that_are_not_finite_are_refused():
+    with pytest.raises(InputError, match="draws images with NaN"):
+        measure(says([0.5] * 4), {"bias": jnp.full(4, jnp.nan)})

@@ -1,0 +1,141 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import NUM_TIMESTEPS, SHAPE, Tiny, tiny_quantized, toy_denoiser
+
+from jaxdq import InputError, ddim, ddpm, sample
+from jaxdq.diffusion import Denoiser, initial_noise, linear_schedule
+from jaxdq.sampling import batch_at, one_pass, trajectories
+
+KEY = jax.random.key(5)
+SCHEDULE = linear_schedule(NUM_TIMESTEPS, 0.01, 0.3)
+
+
+class Pointwise:
+    """Not a linen module, but called like one; it counts how often it is traced. No sums, so no rounding differs."""
+
+    def __init__(self):
+        self.traces = []
+
+    def apply(self, variables, x, t, *conditions):
+        self.traces.append(x.shape)
+        return sum(conditions, variables["params"]["gain"] * x)
+
+
+SHARED = Pointwise()  # compiled programs belong to the module: one serves all tests that count nothing
+
+
+def pointwise(*conditions, module=SHARED):
+    return Denoiser(module, {"gain": jnp.float32(0.5)}, SCHEDULE, SHAPE, conditions)
+
+
+def draw(denoiser, params=None, *, num_images, sampler=None, **kwargs):
+    params = denoiser.params if params is None else params
+    sampler = sampler or ddpm(4)
+    return np.asarray(sample(denoiser, params, sampler=sampler, num_images=num_images, key=KEY, **kwargs))
+
+
+def test_invariant_image_i_is_its_own():
+    all_at_once = draw(pointwise(), num_images=6)
+    assert all_at_once.shape == (6, *SHAPE) and all_at_once.dtype == np.float32
+    # Two batches of 3 (and of 3 and 2); fewer images. Elementwise arithmetic in another program: fused multiply-adds.
+    for num_images, batch_size in [(6, 4), (5, 3), (3, 64)]:
+        images = draw(pointwise(), num_images=num_images, batch_size=batch_size)
+        np.testing.assert_allclose(images, all_at_once[:num_images], rtol=0, atol=1e-6)
+    assert len({image.tobytes() for image in all_at_once}) == 6
+
+
+def test_the_same_key_draws_the_same_and_another_does_not():
+    denoiser = pointwise()
+    once = draw(denoiser, num_images=3)
+    np.testing.assert_array_equal(once, draw(denoiser, num_images=3))
+    other = sample(denoiser, denoiser.params, sampler=ddpm(4), num_images=3, key=jax.random.key(6))
+    assert abs(other - once).max() > 0.1
+
+
+def test_float_and_quantized_networks_start_from_the_same_noise():
+    denoiser, qparams = tiny_quantized()
+    parts = [
+        trajectories(denoiser, params, sampler=ddim(2), num_images=3, key=KEY) for params in (denoiser.params, qparams)
+    ]
+    np.testing.assert_array_equal(parts[0].states[0], parts[1].states[0])
+    np.testing.assert_array_equal(parts[0].states[0], initial_noise(KEY, jnp.arange(3), SHAPE))
+    # 8-bit weights and activations of two layers: well above 20 dB at the first step (the floor of the battery).
+    error = parts[0].outputs[0] - parts[1].outputs[0]
+    assert 0 < np.sum(error**2) < 0.01 * np.sum(parts[0].outputs[0] ** 2)
+
+
+def test_images_are_clipped_and_trajectories_end_in_them():
+    denoiser = dataclasses.replace(pointwise(), schedule=linear_schedule(NUM_TIMESTEPS, 0.01, 0.3, clip_range=None))
+    images = draw(denoiser, num_images=3)
+    assert abs(images).max() == 1
+    data = trajectories(denoiser, denoiser.params, sampler=ddpm(4), num_images=3, key=KEY)
+    np.testing.assert_allclose(data.images, images, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(data.outputs, 0.5 * data.states, rtol=1e-6)
+
+
+def test_trajectories_are_cut_to_the_images_asked_for():
+    denoiser = pointwise()
+    data = trajectories(denoiser, denoiser.params, sampler=ddim(4), num_images=5, key=KEY, batch_size=3)
+    assert data.states.shape == data.outputs.shape == (4, 5, *SHAPE) and data.images.shape == (5, *SHAPE)
+    assert (data.num_steps, data.num_images) == (4, 5)
+    assert data.t.tolist() == [15, 10, 5, 0] and data.image_index.tolist() == [0, 1, 2, 3, 4]
+    assert isinstance(data.states, np.ndarray)
+
+
+def test_compiles_once_for_all_batches_and_steps():
+    denoiser = pointwise(module=Pointwise())
+    draw(denoiser, num_images=5, batch_size=3, sampler=ddim(4))
+    draw(denoiser, {"gain": jnp.float32(0.1)}, num_images=6, batch_size=3, sampler=ddim(4))
+    assert denoiser.module.traces == [(3, *SHAPE)]
+
+
+def test_conditions_take_turns():
+    labels = np.array([0.25, -0.5, 1.0, 0.0], np.float32).reshape(4, 1, 1, 1)
+    # The model answers label + 0 x, and "sample" prediction makes that the image.
+    schedule = linear_schedule(NUM_TIMESTEPS, 0.01, 0.3, prediction_type="sample")
+    denoiser = Denoiser(Pointwise(), {"gain": jnp.float32(0)}, schedule, SHAPE, (labels,))
+    images = draw(denoiser, num_images=6, sampler=ddim(4), batch_size=3)
+    np.testing.assert_allclose(images[:, 0, 0, 0], labels.ravel()[np.arange(6) % 4], atol=1e-6)
+
+
+def test_quantized_networks_take_conditions_too():
+    denoiser, qparams = tiny_quantized()
+    labels = np.array([[0.0] * 4, [2.0] * 4], np.float32)
+    labelled = toy_denoiser(Tiny(), (labels,))
+    images = draw(labelled, qparams, num_images=2, sampler=ddim(2))
+    plain = draw(denoiser, qparams, num_images=2, sampler=ddim(2))
+    # A label of zeros changes nothing; a code beside a tie may still flip in another program.
+    np.testing.assert_allclose(images[0], plain[0], rtol=0, atol=1e-2)
+    assert abs(images[1] - plain[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(0, 1), (-1, 1), (1, 0), (4, -2)])
+def test_bad_numbers_are_refused(num_images, batch_size):
+    for run in (sample, trajectories):
+        with pytest.raises(InputError, match=f"num_images is {num_images} and batch_size {batch_size}"):
+            run(pointwise(), {}, sampler=ddim(2), num_images=num_images, key=KEY, batch_size=batch_size)
+
+
+def test_more_steps_than_timesteps_are_refused():
+    with pytest.raises(InputError, match="30 steps"):
+        draw(pointwise(), num_images=1, sampler=ddim(30))
+
+
+def test_one_pass_shows_every_state_in_batches_of_one_size():
+    denoiser = pointwise(np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1))
+    data = trajectories(denoiser, denoiser.params, sampler=ddim(2), num_images=5, key=KEY)
+    batches = list(one_pass(denoiser, data, 2))
+    assert [(int(batch.step), int(batch.t), batch.x.shape[0]) for batch in batches] == [(0, 10, 2)] * 3 + [
+        (1, 0, 2)
+    ] * 3
+    for step in range(2):
+        seen = {np.asarray(x).tobytes() for batch in batches if batch.step == step for x in batch.x}
+        assert seen == {x.tobytes() for x in data.states[step]}
+    # Each batch brings the targets and the conditions of its own images.
+    batch = batch_at(denoiser, data, 1, np.array([4, 1]))
+    np.testing.assert_array_equal(batch.target, data.outputs[1, [4, 1]])
+    np.testing.assert_array_equal(np.ravel(batch.args[0]), [1, 1])

@@ -149,7 +149,7 @@ def _from_arrays(tree: dict[str, Any], plan: Plan) -> QuantizedParams:
     for site in plan.sites:
         if site.weight is not None:
             node = params
-            for part in site.path.split("/"):
+            for part in site.path.split("/") if site.path else ():
                 node = node[part]
             node["kernel"] = _restored_kernel(node["kernel"], site)
     return QuantizedParams(

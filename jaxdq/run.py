@@ -26,8 +26,7 @@ import numpy as np
 
 from jaxdq import recipes, report
 from jaxdq._errors import InputError
-from jaxdq.calibration import Recipe, calibrate, plan_for
-from jaxdq.calibration._uniform import check_num_groups
+from jaxdq.calibration import Recipe, calibrate, check_num_groups, plan_for
 from jaxdq.checkpoint import restore, save, versions
 from jaxdq.diffusion import Denoiser, Sampler, ddim, ddpm
 from jaxdq.evaluation import Evaluation, evaluate

@@ -2,8 +2,9 @@
 
     python scripts/evaluate_digits.py --png out/digits.png
 
-Prints one JSON line. The classifier (a support vector machine with calibrated probabilities) is trained on the scans
-that the model was trained on and tested on those held out. The Fréchet distance is taken between 8x8 pooled pixels.
+Prints one JSON line. The classifier, a small perceptron, is trained on the scans that the model was trained on and
+tested on those held out; the share of them it is sure of is what perfect samples would reach, and the share of noise
+shows that it is not sure of everything. The Fréchet distance is taken between 8x8 pooled pixels.
 """
 
 import argparse
@@ -14,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.svm import SVC
+from sklearn.neural_network import MLPClassifier
 from train_digits import load_scans
 
 import jaxdq
@@ -67,7 +67,8 @@ def main() -> None:
     args = parser.parse_args()
 
     train, held_out, train_labels, held_out_labels = load_scans()
-    classifier = CalibratedClassifierCV(SVC(gamma="scale", C=10.0), ensemble=False, cv=5)
+    # A support vector machine is more accurate (0.993) but sure of more than half of the noise.
+    classifier = MLPClassifier((128, 64), alpha=0.1, tol=1e-3, random_state=0)
     classifier.fit(train.reshape(len(train), -1), train_labels)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
@@ -75,6 +76,7 @@ def main() -> None:
 
     samples = draw(load_denoiser(args.model), args.images, args.steps, args.seed)
     of_held_out, of_samples = probabilities(held_out), probabilities(samples)
+    noise = np.clip(np.random.default_rng(args.seed).normal(size=samples.shape), -1, 1)
     distance = {
         name: frechet_distance(pooled_pixels(images), pooled_pixels(held_out))
         for name, images in {"samples": samples, "train": train}.items()
@@ -89,6 +91,7 @@ def main() -> None:
         "classifier_accuracy_held_out": float(np.mean(of_held_out.argmax(1) == held_out_labels)),
         "confident_held_out": float(np.mean(of_held_out.max(1) > CONFIDENT)),
         "confident_samples": float(np.mean(of_samples.max(1) > CONFIDENT)),
+        "confident_noise": float(np.mean(probabilities(noise).max(1) > CONFIDENT)),
         "class_counts": np.bincount(of_samples.argmax(1), minlength=10).tolist(),
         "fd_samples_to_held_out": round(distance["samples"], 3),
         "fd_train_to_held_out": round(distance["train"], 3),

@@ -208,3 +208,44 @@ def test_saving_leaves_the_parameters_usable(tiny, saved):
     x = np.ones((1, *SHAPE), np.float32)
     run = jax.jit(lambda qparams: apply(denoiser.module, qparams, x, 3))
     np.testing.assert_array_equal(run(qparams), run(restore(saved)))
+
+
+STATE = {"logits": jnp.arange(6.0).reshape(2, 3), "opt": (jnp.int32(3), [jnp.ones(2, jnp.bfloat16)])}
+
+
+def test_the_state_of_a_loop_restores_bit_exact_and_is_replaced_whole(tmp_path):
+    for update in (5, 6):
+        state = jax.tree.map(lambda leaf, update=update: leaf + update, STATE)
+        checkpoint.save_state(tmp_path / "deep" / "state", update, state)
+        found, restored = checkpoint.restore_state(tmp_path / "deep" / "state", STATE)
+        assert found == update and jax.tree.structure(restored) == jax.tree.structure(STATE)
+        for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+            assert one.dtype == two.dtype and np.asarray(one).tobytes() == np.asarray(two).tobytes()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize(
+    "like",
+    [
+        STATE | {"logits": jnp.zeros((3, 2))},
+        STATE | {"logits": jnp.zeros((2, 3), jnp.int32)},
+        STATE | {"more": jnp.zeros(1)},
+        {"logits": STATE["logits"]},
+    ],
+    ids=["shape", "dtype", "more", "fewer"],
+)
+def test_the_state_of_another_loop_is_refused(tmp_path, like):
+    checkpoint.save_state(tmp_path / "state", 1, STATE)
+    with pytest.raises(InputError, match=r"remove the folder and run again"):
+        checkpoint.restore_state(tmp_path / "state", like)
+
+
+def test_a_state_that_is_not_there_or_torn_is_refused(tmp_path):
+    with pytest.raises(InputError, match="can't be read"):
+        checkpoint.restore_state(tmp_path / "state", STATE)
+    checkpoint.save_state(tmp_path / "state", 1, STATE)
+    for file in (tmp_path / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:7])
+    with pytest.raises(InputError, match="can't be read"):
+        checkpoint.restore_state(tmp_path / "state", STATE)

@@ -134,7 +134,8 @@ def toy_calibration(
         seen = {}
 
         def visitor(name: str, x: jax.Array) -> jax.Array:
-            seen[name] = observer.update(seen.get(name, observer.init()), x)
+            if name in plan.column:
+                seen[name] = observer.update(seen.get(name, observer.init()), x)
             return x
 
         apply_visited(module, params, visitor, *args, **kwargs)

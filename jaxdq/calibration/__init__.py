@@ -9,4 +9,5 @@ from jaxdq.calibration._calibrate import calibrate as calibrate
 from jaxdq.calibration._calibrate import plan_for as plan_for
 from jaxdq.calibration._calibrate import run_calibrators as run_calibrators
 from jaxdq.calibration._observe import observe as observe
+from jaxdq.calibration._uniform import check_num_groups as check_num_groups
 from jaxdq.calibration._uniform import share_uniformly as share_uniformly

@@ -12,7 +12,7 @@ from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor, dequantize
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._quantized import QuantizedParams
-from jaxdq.linen._sites import Kind, kind_of, path_of
+from jaxdq.linen._sites import Site, inputs_of, kind_of, path_of
 
 TIME_NAMES = ("t", "timestep", "timesteps", "time")
 Visitor = Callable[[str, jax.Array], jax.Array]
@@ -49,15 +49,15 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         site = params.plan.by_path.get(path_of(context.module)) if kind else None
         if kind is None or site is None or site.act is None:
             return next_fun(*call_args, **call_kwargs)
-        quantized = []
-        for name, x in zip(site.site.inputs, kind.prepare(context.module, *call_args), strict=True):
+        inputs, quantized = inputs_of(context.module, call_args, call_kwargs), []
+        for name, x in zip(site.site.inputs, kind.prepare(context.module, *inputs), strict=True):
             column = params.plan.column[name]
             qparams = QParams(
                 _per_row(scale[..., column], x), None if site.act.symmetric else _per_row(zero_point[..., column], x)
             )
             quantized.append(quantize_tensor(x, qparams, site.act))
         rhs = quantized[1] if kind.name == "product" else context.module.get_variable("params", "kernel")
-        return kind.integer(context.module, quantized[0], rhs, _out_dtype(kind, context.module, call_args))
+        return kind.integer(context.module, quantized[0], rhs, _out_dtype(site.site, context.module, inputs))
 
     with nn.intercept_methods(visit):
         return module.apply({"params": _float_where_weight_only(params)}, *args, **kwargs)
@@ -76,7 +76,8 @@ def apply_visited(module: nn.Module, params: Any, visitor: Visitor, *args: Any, 
             return next_fun(*call_args, **call_kwargs)
         path = path_of(context.module)
         names = (f"{path}:lhs", f"{path}:rhs") if kind.name == "product" else (path,)
-        return next_fun(*(visitor(name, x) for name, x in zip(names, call_args, strict=True)), **call_kwargs)
+        inputs = inputs_of(context.module, call_args, call_kwargs)
+        return next_fun(*(visitor(name, x) for name, x in zip(names, inputs, strict=True)))
 
     with nn.intercept_methods(visit):
         return module.apply({"params": params}, *args, **kwargs)
@@ -114,7 +115,7 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array:
 def _tables_at(qparams: QuantizedParams, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector."""
     num_timesteps = qparams.group_of_t.shape[0]
-    if not isinstance(t, jax.core.Tracer) and bool(jnp.any((t < 0) | (t >= num_timesteps))):
+    if not isinstance(t, jax.core.Tracer) and not bool(jnp.all((t >= 0) & (t < num_timesteps))):
         raise InputError(f"t is {t.tolist()}; the network was calibrated for times from 0 to {num_timesteps - 1}.")
     inside = (t >= 0) & (t < num_timesteps)
     t = t.astype(jnp.int32)
@@ -141,12 +142,11 @@ def _per_row(value: jax.Array, x: jax.Array) -> jax.Array:
     return value.reshape(value.shape + (1,) * (x.ndim - 1))
 
 
-def _out_dtype(kind: Kind, module: nn.Module, inputs: tuple) -> Any:
-    """The dtype that the float module would return."""
-    if kind.name == "product":
+def _out_dtype(site: Site, module: nn.Module, inputs: tuple) -> Any:
+    """The dtype that the float module would return: flax promotes inputs, kernel and bias."""
+    if site.kind == "product":
         return jnp.result_type(*inputs)
-    # The float kernel's dtype is that of param_dtype; flax promotes inputs, kernel and bias.
-    return getattr(module, "dtype", None) or jnp.result_type(inputs[0], getattr(module, "param_dtype", jnp.float32))
+    return getattr(module, "dtype", None) or jnp.result_type(inputs[0], jnp.dtype(site.dtype))
 
 
 def _float_where_weight_only(qparams: QuantizedParams) -> Any:

@@ -6,6 +6,7 @@ here, `kind_of`, and one class with three methods.
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core.tracers import current_trace
 
 from jaxdq import ops
 from jaxdq._errors import InputError
@@ -32,6 +34,7 @@ class Site:
         rows: positions of one image at which the kernel is applied; 1 on the path of the time embedding.
         macs: multiply-accumulates for one image.
         unsupported: why it can't run on integers; "" where it can.
+        dtype: of the kernel, which flax's promotion takes part in.
     """
 
     path: str
@@ -41,6 +44,7 @@ class Site:
     rows: int
     macs: int
     unsupported: str = ""
+    dtype: str = "float32"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -157,12 +161,18 @@ class _Product:
         return jnp.transpose(ops.dot_general(lhs, rhs, dims, out_dtype=dtype), order)
 
 
+_LIFTED = "inside a lifted transformation (nn.remat, nn.jit, nn.scan or nn.vmap)"
 _KINDS: dict[type, Kind] = {nn.DenseGeneral: _Dense(), nn.Dense: _Dense(), nn.Conv: _Conv(), Einsum: _Product()}
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module that can be a site, or None."""
     return next((kind for cls, kind in _KINDS.items() if isinstance(module, cls)), None)
+
+
+def inputs_of(module: nn.Module, args: tuple, kwargs: dict) -> tuple[jax.Array, ...]:
+    """The arrays of a call, in the order of the signature, whether they came by position or by name."""
+    return inspect.signature(type(module).__call__).bind(module, *args, **kwargs).args[1:]
 
 
 def path_of(module: nn.Module) -> str:
@@ -218,13 +228,19 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
         out = next_fun(*call_args, **call_kwargs)
         if kind is None or context.method_name != "__call__":
             return out
-        site = _site_of(kind, context.module, call_args, out, batch)
+        reason = _own_way(context.module) or (_LIFTED if current_trace() != outer else "")
+        inputs = inputs_of(context.module, call_args, call_kwargs)
+        site = _site_of(kind, context.module, inputs, out, batch, reason)
         earlier = found.get(site.path)
         # The same kernel applied twice in a forward pass is one site that works twice.
         found[site.path] = dataclasses.replace(site, macs=site.macs + earlier.macs) if earlier else site
         return out
 
+    outer: Any = None
+
     def forward(params: Any, *args: Any) -> Any:
+        nonlocal outer
+        outer = current_trace()
         with nn.intercept_methods(visit):
             return module.apply({"params": params}, *args)
 
@@ -242,14 +258,23 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
 def kernel_at(params: Any, path: str) -> Any:
     """The kernel of the module at `path` in a params tree, or None."""
     node = params
-    for part in path.split("/"):
+    for part in path.split("/") if path else ():
         if not hasattr(node, "get") or (node := node.get(part)) is None:
             return None
     return node.get("kernel") if hasattr(node, "get") else None
 
 
-def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch: int) -> Site:
-    reason = kind.unsupported(module, *inputs)
+def _own_way(module: nn.Module) -> str:
+    """Why this module may compute something else than its class of flax does, or ""."""
+    base = next(cls for cls in _KINDS if isinstance(module, cls))
+    if type(module).__call__ is not base.__call__:
+        return f"a subclass of {base.__name__} with a __call__ of its own"
+    hooks = ("dot_general", "dot_general_cls", "conv_general_dilated", "conv_general_dilated_cls")
+    return next((f"a {hook} of its own" for hook in hooks if getattr(module, hook, None) is not None), "")
+
+
+def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch: int, reason: str) -> Site:
+    reason = reason or kind.unsupported(module, *inputs)
     shape: tuple[int, ...]
     channel_axes: tuple[int, ...]
     if kind.name == "product":
@@ -264,7 +289,8 @@ def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch
     features = math.prod(shape[axis] for axis in channel_axes) or 1
     macs = math.prod(out.shape) * terms // batch
     rows = max(1, math.prod(out.shape) // (batch * features))
-    return Site(path_of(module), kind.name, shape, channel_axes, rows, macs, reason)
+    dtype = "float32" if kind.name == "product" else module.get_variable("params", "kernel").dtype.name
+    return Site(path_of(module), kind.name, shape, channel_axes, rows, macs, reason, dtype)
 
 
 def _bias(module: nn.Module) -> jax.Array | None:

@@ -114,18 +114,20 @@ def search_range(
     Returns:
         low, high: f32[...]. Never of larger error than the full range; the full range itself where errors are NaN.
     """
+    # Which end moves is data, so that the three searches are one loop and compile once.
+    moves = jnp.array([[True, True]] if scheme.symmetric else [[True, True], [True, False], [False, True]])
     ratios = jnp.arange(num_candidates, 0, -1, dtype=jnp.float32) / num_candidates
-    best = low, high, error_of(low, high)
-    for moves in [(True, True)] if scheme.symmetric else [(True, True), (True, False), (False, True)]:
 
-        def step(best: _Best, ratio: jax.Array, moves: tuple[bool, bool] = moves) -> tuple[_Best, None]:
-            # The end that does not move keeps its best value, which this search does not change.
-            ends = ratio * low if moves[0] else best[0], ratio * high if moves[1] else best[1]
-            candidate = *ends, error_of(*ends)
-            better = candidate[2] < best[2]
-            return jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best), None
+    def step(best: _Best, trial: tuple[jax.Array, jax.Array]) -> tuple[_Best, None]:
+        ratio, (low_moves, high_moves) = trial
+        # An end that does not move keeps its best value, which such a trial does not change.
+        ends = jnp.where(low_moves, ratio * low, best[0]), jnp.where(high_moves, ratio * high, best[1])
+        candidate = *ends, error_of(*ends)
+        better = candidate[2] < best[2]
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best), None
 
-        best, _ = lax.scan(step, best, ratios)
+    trials = jnp.tile(ratios, len(moves)), jnp.repeat(moves, num_candidates, axis=0)
+    best, _ = lax.scan(step, (low, high, error_of(low, high)), trials)
     return best[0], best[1]
 
 

@@ -105,6 +105,12 @@ def points_and_shares(state: HistogramState) -> tuple[jax.Array, jax.Array]:
 
     Two, because at 8 bits a shrunk step is only a few bins wide. None lies beyond the values that were seen. The shares
     of exact zeros are missing from their sum: zeros have no error.
+
+    Args:
+        state: of a histogram observer (`mse`, `percentile`).
+
+    Returns:
+        points: f32[P], and shares: f32[P] >= 0, which sum to at most 1.
     """
     low, high = full_range(state)
     points = jnp.concatenate([values(state, 0.25), values(state, 0.75)])

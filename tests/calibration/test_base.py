@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,7 +31,16 @@ def work(plan=PLAN, low=LOW, high=HIGH):
     nothing = np.zeros((4, 1, *SHAPE), np.float32)
     data = Trajectories(nothing, nothing, t, np.zeros(1, np.int32), nothing[0])
     states = MinMaxState(jnp.asarray(low), jnp.asarray(high))
-    return Work(denoiser, ddim(4), plan, {}, data, Evidence(minmax(), states))
+    evidence = Evidence(minmax(), states)
+    return Work(
+        denoiser=denoiser,
+        sampler=ddim(4),
+        plan=plan,
+        weights={},
+        data=data,
+        key=jax.random.key(0),
+        evidence=evidence,
+    )
 
 
 def test_golden_a_group_s_grid_fits_the_union_of_its_steps():

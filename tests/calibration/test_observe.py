@@ -39,7 +39,8 @@ def work(states=STATES, rules=None, conditions=()):
     rules = rules or [Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))]
     plan = toy_plan(Pair(), PARAMS, rules, states[0], jnp.int32(0))
     t, index = np.array([10, 0], np.int32), np.arange(states.shape[1], dtype=np.int32)
-    return Work(denoiser, ddim(2), plan, {}, Trajectories(states, states, t, index, states[0]))
+    data = Trajectories(states, states, t, index, states[0])
+    return Work(denoiser=denoiser, sampler=ddim(2), plan=plan, weights={}, data=data, key=KEY)
 
 
 def by_hand(states, t, label=0.0):

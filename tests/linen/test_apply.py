@@ -212,7 +212,7 @@ def grad_of_scales(act_scale, qparams, t):
 
 @pytest.mark.parametrize("t", [-1, 6, np.array([0, 1, 2, 3, 4, 6])])
 def test_concrete_t_outside_is_refused(qparams, t):
-    with pytest.raises(InputError, match="whole times from 0 to 5"):
+    with pytest.raises(InputError, match="times from 0 to 5"):
         apply(Small(), qparams, X, t)
 
 

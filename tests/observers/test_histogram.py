@@ -6,7 +6,6 @@ import pytest
 from jaxdq.observers import _histogram
 from jaxdq.observers._histogram import HALF, NUM_BINS
 
-
 update = jax.jit(_histogram.update)
 
 

@@ -7,7 +7,11 @@ from jaxdq.calibration._base import share as share
 from jaxdq.calibration._calibrate import Recipe as Recipe
 from jaxdq.calibration._calibrate import calibrate as calibrate
 from jaxdq.calibration._calibrate import plan_for as plan_for
-from jaxdq.calibration._calibrate import run_calibrators as run_calibrators
+from jaxdq.calibration._calibrate import run_recipe as run_recipe
+from jaxdq.calibration._groups import SearchSettings as SearchSettings
+from jaxdq.calibration._groups import search_groups as search_groups
+from jaxdq.calibration._groups import share_by_price as share_by_price
+from jaxdq.calibration._groups import share_optimally as share_optimally
 from jaxdq.calibration._observe import observe as observe
 from jaxdq.calibration._uniform import check_num_groups as check_num_groups
 from jaxdq.calibration._uniform import share_uniformly as share_uniformly

@@ -1,7 +1,10 @@
 """`calibrate`: from a denoiser and a recipe to all that can be learned of it, without training data."""
 
 import dataclasses
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,6 +48,7 @@ def calibrate(
     key: jax.Array,
     num_images: int = 32,
     batch_size: int = 32,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> Calibration:
     """Learns a calibration from the denoiser's own samples.
 
@@ -55,30 +59,62 @@ def calibrate(
         key: a random key for noise and whatever the calibrators draw.
         num_images: trajectories to sample.
         batch_size: images at a time.
+        checkpoint_dir: a folder for the state of loops that learn; the same call after a kill goes on from there and
+            ends in the same bits.
 
     Returns:
         Calibration: scales, groups and the plan; a small pytree.
 
     Raises:
-        InputError: rules that don't fit the network, more groups than steps, NaN or infinity in weights or activations.
+        InputError: rules that don't fit the network, more groups than steps, NaN or infinity in weights or activations,
+            a checkpoint_dir of another run.
 
     Example:
         `calib = jaxdq.calibrate(denoiser, recipe, sampler=jaxdq.ddim(50), key=jax.random.key(0))`
     """
+    calib = run_recipe(
+        denoiser,
+        recipe,
+        sampler=sampler,
+        key=key,
+        num_images=num_images,
+        batch_size=batch_size,
+        checkpoint_dir=checkpoint_dir,
+    ).calib
+    assert calib is not None
+    return calib
+
+
+def run_recipe(
+    denoiser: Denoiser,
+    recipe: Recipe,
+    *,
+    sampler: Sampler,
+    key: jax.Array,
+    num_images: int = 32,
+    batch_size: int = 32,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+) -> Work:
+    """`calibrate`, with all that was seen on the way: the ranges by step and what the calibrators report.
+
+    Args and errors as in `calibrate`.
+
+    Returns:
+        Work, with a calibration.
+    """
     key_noise, key_learn = jax.random.split(key)
     plan = plan_for(denoiser, recipe)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    if folder is not None:
+        _claim(folder, [recipe.name, dict(recipe.settings), repr(sampler), num_images, batch_size, str(plan)], key)
     data = trajectories(
         denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_noise, batch_size=batch_size
     )
     _refuse_non_finite(data)
-    work = Work(denoiser, sampler, plan, weight_ranges(denoiser.params, plan, recipe.weight_range), data, key_noise)
-    return run_calibrators(recipe, work, key_learn).calib
-
-
-def run_calibrators(recipe: Recipe, work: Work, key: jax.Array) -> Any:
-    """Runs the recipe's calibrators in order; returns work with a calibration."""
+    weights = weight_ranges(denoiser.params, plan, recipe.weight_range)
+    work = Work(denoiser, sampler, plan, weights, data, key_noise, checkpoint_dir=folder)
     for index, calibrator in enumerate(recipe.calibrators):
-        work = calibrator(work, jax.random.fold_in(key, index))
+        work = calibrator(work, jax.random.fold_in(key_learn, index))
     if work.calib is None:
         raise InputError(
             f"recipe '{recipe.name}' ends without a calibration; give it a calibrator that shares ranges, such as "
@@ -115,3 +151,17 @@ def _refuse_non_finite(data: Trajectories) -> None:
             f"the float model returns NaN or infinity at t = {data.t[int(np.argmax(bad))]}; check the model's weights "
             f"and its schedule before quantizing it."
         )
+
+
+def _claim(folder: Path, asked: list[Any], key: jax.Array) -> None:
+    """Marks a checkpoint folder as this run's, or refuses it as another's."""
+    ours = json.dumps([*asked, np.asarray(jax.random.key_data(key)).tolist()])
+    mark = folder / "run.json"
+    if mark.exists() and mark.read_text() != ours:
+        raise InputError(
+            f"'{folder}' holds the state of another run; choose another checkpoint_dir, or remove it to start anew."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = mark.with_suffix(".part")
+    staged.write_text(ours)
+    staged.replace(mark)

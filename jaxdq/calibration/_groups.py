@@ -1,4 +1,4 @@
-"""Calibrators that choose which steps share a grid: by search, by dynamic programming, or equal spans at equal ranges."""
+"""Calibrators that choose which steps share a grid, and the grid that costs the image least."""
 
 import dataclasses
 from typing import Any
@@ -41,7 +41,7 @@ class SearchSettings:
 
 
 def price(work: Work, key: jax.Array) -> tuple[Proxy, np.ndarray]:
-    """(proxy, weight of the output f64[S]): discretisation errors of candidate grids, and what errors cost the image."""
+    """(proxy, f64[S]): discretisation errors of candidate grids, and what an error of the output costs the image."""
     if work.evidence is None:
         raise InputError("no ranges were observed yet; put observe(mse()) before this calibrator in the recipe.")
     cost = sensitivity(work, key)
@@ -93,9 +93,9 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
     Raises:
         InputError: more groups than steps; a loss that becomes NaN.
 
-    Source: arXiv 2305.18723, with these deviations: one bank per tensor, so that integer dots can run it (the
-    public code's ranges differ by input channel); straight-through rounding (there, none); a choice that ends one-hot (there, a
-    mixture remains); grids and steps weighted by propagated error; an acceptance test.
+    Source: arXiv 2305.18723, with these deviations: one bank per tensor, so that integer dots can run it (the public
+    code's ranges differ by input channel); straight-through rounding (there, none); a choice that ends one-hot (there,
+    a mixture remains); grids and steps weighted by propagated error; an acceptance test.
     """
     settings = settings or SearchSettings()
 

@@ -12,8 +12,8 @@ def default_rules(weight_bits: int, act_bits: int) -> Callable[[Sequence[Site]],
 
     - The first and the last convolution stay in float: they read and write the image itself, with few channels, where
       an error costs most and integers gain nothing.
-    - Sites of one row per image (the time embedding and its projections) keep 8-bit weights and float inputs: a product
-      of a few rows is bound by reading its weights, and its error reaches every pixel.
+    - Sites of one row per image (the time embedding and its projections) keep float inputs: a product of a few rows is
+      bound by reading its weights. The first two, whose error reaches every block, keep 8-bit weights.
     - Products of activations (attention) stay in float: int8 there is slower on TPU and costs accuracy.
     - Everything else: `weight_bits` symmetric per output channel, `act_bits` asymmetric per tensor, since what comes
       out of SiLU and softmax has one long tail.
@@ -32,10 +32,10 @@ def default_rules(weight_bits: int, act_bits: int) -> Callable[[Sequence[Site]],
         kernels = [site for site in sites if site.kind != "product"]
         ends = {site.path for site in (_first(kernels), _first(kernels[::-1])) if site is not None}
         rows = [Rule(re.escape(path), reason="reads or writes the image") for path in sorted(ends)]
-        for site in kernels:
-            if site.rows == 1 and site.path not in ends:
-                time = Scheme(8, channel_axis=-1)
-                rows.append(Rule(re.escape(site.path), weight=time, reason="one row per image: weights only"))
+        narrow = [site.path for site in kernels if site.rows == 1 and site.path not in ends]
+        for index, path in enumerate(narrow):
+            scheme = Scheme(8, channel_axis=-1) if index < 2 else weight
+            rows.append(Rule(re.escape(path), weight=scheme, reason="one row per image: weights only"))
         if any(site.kind == "product" for site in sites):
             rows.append(Rule(".*", kind="product", reason="attention stays in float"))
         if len(rows) < len(sites):

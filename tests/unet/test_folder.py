@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -27,16 +28,23 @@ SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 100, "clip_s
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def tiny_params(config=TINY):
+@functools.cache
+def tiny_params(num_classes=None):
     rng = np.random.default_rng(0)
-    shapes = abstract_params(unet2d_from_config(config))
+    shapes = abstract_params(unet2d_from_config(TINY | {"num_class_embeds": num_classes}))
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pristine")
+    save_unet_folder(path, TINY, tiny_params(), SCHEDULER)
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path):
-    save_unet_folder(tmp_path / "model", TINY, tiny_params(), SCHEDULER)
-    return tmp_path / "model"
+def folder(pristine, tmp_path):
+    return Path(shutil.copytree(pristine, tmp_path / "model"))
 
 
 def edit(file: Path, **changes):
@@ -82,8 +90,7 @@ def test_configs_alone_can_be_copied(folder, tmp_path):
 
 
 def test_classes_become_conditions(tmp_path):
-    config = TINY | {"num_class_embeds": 10}
-    save_unet_folder(tmp_path, config, tiny_params(config), SCHEDULER)
+    save_unet_folder(tmp_path, TINY | {"num_class_embeds": 10}, tiny_params(num_classes=10), SCHEDULER)
     (labels,) = load_denoiser(tmp_path).conditions
     np.testing.assert_array_equal(labels, np.arange(10))
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxdq import recipes, report
 from jaxdq._errors import InputError
-from jaxdq.calibration import Recipe, calibrate, check_num_groups, plan_for
+from jaxdq.calibration import Recipe, check_num_groups, observed_ranges, plan_for, run_recipe
 from jaxdq.checkpoint import restore, save, versions
 from jaxdq.diffusion import Denoiser, Sampler, ddim, ddpm
 from jaxdq.evaluation import Evaluation, evaluate
@@ -117,7 +117,7 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
         sampler.coefficients(denoiser.schedule)  # refuses too many steps before any work is done
     with staged(out, overwrite=overwrite) as folder:
         with _timed(seconds, "calibrate"):
-            calib = calibrate(
+            work = run_recipe(
                 denoiser,
                 recipe,
                 sampler=sampler,
@@ -126,7 +126,7 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
                 batch_size=settings.batch_size,
             )
         with _timed(seconds, "quantize"):
-            qparams = jax.block_until_ready(jax.jit(quantize)(denoiser.params, calib))
+            qparams = jax.block_until_ready(jax.jit(quantize)(denoiser.params, work.calib))
         with _timed(seconds, "save"):
             save(folder / QUANTIZED, qparams)
             write_configs(settings.model, folder / MODEL)
@@ -135,7 +135,7 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
         metrics = report.to_json_values(
             {**_asked(settings, recipe, out), **measured, "seconds": {**seconds, **evaluation.seconds}}
         )
-        report.write_pages(folder, metrics, evaluation, denoiser.params, qparams)
+        report.write_pages(folder, metrics, evaluation, denoiser.params, qparams, observed_ranges(work))
         report.write_metrics(folder, metrics)
     return metrics
 

@@ -2,7 +2,9 @@
 
 from jaxdq.calibration._base import Calibrator as Calibrator
 from jaxdq.calibration._base import Evidence as Evidence
+from jaxdq.calibration._base import Ranges as Ranges
 from jaxdq.calibration._base import Work as Work
+from jaxdq.calibration._base import observed_ranges as observed_ranges
 from jaxdq.calibration._base import share as share
 from jaxdq.calibration._calibrate import Recipe as Recipe
 from jaxdq.calibration._calibrate import calibrate as calibrate

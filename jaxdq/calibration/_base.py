@@ -72,6 +72,27 @@ class Work(NamedTuple):
 Calibrator = Callable[[Work, jax.Array], Work]
 
 
+class Ranges(NamedTuple):
+    """What the activations spanned in the float model.
+
+    Attributes:
+        t: int32[S].
+        low: f32[S, A], the smallest value at each step.
+        high: f32[S, A], the largest.
+    """
+
+    t: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def observed_ranges(work: Work) -> Ranges | None:
+    """The ranges by step that the evidence holds; None where nothing was observed."""
+    if work.evidence is None or not work.plan.tables:
+        return None
+    return Ranges(work.data.t, np.asarray(work.evidence.states.low), np.asarray(work.evidence.states.high))
+
+
 def share(work: Work, group_of_step: np.ndarray, num_groups: int) -> Work:
     """Gives every group one grid per activation, fitted to the union of what its steps saw.
 

@@ -67,6 +67,30 @@ def scale_figure(scale_of_t: np.ndarray, group_of_t: np.ndarray) -> str:
     return _to_svg(figure, "Activation scales against time")
 
 
+def range_figure(
+    t: np.ndarray, observed: tuple[np.ndarray, np.ndarray], grid_of_t: tuple[np.ndarray, np.ndarray], groups: np.ndarray
+) -> str:
+    """What one activation spans against t, and what its grid covers, over the bands of the time groups.
+
+    Args:
+        t: int[S], the sampler's times.
+        observed: (low, high), f32[S] each, of the float model.
+        grid_of_t: (low, high), f32[T] each: the values of the end codes.
+        groups: int[T], the activation's own partition.
+
+    Returns:
+        An `<svg>` element.
+    """
+    figure, axes = _time_axes(len(groups), _SIZE)
+    _draw_bands(axes, groups)
+    axes.fill_between(t, *observed, color=_SERIES[0], alpha=0.3, linewidth=0)
+    for end in grid_of_t:
+        axes.plot(np.arange(len(end)), end, color=_SERIES[1], linewidth=1.4, drawstyle="steps-mid")
+    axes.set_ylabel("value", color=_MUTED)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    return _to_svg(figure, "Range of an activation against time")
+
+
 def group_figure(group_of_t: np.ndarray) -> str:
     """Which times share their scales: one strip, or one row for each activation.
 

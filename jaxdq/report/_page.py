@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from jaxdq.calibration import Ranges
 from jaxdq.evaluation import Evaluation
 from jaxdq.linen import QuantizedParams
 from jaxdq.report import _figures
@@ -16,7 +17,12 @@ from jaxdq.report._sizes import size_rows
 
 
 def write_pages(
-    folder: Path, metrics: Mapping[str, Any], evaluation: Evaluation, params: Any, qparams: QuantizedParams
+    folder: Path,
+    metrics: Mapping[str, Any],
+    evaluation: Evaluation,
+    params: Any,
+    qparams: QuantizedParams,
+    ranges: Ranges | None = None,
 ) -> None:
     """Writes FOLDER/samples.png and FOLDER/report.html.
 
@@ -26,6 +32,7 @@ def write_pages(
         evaluation: its images and its curve are drawn.
         params: the float model's.
         qparams: the quantized one's.
+        ranges: what the activations spanned by step; None leaves that picture out.
     """
     label = f"W{metrics['weight_bits']}A{metrics['act_bits']}"
     samples = paired_grid(evaluation.float_images, evaluation.quantized_images, label)
@@ -36,7 +43,7 @@ def write_pages(
         name=Path(metrics["model"]).name,
         headlines=headlines(metrics),
         samples=base64.b64encode(samples).decode(),
-        figures=_figures_of(evaluation, qparams),
+        figures=_figures_of(evaluation, qparams, ranges),
         sizes=size_rows(params, qparams),
         sites=qparams.plan.rows(),
         lowest=_lowest(evaluation),
@@ -110,10 +117,11 @@ def _lowest(evaluation: Evaluation) -> tuple[int, float] | None:
     return (int(evaluation.t[index]), lowest_db) if np.isfinite(lowest_db) else None
 
 
-def _figures_of(evaluation: Evaluation, qparams: QuantizedParams) -> dict[str, Any]:
+def _figures_of(evaluation: Evaluation, qparams: QuantizedParams, ranges: Ranges | None) -> dict[str, Any]:
     group_of_t, act_scale = np.asarray(qparams.group_of_t), np.asarray(qparams.act_scale)
     columns = np.arange(act_scale.shape[1])
-    scale_of_t = act_scale[group_of_t if group_of_t.ndim == 2 else group_of_t[:, None], columns]
+    own_groups = np.broadcast_to(group_of_t.reshape(len(group_of_t), -1), (len(group_of_t), len(columns)))
+    scale_of_t = act_scale[own_groups, columns]
     chosen = chosen_columns(scale_of_t, len(_figures.SERIES))
     names = [qparams.plan.tables[column][0] for column in chosen]
     return {
@@ -122,7 +130,23 @@ def _figures_of(evaluation: Evaluation, qparams: QuantizedParams) -> dict[str, A
         "legend": list(zip(_figures.SERIES, names, strict=False)),
         "groups": _figures.group_figure(group_of_t) if len(act_scale) > 1 else None,
         "is_per_activation": group_of_t.ndim == 2,
+        "ranges": [] if ranges is None else _range_figures(ranges, qparams, own_groups, chosen),
     }
+
+
+def _range_figures(
+    ranges: Ranges, qparams: QuantizedParams, own_groups: np.ndarray, chosen: list[int]
+) -> list[tuple[str, str]]:
+    """(site, figure) of the chosen activations: what they span, and what their grid covers."""
+    figures = []
+    for column in chosen:
+        name, scheme = qparams.plan.tables[column]
+        scale = np.asarray(qparams.act_scale)[own_groups[:, column], column]
+        zero_point = np.asarray(qparams.act_zero_point)[own_groups[:, column], column]
+        low, high = (scale * (code - zero_point) for code in scheme.bounds)
+        observed = ranges.low[:, column], ranges.high[:, column]
+        figures.append((name, _figures.range_figure(ranges.t, observed, (low, high), own_groups[:, column])))
+    return figures
 
 
 def _template() -> jinja2.Template:

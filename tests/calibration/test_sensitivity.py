@@ -1,0 +1,186 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import toy_plan
+
+from jaxdq import ddim, linear_schedule
+from jaxdq.calibration import Work
+from jaxdq.calibration._sensitivity import _sweep, sensitivity
+from jaxdq.diffusion import Denoiser, step
+from jaxdq.grid import Scheme
+from jaxdq.linen import Rule
+from jaxdq.sampling import trajectories
+
+KEY = jax.random.key(0)
+SHAPE = (1, 1, 2)
+RULES = [Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))]
+UNCLIPPED = linear_schedule(12, 0.05, 0.4, clip_range=None)
+CLIPPED = linear_schedule(12, 0.05, 0.4, clip_range=0.4)
+
+
+class Linear(nn.Module):
+    """`out = (gain x) @ kernel / gain`, one activation: the same network for every gain."""
+
+    gain: float = 1.0
+
+    @nn.compact
+    def __call__(self, x, t):
+        return nn.Dense(2, use_bias=False, name="dense")(self.gain * x) / self.gain
+
+
+class Curved(nn.Module):
+    """Two layers around a tanh that sees the time, a condition, and a layer whose output nobody reads."""
+
+    @nn.compact
+    def __call__(self, x, t, label):
+        nn.Dense(3, name="dead")(x)
+        h = nn.tanh(nn.Dense(3, name="first")(x) + 0.1 * t + label)
+        return nn.Dense(2, name="second")(h)
+
+
+KERNEL = np.array([[0.5, -0.25], [0.75, 0.3]])
+RNG = np.random.default_rng(0)
+CURVED = {
+    "dead": {"kernel": RNG.standard_normal((2, 3)), "bias": np.zeros(3)},
+    "first": {"kernel": RNG.standard_normal((2, 3)), "bias": RNG.standard_normal(3)},
+    "second": {"kernel": 1.5 * RNG.standard_normal((3, 2)), "bias": RNG.standard_normal(2)},
+}
+CURVED = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), CURVED)
+LABELS = RNG.standard_normal((3, 1, 1, 1)).astype(np.float32)
+
+
+def work_of(module, params, *, num_images, num_steps=3, schedule=UNCLIPPED, eta=0.0, conditions=()):
+    denoiser = Denoiser(module, params, schedule, SHAPE, conditions)
+    sampler = ddim(num_steps, eta=eta)
+    data = trajectories(denoiser, params, sampler=sampler, num_images=num_images, key=KEY)
+    plan = toy_plan(module, params, RULES, data.states[0], jnp.int32(0), *denoiser.args(data.image_index))
+    return Work(denoiser, sampler, plan, {}, data, KEY)
+
+
+@functools.cache
+def linear(gain=1.0, eta=0.0):
+    return work_of(Linear(gain), {"dense": {"kernel": jnp.asarray(KERNEL, jnp.float32)}}, num_images=64, eta=eta)
+
+
+def norms_by_hand(work):
+    """(sites f64[S], output f64[S], Gram matrices of the sites' Jacobians): products of 2 x 2 matrices, in float64.
+
+    With rows x, a step is `x A + (x K) B`, A and B the sampler's numbers: an error of the output is multiplied by B and
+    by `A_j + B_j K` of every later step j; an error of the input of the dense layer by K before.
+    """
+    c = work.sampler.coefficients(work.denoiser.schedule)
+    to_x = np.float64(c.keep_x0) * c.x0_from_x + c.keep_x
+    to_output = np.float64(c.keep_x0) * c.x0_from_output + c.keep_output
+    sites, output, grams, later = [], [], [], np.eye(2)
+    for a, b in zip(to_x[::-1], to_output[::-1], strict=True):
+        of_output, of_site = b * later, b * KERNEL @ later
+        output.append(np.sum(of_output**2))
+        sites.append(np.sum(of_site**2))
+        grams.append(of_site.T @ of_site)
+        later = (a * np.eye(2) + b * KERNEL) @ later
+    return np.array(sites[::-1]), np.array(output[::-1]), grams[::-1]
+
+
+def sweep(work, direction):
+    """`_sweep` along these directions f32[N, H, W, C] of the first N images, as f64[S, 1 + A]."""
+    images = slice(0, len(direction))
+    names = tuple(name for name, _ in work.plan.tables)
+    coefficients = work.sampler.coefficients(work.denoiser.schedule)
+    args = work.denoiser.args(work.data.image_index[images])
+    states, direction = jnp.asarray(work.data.states[:, images]), jnp.asarray(direction, jnp.float32)
+    found = _sweep(work.denoiser.module, names, work.denoiser.params, coefficients, states, args, direction)
+    return np.asarray(found, np.float64)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_oracle_a_sweep_along_the_axes_is_the_norm_worked_by_hand(eta):
+    # sum over axes e of |J^T e|^2 is |J|^2 exactly; the sweep is a mean over its two images. Noise does not enter.
+    work = linear(eta=eta)
+    found = 2 * sweep(work, np.eye(2).reshape(2, *SHAPE))
+    sites, output, _ = norms_by_hand(work)
+    # Products of a dozen float32 numbers of size 1.
+    np.testing.assert_allclose(found, np.stack([output, sites], axis=1), rtol=1e-5)
+
+
+def test_property_the_mean_over_draws_is_the_norm():
+    work = linear()
+    found = sensitivity(work, jax.random.key(7), num_images=64, num_draws=8)
+    sites, output, grams = norms_by_hand(work)
+    # |J^T v|^2 = v' G v with G = J J': its variance is 2 |G|^2 for gaussian v; 512 are averaged; 4 deviations.
+    four_deviations = 4 * np.sqrt([2 * np.sum(gram**2) / 512 for gram in grams])
+    assert found.sites.shape == (3, 1) and found.output.shape == (3,)
+    assert (abs(found.sites[:, 0] - sites) < four_deviations).all()
+    assert (four_deviations < 0.3 * sites).all()
+    # G of the output at the last step is B^2 I, of variance 2 * 2 B^4 = output^2.
+    assert abs(found.output[-1] - output[-1]) < 4 * output[-1] / np.sqrt(512)
+
+
+def test_more_draws_only_average():
+    work = linear()
+    one = [sensitivity(work, KEY, num_draws=draws).sites for draws in (1, 2)]
+    second = 2 * one[1] - one[0]
+    assert (second >= 0).all() and abs(second - one[0]).max() > 0.01 * one[0].max()
+
+
+@functools.cache
+def curved():
+    return work_of(Curved(), CURVED, num_images=3, schedule=CLIPPED, conditions=(LABELS,))
+
+
+def test_oracle_the_jacobian_of_the_whole_rollout():
+    # Forward mode over a rollout written out, against the sweep's reverse mode; clipping and conditions take part.
+    work = curved()
+    numbers = work.sampler.coefficients(CLIPPED)
+
+    def image(nudges, x, label):
+        for index in range(3):
+            c = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
+            first, second = CURVED["first"], CURVED["second"]
+            h = (x + nudges["first"][index]) @ first["kernel"] + first["bias"]
+            h = jnp.tanh(h + 0.1 * c.t + label) + nudges["second"][index]
+            x = step(c, x, h @ second["kernel"] + second["bias"] + nudges["output"][index])
+        return x
+
+    nothing = {"first": jnp.zeros((3, 2)), "second": jnp.zeros((3, 3)), "output": jnp.zeros((3, 2))}
+    jacobian = jax.jit(jax.vmap(jax.jacfwd(image), in_axes=(None, 0, 0)))
+    jacobians = jacobian(nothing, jnp.asarray(work.data.states[0]).reshape(3, 2), jnp.asarray(LABELS).reshape(3, 1))
+    exact = {name: np.sum(np.float64(leaf) ** 2, axis=(0, 1, 3)) / 3 for name, leaf in jacobians.items()}
+    axes = [np.broadcast_to(axis.reshape(SHAPE), (3, *SHAPE)) for axis in np.eye(2)]
+    found = sum(sweep(work, axis) for axis in axes)
+    assert tuple(name for name, _ in work.plan.tables) == ("dead", "first", "second")
+    # Float32 through three steps of a smooth network, numbers of size 1 to 10; the largest sets the scale.
+    for column, name in ((0, "output"), (2, "first"), (3, "second")):
+        np.testing.assert_allclose(found[:, column], exact[name], rtol=1e-4, atol=1e-6 * exact[name].max())
+    c = jax.tree.map(lambda leaf: leaf[:, None, None, None, None], numbers)
+    inside = abs(c.x0_from_x * work.data.states + c.x0_from_output * work.data.outputs) < 0.4
+    assert inside.any() and not inside.all()
+
+
+def test_an_activation_that_does_not_reach_the_image_costs_nothing():
+    found = sensitivity(curved(), KEY)
+    np.testing.assert_array_equal(found.sites[:, 0], 0.0)
+    assert (found.sites[:, 1:] > 0).all() and (found.output > 0).all()
+
+
+def test_property_an_activation_g_times_as_large_costs_g_squared_less():
+    # A power of two: float32 is exact about it.
+    one, four = sensitivity(linear(), KEY), sensitivity(linear(gain=4.0), KEY)
+    np.testing.assert_array_equal(four.sites, one.sites / 16)
+    np.testing.assert_array_equal(four.output, one.output)
+
+
+def test_only_images_that_exist_are_averaged():
+    few, many = sensitivity(curved(), KEY, num_images=3), sensitivity(curved(), KEY, num_images=8)
+    np.testing.assert_array_equal(few.sites, many.sites)
+
+
+def test_without_quantized_activations_the_output_remains():
+    work = linear()
+    plan = toy_plan(Linear(), work.denoiser.params, [Rule(".*")], work.data.states[0], jnp.int32(0))
+    found = sensitivity(work._replace(plan=plan), KEY)
+    assert found.sites.shape == (3, 0)
+    np.testing.assert_allclose(found.output, sensitivity(work, KEY).output, rtol=1e-6)

@@ -1,0 +1,59 @@
+"""The README's example and its main command, as written (but for the number of images): what a newcomer does first."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxdq
+from jaxdq.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def block(name: str) -> str:
+    """The code block that follows `<!-- name -->`."""
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, f"README has no block '{name}'"
+    return found.group(1)
+
+
+@pytest.mark.slow
+def test_the_library_example_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(block("example"), "README.md", "exec"), names)
+    restored, saved_images = names["qparams"], names["images"]
+    assert isinstance(restored, jaxdq.QuantizedParams)
+    assert saved_images.shape == (16, 16, 16, 1)
+    assert np.abs(saved_images).max() <= 1
+    assert names["noise"].shape == (1, 16, 16, 1)
+    again = jaxdq.sample(names["denoiser"], restored, sampler=jaxdq.ddim(50), num_images=16, key=jax.random.key(1))
+    np.testing.assert_array_equal(again, saved_images)
+
+
+def test_the_library_example_is_twelve_lines():
+    lines = [line for line in block("example").splitlines() if line.strip()]
+    assert len(lines) <= 12
+
+
+@pytest.mark.slow
+def test_the_main_command_reaches_its_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = shlex.split(block("run"))
+    assert command[0] == "jaxdq"
+    folder = Path(command[command.index("--out") + 1])
+    with pytest.raises(SystemExit) as stop:
+        main([*command[1:], "--images", "16", "--calibration-images", "16"])
+    assert not stop.value.code
+    metrics = json.loads((folder / "metrics.json").read_text())
+    # Half a dozen dB below what 64 images give (README): 16 images vary.
+    assert metrics["noise_sqnr_db"]["mean"] >= 28
+    assert metrics["image_psnr_db"] >= 28
+    assert metrics["weight_bytes"]["quantized"] <= 0.27 * metrics["weight_bytes"]["float"]
+    assert metrics["integer_mac_fraction"] >= 0.95
+    assert {path.name for path in folder.iterdir()} >= {"quantized", "samples.png", "report.html"}

@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdq._errors import InputError
+from jaxdq._folders import move_into_place, part_of
 from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
 from jaxdq.linen import Plan, QuantizedParams, Site, SitePlan
 
@@ -48,10 +49,16 @@ def save(path: str | os.PathLike[str], qparams: QuantizedParams, *, overwrite: b
         raise InputError(f"save was given a {type(qparams).__name__}; pass what jaxdq.quantize returned.")
     if path.exists() and not overwrite:
         raise InputError(f"'{path}' exists already; choose another folder, or pass overwrite=True to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
+    # Only a checkpoint is ever replaced: a mistyped path must not cost a person their files.
+    if path.exists() and not ((path / MANIFEST).is_file() or (path.is_dir() and not any(path.iterdir()))):
+        raise InputError(f"'{path}' holds something else than a checkpoint and is not replaced; choose another folder.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = part_of(path)
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+    except OSError as error:
+        raise InputError(f"can't write beside '{path}' ({error.strerror}); choose another folder.") from None
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save((staged / ARRAYS).absolute(), _to_arrays(qparams))
@@ -63,7 +70,7 @@ def save(path: str | os.PathLike[str], qparams: QuantizedParams, *, overwrite: b
         }
         manifest["sha256_of_manifest"] = _digest(manifest)
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _move(staged, path)
+        move_into_place(staged, path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -199,20 +206,6 @@ def _checksums(folder: Path) -> dict[str, str]:
     return out
 
 
-def _move(staged: Path, path: Path) -> None:
-    """Puts the whole new folder in place of the old one, which is gone only once the new one stands."""
-    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        path.rename(retired)
-    try:
-        staged.rename(path)
-    except BaseException:
-        if retired.exists():
-            retired.rename(path)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
-
-
 def save_state(path: str | os.PathLike[str], update: int, state: Any) -> None:
     """Keeps the state of a loop, so that it can go on after a kill: whole or not at all.
 
@@ -223,13 +216,13 @@ def save_state(path: str | os.PathLike[str], update: int, state: Any) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    staged = part_of(path)
     shutil.rmtree(staged, ignore_errors=True)
     leaves = {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(staged.absolute(), {"update": np.asarray(update), "leaves": leaves})
-        _move(staged, path)
+        move_into_place(staged, path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

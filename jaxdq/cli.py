@@ -6,6 +6,7 @@ imported inside the commands, so that `--help` does not wait for it.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,9 +110,11 @@ def sample(
     """Draw images from the quantized model of a run; the float model is not needed."""
     from jaxdq import report, run
 
+    report.read_metrics(folder)  # refuses what is no run before anything else is looked at
     out = out or folder / "drawn.png"
-    if out.suffix.lower() != ".png" or not out.parent.is_dir():
-        raise InputError(f"can't write '{out}'; give a name that ends in .png, in a folder that exists.")
+    ours = {folder.resolve() / name for name in ("samples.png",)}
+    if out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK) or out.resolve() in ours:
+        raise InputError(f"can't write '{out}'; give a new name that ends in .png, in a folder that you can write to.")
     picture = report.image_grid(run.sample_run(folder, images=images, steps=steps, seed=seed))
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.write_bytes(picture)
@@ -175,6 +178,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the words after `jaxdq`; None takes the process's.
     """
+    # What a scheduler sends: leave as after an interrupt, with nothing half-written behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app(args=None if argv is None else list(argv), prog_name="jaxdq")
     except InputError as error:

@@ -119,7 +119,8 @@ def trajectories(
 
 def _batches(num_images: int, batch_size: int) -> list[jax.Array]:
     """Image indices in batches of one size, so that one program serves all of them."""
-    if num_images < 1 or batch_size < 1:
+    whole = isinstance(num_images, int | np.integer) and isinstance(batch_size, int | np.integer)
+    if not whole or num_images < 1 or batch_size < 1:
         raise InputError(f"num_images is {num_images} and batch_size {batch_size}; give at least 1 of each.")
     # Even batches: 65 images at 64 at a time are two batches of 33, not one of 64 and one of 64 with 63 thrown away.
     count = -(-num_images // batch_size)

@@ -157,7 +157,7 @@ def fail_to(name):
     return fail
 
 
-@pytest.mark.parametrize("where", ["_to_arrays", "_checksums", "_digest", "_move"])
+@pytest.mark.parametrize("where", ["_to_arrays", "_checksums", "_digest", "move_into_place"])
 def test_an_interrupted_save_leaves_the_old_checkpoint(saved, monkeypatch, where):
     before = contents(saved)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -249,3 +249,16 @@ def test_a_state_that_is_not_there_or_torn_is_refused(tmp_path):
             file.write_bytes(file.read_bytes()[:7])
     with pytest.raises(InputError, match="can't be read"):
         checkpoint.restore_state(tmp_path / "state", STATE)
+
+
+def test_overwrite_never_replaces_anything_but_a_checkpoint(tmp_path, tiny):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    for path in (precious, tmp_path / "file"):
+        with pytest.raises(InputError, match="something else than a checkpoint"):
+            save(path, tiny[1], overwrite=True)
+    with pytest.raises(InputError, match="can't write beside"):
+        save(tmp_path / "file" / "below", tiny[1])
+    assert (precious / "thesis.tex").read_text() == "years of work"

@@ -1,6 +1,7 @@
 """`calibrate`: from a denoiser and a recipe to all that can be learned of it, without training data."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -106,7 +107,8 @@ def run_recipe(
     plan = plan_for(denoiser, recipe)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     if folder is not None:
-        _claim(folder, [recipe.name, dict(recipe.settings), repr(sampler), num_images, batch_size, str(plan)], key)
+        asked = [recipe.name, dict(recipe.settings), repr(sampler), num_images, batch_size, str(plan)]
+        _claim(folder, [*asked, _digest(denoiser)], key)
     data = trajectories(
         denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_noise, batch_size=batch_size
     )
@@ -127,7 +129,17 @@ def plan_for(denoiser: Denoiser, recipe: Recipe) -> Plan:
     """What the recipe would do to this denoiser, before any work is done. Params may be abstract."""
     index = jnp.zeros(1, jnp.int32)
     x = jnp.zeros((1, *denoiser.shape), jnp.float32)
-    sites = find_sites(denoiser.module, denoiser.params, x, jnp.zeros((), jnp.int32), *denoiser.args(index))
+    try:
+        sites = find_sites(denoiser.module, denoiser.params, x, jnp.zeros((), jnp.int32), *denoiser.args(index))
+    except InputError:
+        raise
+    except Exception as error:  # whatever the module raises when it is not called as it wants to be
+        name = type(denoiser.module).__name__
+        raise InputError(
+            f"{name} can't be called as module.apply({{'params': params}}, x, t, *conditions) with x of shape "
+            f"{x.shape} ({type(error).__name__}: {str(error).splitlines()[0]}); give a module, params, shape and "
+            f"conditions that fit together."
+        ) from error
     if not sites:
         raise InputError(
             f"{type(denoiser.module).__name__} calls no Dense, DenseGeneral or Conv of flax.linen, so there is nothing "
@@ -151,6 +163,15 @@ def _refuse_non_finite(data: Trajectories) -> None:
             f"the float model returns NaN or infinity at t = {data.t[int(np.argmax(bad))]}; check the model's weights "
             f"and its schedule before quantizing it."
         )
+
+
+def _digest(denoiser: Denoiser) -> str:
+    """A checksum of the numbers that make the model and its noise."""
+    digest = hashlib.sha256(repr(denoiser.schedule).encode())
+    arrays = jax.tree.leaves((denoiser.schedule.alphas_cumprod, denoiser.params, denoiser.conditions))
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _claim(folder: Path, asked: list[Any], key: jax.Array) -> None:

@@ -39,8 +39,8 @@ def learn(
         The last state, and the infos of the updates that this call ran, on the host.
 
     Raises:
-        InputError: an info that is NaN or infinite: the update and the quantity are named. The state on disk is the
-            last good one.
+        InputError: an info that is NaN or infinite, or a state that is NaN where it would be kept or returned: the
+            update and the quantity are named. The state on disk is the last good one.
     """
     jitted = jax.jit(update)
     start = 0
@@ -50,15 +50,18 @@ def learn(
     for index in track(range(start, num_updates), label):
         state, info = jitted(state, batch_of(index))
         infos.append(jax.device_get(info))
-        _refuse_non_finite(infos[-1], label, index)
+        _refuse(infos[-1], label, index, np.isfinite)
+        if (index + 1) % SAVE_EVERY == 0 or index + 1 == num_updates:
+            # A gradient can be NaN where its loss is a number. Infinity may be meant, such as a best loss so far.
+            _refuse(jax.device_get(state), label, index, lambda leaf: ~np.isnan(leaf))
         if checkpoint is not None and (index + 1) % SAVE_EVERY == 0:
             save_state(checkpoint, index + 1, state)
     return state, infos
 
 
-def _refuse_non_finite(info: Any, label: str, index: int) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(info):
-        if not np.isfinite(leaf).all():
+def _refuse(tree: Any, label: str, index: int, is_good: Callable[[Any], Any]) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_good(leaf).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise InputError(
                 f"'{name}' became NaN or infinite in update {index} of '{label}'; lower the learning rate, or look at "

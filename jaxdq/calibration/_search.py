@@ -44,7 +44,7 @@ class SearchInfo(NamedTuple):
     """Diagnostics of one update.
 
     Attributes:
-        task: f32[], weighted error of the noise prediction, 1 at the start.
+        task: f32[], weighted error of the noise prediction, relative to the prediction itself.
         discretisation: f32[], relative to one group.
         entropy: f32[], mean over rows, in parts of log G.
     """

@@ -33,7 +33,7 @@ def share_uniformly(num_groups: int) -> Calibrator:
 
 def check_num_groups(num_groups: int, num_steps: int) -> None:
     """Refuses a number of groups that these steps can't fill."""
-    if not 1 <= num_groups <= num_steps:
+    if not isinstance(num_groups, int | np.integer) or not 1 <= num_groups <= num_steps:
         raise InputError(
             f"{num_groups} groups were asked for and the sampler has {num_steps} steps; give 1 to {num_steps} groups, "
             f"or a sampler of more steps."

@@ -8,7 +8,6 @@ from jaxdq.diffusion._denoiser import Denoiser as Denoiser
 from jaxdq.diffusion._denoiser import check_finite as check_finite
 from jaxdq.diffusion._groups import check_groups as check_groups
 from jaxdq.diffusion._groups import groups_of_steps as groups_of_steps
-from jaxdq.diffusion._groups import uniform_groups as uniform_groups
 from jaxdq.diffusion._loop import image_keys as image_keys
 from jaxdq.diffusion._loop import initial_noise as initial_noise
 from jaxdq.diffusion._loop import sample as sample

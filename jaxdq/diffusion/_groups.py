@@ -7,35 +7,6 @@ import numpy as np
 from jaxdq._errors import InputError
 
 
-def uniform_groups(num_timesteps: int, num_groups: int) -> np.ndarray:
-    """Cut the timesteps into spans of equal length; their lengths differ by at most one.
-
-        group_of_t[t] = floor(t G / T)
-
-    Args:
-        num_timesteps: T >= 1.
-        num_groups: G in [1, T].
-
-    Returns:
-        int32[T] in [0, G), never decreasing; group 0 holds t = 0, the least noisy timestep.
-
-    Raises:
-        InputError: G < 1 or G > T.
-
-    Example:
-        >>> uniform_groups(6, 3)
-        array([0, 0, 1, 1, 2, 2], dtype=int32)
-
-    Source:
-        The uniform counterpart of the groups that APQ-DM (arXiv 2305.18723) searches for.
-    """
-    if not 1 <= num_groups <= num_timesteps:
-        raise InputError(
-            f"{num_timesteps} timesteps can't be cut into {num_groups} groups; pass 1 to {num_timesteps} groups."
-        )
-    return (np.arange(num_timesteps) * num_groups // num_timesteps).astype(np.int32)
-
-
 def groups_of_steps(t_of_step: Any, group_of_step: Any, num_timesteps: int) -> np.ndarray:
     """Extend a grouping of a sampler's steps to all timesteps: each takes the group of the nearest sampled timestep.
 

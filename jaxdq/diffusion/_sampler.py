@@ -137,8 +137,8 @@ def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: Spacing |
 
 def check_num_steps(num_steps: int) -> None:
     """Refuse a sampler that never calls the model."""
-    if num_steps < 1:
-        raise InputError(f"The sampler takes {num_steps} steps; pass at least 1.")
+    if not isinstance(num_steps, int | np.integer) or num_steps < 1:
+        raise InputError(f"The sampler takes {num_steps!r} steps; pass a whole number of at least 1.")
 
 
 def check_spacing(spacing: str | None) -> None:

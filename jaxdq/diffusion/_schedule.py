@@ -307,8 +307,8 @@ def _from_betas(betas: np.ndarray, **fields: Any) -> NoiseSchedule:
 
 
 def _check_num_timesteps(num_timesteps: int) -> None:
-    if num_timesteps < 1:
-        raise InputError(f"num_timesteps is {num_timesteps}; pass at least 1.")
+    if not isinstance(num_timesteps, int | np.integer) or num_timesteps < 1:
+        raise InputError(f"num_timesteps is {num_timesteps!r}; pass a whole number of at least 1.")
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

@@ -35,7 +35,11 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         What the module returns.
 
     Raises:
-        InputError: a concrete t outside 0..T-1. A traced t outside gives NaN: under jit there is no one to tell.
+        InputError: a concrete t that is no whole time from 0 to T-1. A traced one makes the activation scales NaN, and
+            with them the output of every integer site: under jit there is no one to tell.
+
+    The gradient to the module's inputs is 0 through integer sites, since codes are constant almost everywhere:
+    differentiate the float params where a gradient is wanted (classifier guidance, say).
 
     Example:
         `eps = jaxdq.apply(denoiser.module, qparams, x, t)`
@@ -50,6 +54,11 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         if kind is None or site is None or site.act is None:
             return next_fun(*call_args, **call_kwargs)
         inputs, quantized = inputs_of(context.module, call_args, call_kwargs), []
+        if scale.ndim == 2 and not site.site.batch_first:
+            raise InputError(
+                f"t is a vector and the batch is not the leading axis of the inputs of '{site.path}', so rows can't "
+                f"have scales of their own; call with one scalar t."
+            )
         for name, x in zip(site.site.inputs, kind.prepare(context.module, *inputs), strict=True):
             column = params.plan.column[name]
             qparams = QParams(
@@ -96,7 +105,7 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array:
     """The value of the module's time argument in this call.
 
     Raises:
-        InputError: no such argument, or one that is neither a scalar nor a vector of whole numbers.
+        InputError: no such argument, or one that is neither a scalar nor a vector of numbers.
     """
     names = list(inspect.signature(type(module).__call__).parameters)[1:]
     position = next((index for index, name in enumerate(names) if name in TIME_NAMES), 1)
@@ -106,18 +115,23 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array:
             f"{type(module).__name__} was called without its time argument '{name}' (argument {position + 1}); a "
             f"quantized network needs it to choose its scales."
         )
-    t = jnp.asarray(kwargs[name] if name in kwargs else args[position])
-    if t.ndim > 1:
-        raise InputError(f"t has shape {t.shape}; give a scalar, or one time per row of the batch.")
+    given = kwargs[name] if name in kwargs else args[position]
+    try:
+        t = jnp.asarray(given)
+    except (TypeError, ValueError, OverflowError):
+        t = jnp.zeros((), bool)  # refused below
+    if t.ndim > 1 or not (jnp.issubdtype(t.dtype, jnp.integer) or jnp.issubdtype(t.dtype, jnp.floating)):
+        raise InputError(f"t is {_shown(given)}; give a whole number, or one for each row of the batch.")
     return t
 
 
 def _tables_at(qparams: QuantizedParams, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector."""
     num_timesteps = qparams.group_of_t.shape[0]
-    if not isinstance(t, jax.core.Tracer) and not bool(jnp.all((t >= 0) & (t < num_timesteps))):
-        raise InputError(f"t is {t.tolist()}; the network was calibrated for times from 0 to {num_timesteps - 1}.")
-    inside = (t >= 0) & (t < num_timesteps)
+    inside = (t >= 0) & (t < num_timesteps) & (t == jnp.floor(t))
+    if not isinstance(inside, jax.core.Tracer) and not bool(jnp.all(inside)):
+        first = jnp.ravel(t)[jnp.argmin(jnp.ravel(inside))].item()
+        raise InputError(f"t is {first}; the network was calibrated for whole times from 0 to {num_timesteps - 1}.")
     t = t.astype(jnp.int32)
     group = qparams.group_of_t.at[t].get(mode="clip")
     num_groups = qparams.act_scale.shape[0]
@@ -130,6 +144,11 @@ def _tables_at(qparams: QuantizedParams, t: jax.Array) -> tuple[jax.Array, jax.A
     else:
         scale, zero_point = qparams.act_scale[group], qparams.act_zero_point[group]
     return jnp.where(inside[..., None], scale, jnp.nan), zero_point
+
+
+def _shown(value: Any) -> str:
+    """What came, in a few words."""
+    return f"of shape {value.shape} and type {value.dtype}" if hasattr(value, "shape") else repr(value)[:60]
 
 
 def _per_row(value: jax.Array, x: jax.Array) -> jax.Array:

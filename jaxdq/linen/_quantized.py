@@ -75,6 +75,8 @@ def quantize(params: Any, calib: Calibration) -> QuantizedParams:
     """
     quantized = {}
     for site in calib.plan.sites:
+        if site.site.kind != "product":
+            _check_kernel(params, site)
         if site.weight is not None:
             quantized[site.path] = _quantize_kernel(params, site, calib.weights[site.path])
     return QuantizedParams(
@@ -86,8 +88,7 @@ def quantize(params: Any, calib: Calibration) -> QuantizedParams:
     )
 
 
-def _quantize_kernel(params: Any, site: SitePlan, qparams: QParams) -> QTensor:
-    assert site.weight is not None
+def _check_kernel(params: Any, site: SitePlan) -> None:
     kernel = kernel_at(params, site.path)
     if kernel is None or tuple(kernel.shape) != site.site.shape:
         came = "no such kernel" if kernel is None else f"shape {tuple(kernel.shape)}"
@@ -95,6 +96,11 @@ def _quantize_kernel(params: Any, site: SitePlan, qparams: QParams) -> QTensor:
             f"'{site.path}' was calibrated with a kernel of shape {site.site.shape} and params have {came}; pass the "
             f"params of the calibrated network."
         )
+
+
+def _quantize_kernel(params: Any, site: SitePlan, qparams: QParams) -> QTensor:
+    assert site.weight is not None
+    kernel = kernel_at(params, site.path)
     return site.with_code_sum(quantize_tensor(kernel, qparams, site.weight))
 
 

@@ -35,6 +35,7 @@ class Site:
         macs: multiply-accumulates for one image.
         unsupported: why it can't run on integers; "" where it can.
         dtype: of the kernel, which flax's promotion takes part in.
+        batch_first: whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Site:
     macs: int
     unsupported: str = ""
     dtype: str = "float32"
+    batch_first: bool = True
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -290,7 +292,7 @@ def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch
     macs = math.prod(out.shape) * terms // batch
     rows = max(1, math.prod(out.shape) // (batch * features))
     dtype = "float32" if kind.name == "product" else module.get_variable("params", "kernel").dtype.name
-    return Site(path_of(module), kind.name, shape, channel_axes, rows, macs, reason, dtype)
+    return Site(path_of(module), kind.name, shape, channel_axes, rows, macs, reason, dtype, inputs[0].shape[0] == batch)
 
 
 def _bias(module: nn.Module) -> jax.Array | None:

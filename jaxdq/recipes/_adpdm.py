@@ -1,5 +1,7 @@
 """ADP-DM: activation grids per group of timesteps, the groups found by differentiable search."""
 
+import dataclasses
+
 from jaxdq.calibration import Recipe, SearchSettings, observe, search_groups
 from jaxdq.observers import minmax_weights, mse
 from jaxdq.recipes._rules import default_rules
@@ -35,10 +37,16 @@ def adpdm(
 
     Source: Wang et al., arXiv 2305.18723 (CVPR 2024).
     """
+    search = search or SearchSettings()
     return Recipe(
         name="adpdm",
         rules=default_rules(weight_bits, act_bits),
         weight_range=minmax_weights(),
         calibrators=(observe(mse(2.0)), search_groups(num_groups, search)),
-        settings={"weight_bits": weight_bits, "act_bits": act_bits, "groups": num_groups},
+        settings={
+            "weight_bits": weight_bits,
+            "act_bits": act_bits,
+            "groups": num_groups,
+            "search": dataclasses.asdict(search),
+        },
     )

@@ -32,7 +32,8 @@ def default_rules(weight_bits: int, act_bits: int) -> Callable[[Sequence[Site]],
         kernels = [site for site in sites if site.kind != "product"]
         ends = {site.path for site in (_first(kernels), _first(kernels[::-1])) if site is not None}
         rows = [Rule(re.escape(path), reason="reads or writes the image") for path in sorted(ends)]
-        narrow = [site.path for site in kernels if site.rows == 1 and site.path not in ends]
+        wide = any(site.rows > 1 for site in kernels)  # in a network without, one row is all there is
+        narrow = [site.path for site in kernels if wide and site.rows == 1 and site.path not in ends]
         for index, path in enumerate(narrow):
             scheme = Scheme(8, channel_axis=-1) if index < 2 else weight
             rows.append(Rule(re.escape(path), weight=scheme, reason="one row per image: weights only"))

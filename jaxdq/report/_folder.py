@@ -1,12 +1,12 @@
 """A run folder is written whole or not at all."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxdq._errors import InputError
+from jaxdq._folders import move_into_place, part_of
 from jaxdq.report._metrics import METRICS
 
 QUANTIZED = "quantized"
@@ -24,7 +24,9 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"'{out}' is a file; choose another folder for the run.")
-    if out.is_mount():
+    if out.resolve() == Path.cwd():
+        raise InputError("the run would take the place of the current folder; choose a folder inside it with --out.")
+    if out.resolve().is_mount():
         raise InputError(f"'{out}' is a mount point, which can't be moved into; choose a folder inside it.")
     if not out.exists() or not any(out.iterdir()):
         return
@@ -52,8 +54,7 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         InputError: no folder can be made there.
     """
     out = out.resolve()
-    folder = out.with_name(f".{out.name}.{os.getpid()}.part")
-    retired = folder.with_suffix(".old")
+    folder = part_of(out)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -61,9 +62,6 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         yield folder
         check_free(out, overwrite=overwrite)  # again: minutes have passed
-        if out.exists():
-            out.rename(retired)
-        folder.rename(out)
-        shutil.rmtree(retired, ignore_errors=True)
+        move_into_place(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

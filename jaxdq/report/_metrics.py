@@ -41,7 +41,7 @@ def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluatio
     num_integer = sum(site.is_integer for site in sites)
     return {
         "t": evaluation.t,
-        "noise_sqnr_db": {"mean": np.mean(evaluation.noise_sqnr_db), "per_step": evaluation.noise_sqnr_db},
+        "noise_sqnr_db": {"mean": _mean_of_finite(evaluation.noise_sqnr_db), "per_step": evaluation.noise_sqnr_db},
         "image_psnr_db": evaluation.image_psnr_db,
         "fd_to_float": evaluation.fd_to_float,
         "fd_float_floor": evaluation.fd_float_floor,
@@ -51,6 +51,12 @@ def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluatio
         "integer_mac_fraction": qparams.plan.integer_mac_fraction,
         "seconds": evaluation.seconds,
     }
+
+
+def _mean_of_finite(values: np.ndarray) -> float:
+    """The mean over the steps that are not exact; infinite where all are."""
+    finite = values[np.isfinite(values)]
+    return float(np.mean(finite)) if finite.size else float("inf")
 
 
 def to_json_values(value: Any) -> Any:

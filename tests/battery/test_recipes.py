@@ -16,6 +16,7 @@ DENOISER = toy_denoiser(Tiny())
 RECIPES = {
     "minmax": lambda bits: recipes.minmax(*bits),
     "uniform_groups": lambda bits: recipes.uniform_groups(*bits, num_groups=2),
+    "adpdm": lambda bits: recipes.adpdm(*bits, num_groups=2),
 }
 # (weight bits, activation bits) -> the least mean SQNR in dB. Rounding a layer's inputs to b bits over a range of k
 # deviations is 6.02 b + 10.8 - 20 log10 k below the signal; with k = 10, its weights alike, and two such layers

@@ -4,30 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdq._errors import InputError
-from jaxdq.diffusion import check_groups, ddim, groups_of_steps, linear_schedule, uniform_groups
-
-
-def test_golden_uniform_groups():
-    np.testing.assert_array_equal(uniform_groups(7, 3), [0, 0, 0, 1, 1, 2, 2])
-    np.testing.assert_array_equal(uniform_groups(5, 5), np.arange(5))
-    np.testing.assert_array_equal(uniform_groups(5, 1), np.zeros(5))
-
-
-@settings(deadline=None)
-@given(st.integers(1, 1000), st.data())
-def test_property_uniform_groups_are_even_and_ordered(num_timesteps, data):
-    num_groups = data.draw(st.integers(1, num_timesteps))
-    groups = uniform_groups(num_timesteps, num_groups)
-    sizes = np.bincount(groups, minlength=num_groups)
-    assert groups.dtype == np.int32 and len(sizes) == num_groups
-    assert sizes.max() - sizes.min() <= 1
-    assert groups[0] == 0 and np.all(np.diff(groups) >= 0)
-
-
-@pytest.mark.parametrize(("num_timesteps", "num_groups"), [(10, 0), (10, -1), (10, 11), (0, 0)])
-def test_refuses_impossible_group_counts(num_timesteps, num_groups):
-    with pytest.raises(InputError, match=f"{num_timesteps} timesteps can't be cut into {num_groups}"):
-        uniform_groups(num_timesteps, num_groups)
+from jaxdq.diffusion import check_groups, ddim, groups_of_steps, linear_schedule
 
 
 def test_golden_groups_of_steps():

@@ -11,7 +11,18 @@ from toys import KNOWN_PARAMS, KNOWN_X, KNOWN_Y, SHAPE, Known, ToyUNet, toy_cali
 
 from jaxdq import InputError
 from jaxdq.grid import QParams, Scheme, fake_quantize
-from jaxdq.linen import Einsum, Rule, apply, apply_visited, dequantize_params, quantize, time_argument
+from jaxdq.linen import (
+    Calibration,
+    Einsum,
+    Rule,
+    apply,
+    apply_visited,
+    dequantize_params,
+    find_sites,
+    make_plan,
+    quantize,
+    time_argument,
+)
 from jaxdq.metrics import sqnr_db
 
 W8, S8, A8 = Scheme(8, channel_axis=-1), Scheme(8), Scheme(8, symmetric=False)
@@ -227,8 +238,11 @@ def test_traced_t_outside_gives_nan_and_only_there(qparams):
 def test_t_missing_or_misshapen_is_refused(qparams):
     with pytest.raises(InputError, match=r"Small was called without its time argument 't' \(argument 2\)"):
         apply(Small(), qparams, X)
-    with pytest.raises(InputError, match=r"t has shape \(6, 1\)"):
+    with pytest.raises(InputError, match=r"t is of shape \(6, 1\)"):
         apply(Small(), qparams, X, jnp.zeros((6, 1), jnp.int32))
+    for wrong in (2.5, jnp.nan, True, "noon", None, 10**30):
+        with pytest.raises(InputError, match="whole"):
+            apply(Small(), qparams, X, wrong)
     with pytest.raises(InputError, match="t has 2 entries"):
         apply(Small(), qparams, X, jnp.zeros(2, jnp.int32))
 
@@ -294,3 +308,29 @@ def test_visitor_sees_every_input_by_name_and_may_change_it():
     out = apply_visited(Small(), PARAMS, visitor, X, 0)
     assert seen == {"first": (6, 4), "product:lhs": (6, 6, 6), "product:rhs": (6, 6), "last": (6, 6)}
     np.testing.assert_array_equal(out, np.tile(PARAMS["last"]["bias"], (6, 1)))
+
+
+class SequenceFirst(nn.Module):
+    """A layer whose leading axis is not the batch."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        return jnp.swapaxes(nn.Dense(4, name="dense")(jnp.swapaxes(x, 0, 1)), 0, 1)
+
+
+def test_vector_t_is_refused_where_the_batch_does_not_lead():
+    x = jnp.ones((4, 4, 3))  # as long as the batch: shapes alone would not tell
+    params = SequenceFirst().init(jax.random.key(0), x, 0)["params"]
+    sites = find_sites(SequenceFirst(), params, x[:1], 0)
+    plan = make_plan([Rule(".*", Scheme(8, channel_axis=-1), Scheme(8))], sites)
+    calib = Calibration(
+        weights={"dense": QParams(jnp.full((1, 4), 0.01))},
+        act_scale=jnp.full((1, 1), 0.1),
+        act_zero_point=jnp.zeros((1, 1), jnp.int32),
+        group_of_t=jnp.zeros(10, jnp.int32),
+        plan=plan,
+    )
+    quantized = quantize(params, calib)
+    assert apply(SequenceFirst(), quantized, x, 3).shape == (4, 4, 4)
+    with pytest.raises(InputError, match="batch is not the leading axis of the inputs of 'dense'"):
+        apply(SequenceFirst(), quantized, x, jnp.arange(4))

@@ -49,7 +49,7 @@ def dense(path, rows):
         ([dense("a", 9), dense("b", 9)], ["a", "b"]),
         ([dense("a", 9), dense("b", 9), dense("c", 9)], ["b"]),
         ([dense("time", 1), dense("a", 9), dense("b", 9), dense("c", 9), dense("class", 1)], ["b"]),
-        ([dense("time", 1)], []),
+        ([dense("a", 1), dense("b", 1)], ["a", "b"]),  # no image has positions here: nothing is the time path
         ([dense("a+b", 9), dense("a(b", 9), dense("a.b", 9)], ["a(b"]),  # paths are no patterns
     ],
 )

@@ -8,7 +8,7 @@ from toys import NUM_TIMESTEPS, SHAPE, toy_calibration, toy_denoiser
 
 from jaxdq import report
 from jaxdq.calibration import plan_for
-from jaxdq.diffusion import Denoiser, uniform_groups
+from jaxdq.diffusion import Denoiser
 from jaxdq.evaluation import Evaluation
 from jaxdq.linen import QuantizedParams, quantize
 from jaxdq.recipes import minmax
@@ -27,7 +27,7 @@ class Measured(NamedTuple):
 def measured() -> Measured:
     denoiser = toy_denoiser()
     plan = plan_for(denoiser, minmax())
-    x, groups = jnp.ones((1, *SHAPE)), uniform_groups(NUM_TIMESTEPS, 4)
+    x, groups = jnp.ones((1, *SHAPE)), np.arange(NUM_TIMESTEPS) * 4 // NUM_TIMESTEPS
     calib = toy_calibration(denoiser.module, denoiser.params, plan, groups, x, jnp.int32(0), num_groups=4)
     qparams = jax.jit(quantize)(denoiser.params, calib)
     images = np.random.default_rng(0).uniform(-1, 1, (5, *SHAPE)).astype(np.float32)

@@ -30,15 +30,13 @@ CIFAR10 = {  # google/ddpm-cifar10-32
     "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
 }
 
-VARIANTS = {
-    "heads of 8": {"attention_head_dim": 8},
+VARIANTS = {  # of SMALL, which has heads of 8 channels and symmetric downsampling, and is tested with a scalar t below
     "one head": {"attention_head_dim": None},
     "heads that leave channels over": {"attention_head_dim": 12},
-    "asymmetric downsampling": {"downsample_padding": 0},
     "scale and shift": {"resnet_time_scale_shift": "scale_shift"},
     "scale and shift, norm in mid attention": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 8},
     "resampling in residual blocks": {"downsample_type": "resnet", "upsample_type": "resnet"},
-    "no attention in the middle": {"add_attention": False},
+    "asymmetric downsampling, no attention in the middle": {"downsample_padding": 0, "add_attention": False},
     "no middle, centred, odd width": {
         "mid_block_type": None,
         "center_input_sample": True,
@@ -87,7 +85,7 @@ def test_oracle_class_conditional(changes, class_labels):
     assert twin_error(SMALL | changes, np.array([3, 951]), class_labels) < TOLERANCE
 
 
-def test_scalar_t_equals_vector_t():
+def test_oracle_scalar_t_equals_vector_t():
     network = torch_network(SMALL)
     module, params = jax_network(SMALL, network)
     x = images(SMALL)

@@ -1,0 +1,39 @@
+"""Folders that are written whole or not at all: built beside their place, and moved there by two renames."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def part_of(path: Path) -> Path:
+    """A name beside `path` for what is being built; leftovers of processes that were killed are removed."""
+    for suffix in (".part", ".old"):
+        for leftover in path.parent.glob(f".{path.name}.*{suffix}"):
+            pid = leftover.name.removeprefix(f".{path.name}.").removesuffix(suffix)
+            if pid.isdigit() and not _is_alive(int(pid)):
+                shutil.rmtree(leftover, ignore_errors=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def move_into_place(part: Path, path: Path) -> None:
+    """Puts the whole new folder in place of the old one, which is gone only once the new one stands."""
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.rename(retired)
+    try:
+        part.rename(path)
+    except BaseException:
+        if retired.exists():
+            retired.rename(path)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,203 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import NUM_TIMESTEPS, SHAPE, ToyUNet, toy_denoiser, toy_params, toy_plan
+
+from jaxdq import InputError, Rule, Scheme, apply, ddim, quantize
+from jaxdq.calibration import (
+    Recipe,
+    SearchSettings,
+    _groups,
+    observe,
+    run_recipe,
+    search_groups,
+    share_by_price,
+    share_optimally,
+    share_uniformly,
+)
+from jaxdq.calibration._groups import image_error, price
+from jaxdq.grid import qparams_from_range
+from jaxdq.linen import Calibration, kernel_at
+from jaxdq.observers import _histogram as histogram
+from jaxdq.observers import minmax_weights, mse
+from jaxdq.recipes import default_rules
+from jaxdq.sampling import sample
+
+KEY = jax.random.key(0)
+S, A, STEPS = 5, 2, ddim(5)
+SHORT = SearchSettings(num_updates=3)
+CALIBRATORS = {"price": share_by_price, "optimally": share_optimally, "search": lambda g: search_groups(g, SHORT)}
+
+
+RULES = default_rules(8, 4)
+# Histograms, as the price of a grid needs them, and grids that compile in no time.
+RANGES = mse()._replace(
+    qparams=lambda state, scheme: qparams_from_range(*histogram.full_range(state), scheme),
+)
+
+
+class Line(nn.Module):
+    """Four dense layers: both ends, and two integer sites between them."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        h = nn.silu(nn.Dense(4, name="in")(x) + jnp.cos(0.3 * jnp.broadcast_to(t, x.shape[:1]))[:, None, None, None])
+        for name in ("one", "two"):
+            h = nn.silu(nn.Dense(4, name=name)(h))
+        return nn.Dense(x.shape[-1], name="out")(h)
+
+
+@functools.cache
+def work(rules=RULES):
+    """Ranges by step of a small network, and a calibration that calibrators under test replace."""
+    recipe = Recipe("toy", rules, minmax_weights(), (observe(RANGES), share_uniformly(1)))
+    return run_recipe(toy_denoiser(Line()), recipe, sampler=STEPS, key=KEY, num_images=4)
+
+
+@functools.cache
+def priced():
+    return price(work(), KEY)
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """The proxy, made once: calibrators under test look it up."""
+    monkeypatch.setattr(_groups, "price", lambda work, key: priced())
+    return priced()[0]
+
+
+def logits_of(groups, num_groups):
+    return np.moveaxis(np.eye(num_groups)[np.asarray(groups)], -1, 1)
+
+
+def test_the_price_covers_every_step_activation_and_candidate():
+    proxy, output = priced()
+    assert proxy.table.shape[:2] == (S, A) and output.shape == (S,) and (output > 0).all()
+    assert np.isfinite(proxy.table).all() and (proxy.table >= 0).all()
+    # The grid of a step's own serves it better than a candidate at random.
+    own = proxy.table[np.arange(S), :, np.arange(S)]
+    assert (own <= np.median(proxy.table, axis=-1)).all()
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, S])
+def test_share_by_price_gives_equal_spans_the_proxy_s_grids(num_groups, table):
+    found = share_by_price(num_groups)(work(), KEY)
+    spans = np.arange(S) * num_groups // S
+    scale, zero_point = table.grids(spans, num_groups)
+    np.testing.assert_array_equal(found.group_of_step, spans)
+    np.testing.assert_array_equal(found.calib.act_scale, scale)
+    np.testing.assert_array_equal(found.calib.act_zero_point, zero_point)
+    np.testing.assert_array_equal(found.calib.group_of_t[work().data.t], spans)
+    assert found.calib.plan == work().plan and found.calib.group_of_t.shape == (NUM_TIMESTEPS,)
+
+
+def test_share_optimally_never_costs_more_than_equal_spans(table):
+    for num_groups in range(1, S + 1):
+        found = share_optimally(num_groups)(work(), KEY).group_of_step
+        assert (np.diff(found) >= 0).all() and len(np.unique(found)) == num_groups
+        assert table.cost(found) <= table.cost(np.arange(S) * num_groups // S)
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+@pytest.mark.parametrize("num_groups", [0, S + 1])
+def test_groups_that_steps_cannot_fill_are_refused(name, num_groups):
+    with pytest.raises(InputError, match=f"{num_groups} groups were asked for and the sampler has {S} steps"):
+        CALIBRATORS[name](num_groups)(work(), KEY)
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_ranges_come_first(name):
+    with pytest.raises(InputError, match=r"put observe\(mse\(\)\) before"):
+        CALIBRATORS[name](2)(work()._replace(evidence=None), KEY)
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_one_group_is_the_cheapest_grid_for_all_steps(name, table):
+    found = CALIBRATORS[name](1)(work(), KEY)
+    np.testing.assert_array_equal(found.calib.act_scale, table.grids(np.zeros(S, int), 1)[0])
+    np.testing.assert_array_equal(found.group_of_step, np.zeros(S, int))
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_without_quantized_activations_groups_are_empty(name):
+    weights_only = work(weights_only_rules)
+    found = CALIBRATORS[name](2)(weights_only, KEY)
+    assert found.calib.act_scale.shape == (2, 0)
+    jax.eval_shape(quantize, found.denoiser.params, found.calib)
+
+
+def weights_only_rules(sites):
+    return [Rule(".*", Scheme(8, channel_axis=-1))]
+
+
+# --- The search ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("errors", "kept"), [((2.0, 1.0), "search"), ((1.0, 2.0), "equal spans"), ((1.0, 1.0), None)])
+def test_the_better_of_both_is_kept(errors, kept, table, monkeypatch):
+    groups, measured = np.array([0, 1, 1, 1, 1]), []
+    monkeypatch.setattr(_groups, "_search", lambda *args: (logits_of(groups, 2), []))
+
+    def fake_error(work):
+        measured.append(work.group_of_step.tolist())
+        return errors[0] if measured[-1] == [0, 0, 0, 1, 1] else errors[1]
+
+    monkeypatch.setattr(_groups, "image_error", fake_error)
+    found = search_groups(2)(work(), KEY)
+    assert sorted(measured) == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
+    expected = [0, 0, 0, 1, 1] if kept == "equal spans" else groups
+    np.testing.assert_array_equal(found.group_of_step, expected)
+    np.testing.assert_array_equal(found.calib.act_scale, table.grids(np.asarray(expected), 2)[0])
+    # What was measured is reported, whichever way it went.
+    name, log = found.log[-1]
+    assert name == "search_groups" and kept in (None, log["kept"])
+
+
+def test_nan_images_of_the_search_are_not_kept(table, monkeypatch):
+    monkeypatch.setattr(_groups, "_search", lambda *args: (logits_of([0, 1, 1, 1, 1], 2), []))
+    monkeypatch.setattr(_groups, "image_error", lambda work: 1.0 if work.group_of_step[1] == 0 else np.nan)
+    np.testing.assert_array_equal(search_groups(2)(work(), KEY).group_of_step, [0, 0, 0, 1, 1])
+
+
+def test_each_activation_may_have_a_partition_of_its_own(table, monkeypatch):
+    monkeypatch.setattr(_groups, "image_error", lambda work: float(work.group_of_step.ndim == 1))
+    found = search_groups(2, SearchSettings(per_site=True, num_updates=2))(work(), KEY)
+    assert found.group_of_step.shape == (S, A)
+    assert found.calib.group_of_t.shape == (NUM_TIMESTEPS, A) and found.calib.act_scale.shape == (2, A)
+    np.testing.assert_array_equal(found.calib.group_of_t[work().data.t], found.group_of_step)
+    qparams = jax.eval_shape(quantize, found.denoiser.params, found.calib)
+    x, t = jnp.zeros((1, *SHAPE)), jnp.zeros((), jnp.int32)
+    assert jax.eval_shape(functools.partial(apply, Line()), qparams, x, t).shape == x.shape
+
+
+def test_image_error_is_that_of_integer_images_from_the_same_noise():
+    calib = share_uniformly(2)(work(), KEY)
+    qparams = jax.jit(quantize)(calib.denoiser.params, calib.calib)
+    images = sample(calib.denoiser, qparams, sampler=STEPS, num_images=4, key=calib.key)
+    by_hand = np.mean((np.float64(images) - calib.data.images) ** 2)
+    assert 0 < by_hand and image_error(calib) == pytest.approx(by_hand, rel=1e-5)
+
+
+# --- The program -----------------------------------------------------------------------------------------------------
+
+
+def test_eight_groups_are_the_program_of_one_and_a_switch():
+    x, t = jnp.zeros((2, *SHAPE)), jnp.zeros((), jnp.int32)
+    params = toy_params(ToyUNet(), x, t)
+    rules = [Rule(".*", kind="product"), Rule(".*", Scheme(8, channel_axis=-1), Scheme(8))]
+    plan = toy_plan(ToyUNet(), params, rules, x, t)
+    kernels = {site.path: (kernel_at(params, site.path), site.weight) for site in plan.sites if site.weight is not None}
+    weights = jax.eval_shape(lambda: {path: minmax_weights()(*kernel) for path, kernel in kernels.items()})
+    programs = {}
+    for num_groups in (1, 8):
+        tables = (jax.ShapeDtypeStruct((num_groups, len(plan.tables)), dtype) for dtype in (jnp.float32, jnp.int32))
+        calib = Calibration(weights, *tables, jax.ShapeDtypeStruct((NUM_TIMESTEPS,), jnp.int32), plan)
+        run = jax.jit(functools.partial(apply, ToyUNet()))
+        programs[num_groups] = run.lower(jax.eval_shape(quantize, params, calib), x, t).as_text()
+    for op in ("stablehlo.dot_general", "stablehlo.convolution"):
+        assert programs[8].count(op) == programs[1].count(op) > 0
+    assert programs[8].count("stablehlo.case") == 1

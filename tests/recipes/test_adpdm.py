@@ -1,0 +1,90 @@
+import dataclasses
+import functools
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import SHAPE, toy_denoiser
+
+from jaxdq import apply, calibrate, ddim, quantize
+from jaxdq.calibration import SearchSettings
+from jaxdq.grid import QTensor, Scheme
+from jaxdq.linen import Site
+from jaxdq.recipes import adpdm
+
+SITES = [Site(name, "dense", (4, 4), (1,), 9, 144) for name in ("a", "b", "c")]
+STEPS, NUM_GROUPS = 3, 2
+
+
+class Line(nn.Module):
+    """Three dense layers, of which the recipe leaves both ends in float."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        h = nn.silu(nn.Dense(8, name="in")(x) + jnp.cos(0.3 * jnp.broadcast_to(t, x.shape[:1]))[:, None, None, None])
+        return nn.Dense(x.shape[-1], name="out")(nn.silu(nn.Dense(8, name="middle")(h)))
+
+
+@functools.cache
+def denoiser():
+    return toy_denoiser(Line())
+
+
+@functools.cache
+def run(seed=0, again=False):
+    recipe = adpdm(4, 8, NUM_GROUPS, search=SearchSettings(num_updates=3))
+    return calibrate(denoiser(), recipe, sampler=ddim(STEPS), key=jax.random.key(seed), num_images=4)
+
+
+def test_settings_name_the_figures_of_the_report():
+    settings = adpdm(4, 6, 3).settings
+    assert (settings["weight_bits"], settings["act_bits"], settings["groups"]) == (4, 6, 3)
+    assert adpdm().settings["groups"] == 8  # the paper's
+    assert adpdm().name == "adpdm"
+
+
+def test_settings_of_the_search_are_reported():
+    search = SearchSettings(per_site=True, num_updates=7)
+    assert json.loads(json.dumps(dict(adpdm(search=search).settings)))["search"] == dataclasses.asdict(search)
+
+
+def test_bits_reach_the_rules():
+    rule = adpdm(4, 6).rules(SITES)[-1]
+    assert (rule.weight.bits, rule.act.bits) == (4, 6)
+
+
+def test_golden_weight_grid_spans_the_largest_weight_of_each_channel():
+    kernel = np.array([[7.0, 0.5], [-14.0, 0.25]], np.float32)
+    qparams = adpdm(4).weight_range(kernel, Scheme(4, channel_axis=-1))
+    np.testing.assert_array_equal(qparams.scale, np.float32([[14.0, 0.5]]) / np.float32(7))
+
+
+def test_the_same_key_finds_the_same_bits():
+    one, two = run(), run(again=True)
+    assert one is not two and jax.tree.structure(one) == jax.tree.structure(two)
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert left.dtype == right.dtype and np.asarray(left).tobytes() == np.asarray(right).tobytes()
+
+
+def test_what_it_finds_quantizes_and_runs():
+    calib = run()
+    assert calib.act_scale.shape == (NUM_GROUPS, 1) and set(np.asarray(calib.group_of_t)) <= set(range(NUM_GROUPS))
+    assert np.isfinite(calib.act_scale).all() and (np.asarray(calib.act_scale) > 0).all()
+    qparams = jax.jit(quantize)(denoiser().params, calib)
+    assert isinstance(qparams.params["middle"]["kernel"], QTensor)
+    x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
+    call = jax.jit(functools.partial(apply, denoiser().module))
+    for t in (0, 19):
+        exact, found = (np.float64(call(params, x, jnp.int32(t))) for params in (denoiser().params, qparams))
+        # 4-bit weights of one layer: steps of a 7th of a channel's largest, which is 3 deviations at most among 8:
+        # errors 20 log10(7 sqrt(12) / 3) = 18 dB below its output. The other layers pass both alike, give or take 6.
+        assert 10 * np.log10(np.sum(exact**2) / np.sum((exact - found) ** 2)) > 12
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_outside_are_refused(bits):
+    with pytest.raises(ValueError, match=f"bits is {bits}; give a whole number from 2 to 8"):
+        adpdm(bits, 8)

@@ -67,8 +67,8 @@ def main() -> None:
     args = parser.parse_args()
 
     train, held_out, train_labels, held_out_labels = load_scans()
-    # Of perceptrons (100 to 256 wide), the one that is sure of most held-out scans; accuracies differ by 0.003. A support
-    # vector machine is more accurate (0.993) but sure of more than half of the noise.
+    # Of perceptrons of 100 to 256 units, the one that is sure of most held-out scans; accuracies differ by 0.003. A
+    # support vector machine is more accurate (0.993) but sure of more than half of the noise.
     classifier = MLPClassifier((256, 128), max_iter=500, random_state=0)
     classifier.fit(train.reshape(len(train), -1), train_labels)
 

@@ -111,10 +111,9 @@ def sample(
     from jaxdq import report, run
 
     report.read_metrics(folder)  # refuses what is no run before anything else is looked at
-    out = out or folder / "drawn.png"
-    ours = {folder.resolve() / name for name in ("samples.png",)}
-    if out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK) or out.resolve() in ours:
-        raise InputError(f"can't write '{out}'; give a new name that ends in .png, in a folder that you can write to.")
+    out, own = out or folder / "drawn.png", folder.resolve() / "samples.png"
+    if out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK) or out.resolve() == own:
+        raise InputError(f"can't write '{out}'; give a new name that ends in .png, in a folder that exists.")
     picture = report.image_grid(run.sample_run(folder, images=images, steps=steps, seed=seed))
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.write_bytes(picture)

@@ -322,7 +322,7 @@ def test_a_defect_keeps_its_traceback(model, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(run, "calibrate", broken)
+    monkeypatch.setattr(run, "run_recipe", broken)
     with pytest.raises(RuntimeError, match="ours"):
         cli.main(["quantize", str(model), *SMALL, "--out", str(tmp_path / "run")])
     assert not list(tmp_path.iterdir())

@@ -46,6 +46,13 @@ class Trajectories(NamedTuple):
         """N."""
         return self.states.shape[1]
 
+    def first(self, num_images: int) -> "Trajectories":
+        """Those of the first images, or of all if there are fewer."""
+        images = slice(0, num_images)
+        return Trajectories(
+            self.states[:, images], self.outputs[:, images], self.t, self.image_index[images], self.images[images]
+        )
+
 
 def sample(
     denoiser: Denoiser,
@@ -188,10 +195,30 @@ def batch_at(denoiser: Denoiser, data: Trajectories, step: int, images: slice | 
     )
 
 
-def one_pass(denoiser: Denoiser, data: Trajectories, batch_size: int) -> Iterator[Batch]:
-    """Every state once, step by step; batches of one size, so the last images of N may be seen with earlier ones."""
-    size = min(batch_size, data.num_images)
-    starts = [min(start, data.num_images - size) for start in range(0, data.num_images, size)]
-    for step in range(data.num_steps):
-        for start in starts:
-            yield batch_at(denoiser, data, step, slice(start, start + size))
+def one_pass(
+    denoiser: Denoiser, data: Trajectories, batch_size: int, counts: np.ndarray | None = None
+) -> Iterator[Batch]:
+    """Every state once, step by step, in batches of one size: a step's last batch is filled up with its own images.
+
+    Args:
+        denoiser: gives the module's further arguments.
+        data: the states.
+        batch_size: images at a time.
+        counts: int[S], how many images of each step are shown; None is all.
+    """
+    counts = np.full(data.num_steps, data.num_images) if counts is None else counts
+    size = batch_size_of(counts, batch_size)
+    for step in np.flatnonzero(counts):
+        images = np.resize(np.arange(counts[step]), (-(-counts[step] // size), size))
+        for batch in images:
+            yield batch_at(denoiser, data, int(step), batch)
+
+
+def num_batches(counts: np.ndarray, batch_size: int) -> int:
+    """How many batches `one_pass` makes."""
+    return int(np.sum(-(-counts // batch_size_of(counts, batch_size))))
+
+
+def batch_size_of(counts: np.ndarray, batch_size: int) -> int:
+    """Images at a time: no more than an average step has, so that few of them are seen twice."""
+    return max(1, min(batch_size, int(np.mean(counts[counts > 0]))))

@@ -15,5 +15,12 @@ from jaxdq.calibration._groups import search_groups as search_groups
 from jaxdq.calibration._groups import share_by_price as share_by_price
 from jaxdq.calibration._groups import share_optimally as share_optimally
 from jaxdq.calibration._observe import observe as observe
+from jaxdq.calibration._timesteps import Policy as Policy
+from jaxdq.calibration._timesteps import normal_timesteps as normal_timesteps
+from jaxdq.calibration._timesteps import random_timesteps as random_timesteps
+from jaxdq.calibration._timesteps import select_timesteps as select_timesteps
+from jaxdq.calibration._timesteps import structural_risk as structural_risk
+from jaxdq.calibration._timesteps import uniform_timesteps as uniform_timesteps
+from jaxdq.calibration._timesteps import visits_penalised as visits_penalised
 from jaxdq.calibration._uniform import check_num_groups as check_num_groups
 from jaxdq.calibration._uniform import share_uniformly as share_uniformly

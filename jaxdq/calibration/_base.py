@@ -49,6 +49,7 @@ class Work(NamedTuple):
         weights: path -> QParams of the kernels.
         data: the float model's trajectories.
         key: their noise: sampling with it draws `data.images` again.
+        counts: int[S], how many states of each step calibrators may look at, the first ones; None is all N.
         evidence: ranges of activations by step, once observed.
         group_of_step: int32[S] or int32[S, A], once chosen.
         calib: the calibration, once there is one.
@@ -62,11 +63,17 @@ class Work(NamedTuple):
     weights: dict[str, QParams]
     data: Trajectories
     key: jax.Array
+    counts: np.ndarray | None = None
     evidence: Evidence | None = None
     group_of_step: np.ndarray | None = None
     calib: Calibration | None = None
     log: tuple[tuple[str, dict[str, Any]], ...] = ()
     checkpoint_dir: Path | None = None
+
+    @property
+    def counts_or_all(self) -> np.ndarray:
+        """int[S], how many states of each step may be looked at."""
+        return np.full(self.data.num_steps, self.data.num_images) if self.counts is None else self.counts
 
 
 Calibrator = Callable[[Work, jax.Array], Work]

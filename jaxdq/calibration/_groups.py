@@ -14,7 +14,7 @@ from jaxdq.calibration._loop import learn
 from jaxdq.calibration._proxy import Proxy, best_contiguous, build_proxy
 from jaxdq.calibration._search import Rows, SearchState, initial_logits, make_update, problem_of
 from jaxdq.calibration._sensitivity import sensitivity
-from jaxdq.calibration._uniform import check_num_groups
+from jaxdq.calibration._uniform import check_groups_fit
 from jaxdq.linen import dequantize_params, quantize
 from jaxdq.sampling import sample
 
@@ -56,7 +56,7 @@ def share_by_price(num_groups: int) -> Calibrator:
     """
 
     def calibrator(work: Work, key: jax.Array) -> Work:
-        check_num_groups(num_groups, work.data.num_steps)
+        check_groups_fit(work, num_groups)
         proxy, _ = price(work, key)
         group_of_step = np.arange(work.data.num_steps) * num_groups // work.data.num_steps
         return _shared(work, proxy, group_of_step, num_groups)
@@ -68,7 +68,7 @@ def share_optimally(num_groups: int) -> Calibrator:
     """The best contiguous partition for the discretisation error, by dynamic programming: the search's yardstick."""
 
     def calibrator(work: Work, key: jax.Array) -> Work:
-        check_num_groups(num_groups, work.data.num_steps)
+        check_groups_fit(work, num_groups)
         proxy, _ = price(work, key)
         group_of_step, _ = best_contiguous(proxy, num_groups)
         return _shared(work, proxy, group_of_step, num_groups)
@@ -101,7 +101,7 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
 
     def calibrator(work: Work, key: jax.Array) -> Work:
         num_steps = work.data.num_steps
-        check_num_groups(num_groups, num_steps)
+        check_groups_fit(work, num_groups)
         key_price, key_search = jax.random.split(key)
         proxy, output_weight = price(work, key_price)
         uniform = np.arange(num_steps) * num_groups // num_steps
@@ -150,6 +150,8 @@ def _search(
     work: Work, proxy: Proxy, weight: np.ndarray, num_groups: int, settings: SearchSettings, key: jax.Array
 ) -> tuple[np.ndarray, list[Any]]:
     plan, data = work.plan, work.data
+    counts = work.counts_or_all
+    seen = np.flatnonzero(counts)
     start = _shared(work, proxy, np.zeros(data.num_steps, int), 1)
     assert start.calib is not None
     problem = problem_of(proxy, dequantize_params(jax.jit(quantize)(work.denoiser.params, start.calib)))
@@ -159,21 +161,21 @@ def _search(
     state = SearchState(logits, optimizer.init(logits), jnp.zeros((), jnp.int32))
     update = make_update(work.denoiser.module, columns, optimizer, settings.num_updates, settings.entropy)
     weight = weight * settings.task / np.sum(weight * np.mean(np.sum(data.outputs**2, axis=(2, 3, 4)), axis=1))
-    num_rows = min(settings.rows, data.num_steps)
+    num_rows = min(settings.rows, len(seen))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
     seed = int(rng.integers(2**31))
 
     def rows_of(index: int) -> tuple[Any, Rows]:
         # A function of the index alone, so that a resumed search sees what an unbroken one saw.
         draw = np.random.default_rng((seed, index))
-        step = np.sort(draw.permutation(data.num_steps)[:num_rows])
-        image = draw.integers(data.num_images, size=num_rows)
+        step = np.sort(draw.permutation(seen)[:num_rows])
+        image = draw.integers(counts[step])
         return problem, Rows(
             x=jnp.asarray(data.states[step, image]),
             t=jnp.asarray(data.t[step], jnp.int32),
             step=jnp.asarray(step, jnp.int32),
             target=jnp.asarray(data.outputs[step, image]),
-            weight=jnp.asarray(weight[step] * data.num_steps / num_rows, jnp.float32),
+            weight=jnp.asarray(weight[step] * len(seen) / num_rows, jnp.float32),
             args=work.denoiser.args(jnp.asarray(data.image_index[image])),
         )
 

@@ -9,7 +9,7 @@ from jaxdq._progress import track
 from jaxdq.calibration._base import Calibrator, Evidence, Work, tables_of
 from jaxdq.linen import apply_visited
 from jaxdq.observers import Observer
-from jaxdq.sampling import Batch, one_pass
+from jaxdq.sampling import Batch, num_batches, one_pass
 
 
 def observe(observer: Observer, *, batch_size: int = 32) -> Calibrator:
@@ -22,7 +22,8 @@ def observe(observer: Observer, *, batch_size: int = 32) -> Calibrator:
         batch_size: images at a time. Activations of one batch at one step are all that is ever in memory.
 
     Returns:
-        A calibrator that sets `work.evidence`; states of A activations at S steps.
+        A calibrator that sets `work.evidence`; states of A activations at S steps. Steps of which no state was chosen
+        (`work.counts`) have the evidence of the nearest step.
     """
 
     def calibrator(work: Work, key: jax.Array) -> Work:
@@ -46,12 +47,14 @@ def observe(observer: Observer, *, batch_size: int = 32) -> Calibrator:
         states = jax.tree.map(
             lambda leaf: jnp.tile(leaf, (work.data.num_steps, len(column), *(1,) * leaf.ndim)), observer.init()
         )
-        size = min(batch_size, work.data.num_images)
-        total = work.data.num_steps * -(-work.data.num_images // size)
+        counts = work.counts_or_all
         if column:
-            for batch in track(one_pass(work.denoiser, work.data, size), "observe ranges", total=total):
+            batches = one_pass(work.denoiser, work.data, batch_size, counts)
+            for batch in track(batches, "observe ranges", total=num_batches(counts, batch_size)):
                 states = update(work.denoiser.params, states, batch)
-        evidence = Evidence(observer, states)
+        seen = np.flatnonzero(counts)
+        nearest = seen[np.argmin(np.abs(np.arange(len(counts))[:, None] - seen), axis=1)]
+        evidence = Evidence(observer, jax.tree.map(lambda leaf: leaf[nearest], states))
         _refuse_non_finite(work, evidence)
         return work._replace(evidence=evidence)
 

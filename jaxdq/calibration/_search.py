@@ -14,6 +14,7 @@ grid that the group would choose, which is also the bank of the mixture), and th
 grows until every row of p is one-hot. The second term is concave in p, so that it too is least at a choice.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -134,16 +135,20 @@ def relaxed_apply(
         if name not in columns:
             return x
         index, scheme = columns[name]
-        own = share if share.ndim == 2 else share[..., index]
-        mixed = jnp.zeros_like(x)
-        for group in range(choice.shape[0]):
-            candidate = choice[group, index]
-            zero_point = None if scheme.symmetric else problem.zero_point[candidate, index]
-            quantized = fake_quantize(x, QParams(problem.scale[candidate, index], zero_point), scheme)
-            mixed += own[:, group].reshape((-1,) + (1,) * (x.ndim - 1)) * quantized.astype(x.dtype)
-        return mixed
+        candidate = choice[:, index]
+        zero_point = None if scheme.symmetric else problem.zero_point[candidate, index]
+        grids = QParams(problem.scale[candidate, index], zero_point)
+        return _mixture(x, share if share.ndim == 2 else share[..., index], grids, scheme)
 
     return apply_visited(module, problem.params, visitor, rows.x, rows.t, *rows.args)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _mixture(x: jax.Array, share: jax.Array, grids: QParams, scheme: Scheme) -> jax.Array:
+    """sum_g share[:, g] fake_quantize(x, grids[g]). Made again on the way back: G copies of x are never kept."""
+    quantized = jax.vmap(lambda grid: fake_quantize(x, grid, scheme))(grids)
+    weight = share.T.reshape(share.shape[1], share.shape[0], *(1,) * (x.ndim - 1))
+    return jnp.sum(weight * quantized, axis=0).astype(x.dtype)
 
 
 def make_update(

@@ -25,7 +25,7 @@ def share_uniformly(num_groups: int) -> Calibrator:
 
     def calibrator(work: Work, key: jax.Array) -> Work:
         num_steps = work.data.num_steps
-        check_num_groups(num_groups, num_steps)
+        check_groups_fit(work, num_groups)
         return share(work, np.arange(num_steps) * num_groups // num_steps, num_groups)
 
     return calibrator
@@ -37,4 +37,15 @@ def check_num_groups(num_groups: int, num_steps: int) -> None:
         raise InputError(
             f"{num_groups} groups were asked for and the sampler has {num_steps} steps; give 1 to {num_steps} groups, "
             f"or a sampler of more steps."
+        )
+
+
+def check_groups_fit(work: Work, num_groups: int) -> None:
+    """Refuses a number of groups that the sampler's steps, or the steps chosen for calibration, can't fill."""
+    check_num_groups(num_groups, work.data.num_steps)
+    counts = work.counts_or_all
+    if np.count_nonzero(counts) < num_groups:
+        raise InputError(
+            f"a budget of {counts.sum()} states covers {np.count_nonzero(counts)} timesteps and {num_groups} groups "
+            f"were asked for; give a budget of at least {num_groups} states, or fewer groups."
         )

@@ -4,6 +4,7 @@ from jaxdq.observers._base import Observer as Observer
 from jaxdq.observers._base import WeightQParams as WeightQParams
 from jaxdq.observers._base import margin as margin
 from jaxdq.observers._ema import ema as ema
+from jaxdq.observers._histogram import HistogramState as HistogramState
 from jaxdq.observers._histogram import points_and_shares as points_and_shares
 from jaxdq.observers._minmax import minmax as minmax
 from jaxdq.observers._mse import mse as mse

@@ -1,0 +1,196 @@
+"""Which timesteps' states enter the calibration set, under a fixed budget.
+
+A policy is a function `(work, budget, key) -> int[S]`: how many states of each step are taken, `budget` in all. Three
+know nothing of the model; `structural_risk` and `visits_penalised` ask it.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq._errors import InputError
+from jaxdq.calibration._base import Calibrator, Work, tables_of
+from jaxdq.calibration._observe import observe
+from jaxdq.calibration._proxy import build_proxy
+from jaxdq.observers import HistogramState, mse, points_and_shares
+
+Policy = Callable[[Work, int, jax.Array], np.ndarray]
+
+
+def select_timesteps(policy: Policy, budget: int) -> Calibrator:
+    """Takes `budget` of the sampled states, at the steps that the policy chooses; later calibrators see only those.
+
+    Args:
+        policy: such as `structural_risk()`.
+        budget: states, each one image at one step; from 1 to S N.
+
+    Returns:
+        A calibrator that sets `work.counts`.
+
+    Raises:
+        InputError: a budget that is larger than what was sampled, or smaller than 1.
+    """
+
+    def calibrator(work: Work, key: jax.Array) -> Work:
+        available = work.data.num_steps * work.data.num_images
+        if not 1 <= budget <= available:
+            raise InputError(
+                f"a budget of {budget} states was asked for and {available} were sampled ({work.data.num_steps} steps "
+                f"of {work.data.num_images} images); give 1 to {available}."
+            )
+        counts = policy(work, budget, key)
+        return work._replace(counts=counts, log=(*work.log, ("select_timesteps", {"counts": counts.tolist()})))
+
+    return calibrator
+
+
+def uniform_timesteps() -> Policy:
+    """The same number of states at equally spaced steps (Q-Diffusion)."""
+
+    def policy(work: Work, budget: int, key: jax.Array) -> np.ndarray:
+        num_steps = work.data.num_steps
+        positions = (np.arange(budget) * num_steps // budget) if budget < num_steps else np.arange(budget) % num_steps
+        return _limited(np.bincount(positions, minlength=num_steps), work.data.num_images)
+
+    return policy
+
+
+def random_timesteps() -> Policy:
+    """Steps drawn at random, all alike."""
+
+    def policy(work: Work, budget: int, key: jax.Array) -> np.ndarray:
+        num_steps = work.data.num_steps
+        drawn = np.asarray(jax.random.choice(key, num_steps, (budget,)))
+        return _limited(np.bincount(drawn, minlength=num_steps), work.data.num_images)
+
+    return policy
+
+
+def normal_timesteps(mean: float = 0.4, deviation: float = 0.4) -> Policy:
+    """Steps drawn from a normal distribution over the sampler's steps, clipped to its ends (PTQ4DM's NDTC).
+
+    Args:
+        mean: in parts of S, counted from the image (PTQ4DM prefers steps near it).
+        deviation: in parts of S.
+    """
+
+    def policy(work: Work, budget: int, key: jax.Array) -> np.ndarray:
+        num_steps = work.data.num_steps
+        drawn = mean * num_steps + deviation * num_steps * np.asarray(jax.random.normal(key, (budget,)))
+        steps = num_steps - 1 - np.clip(np.round(drawn), 0, num_steps - 1).astype(int)
+        return _limited(np.bincount(steps, minlength=num_steps), work.data.num_images)
+
+    return policy
+
+
+def structural_risk(redundancy: float = 1.0, pilot_images: int = 2) -> Policy:
+    """Structural risk minimisation: steps whose states expose error and are not yet represented.
+
+    A state is taken, one after another, at the step of largest
+
+        score(s) = risk(s) / max risk  -  redundancy * n MMD^2(chosen + s, all) / max_s MMD^2(s, all)
+
+    with n states chosen so far, s among them. `risk(s)`, the empirical risk, is the discretisation error of the step's
+    activations on one grid for all steps, in parts of their power. The maximum mean discrepancy, the structural term,
+    compares the chosen states with the whole trajectory by the logarithms of the activations' scales at each step,
+    under a Gaussian kernel of median width.
+
+    Args:
+        redundancy: weight of the structural term; 0 is the most risky step again and again.
+        pilot_images: images on which risk and features are measured.
+
+    Source: arXiv 2305.18723 (the criterion; weights and features are ours, for the paper does not state them).
+    """
+
+    def policy(work: Work, budget: int, key: jax.Array) -> np.ndarray:
+        risk, features = _pilot(work, pilot_images, key)
+        kernel = _gaussian_kernel(features)
+        to_all = kernel.mean(axis=1)
+        num_steps = work.data.num_steps
+        counts = np.zeros(num_steps, int)
+        risk = risk / max(risk.max(), np.finfo(float).tiny)
+        scale = max(_mmd2(kernel, to_all, np.eye(num_steps)).max(), np.finfo(float).tiny)
+        for taken in range(1, budget + 1):
+            # One state among `taken` moves the discrepancy by about 1 / taken of what the first one did.
+            distance = taken * _mmd2(kernel, to_all, counts + np.eye(num_steps)) / scale
+            score = np.where(counts < work.data.num_images, risk - redundancy * distance, -np.inf)
+            counts[np.argmax(score)] += 1
+        return counts
+
+    return policy
+
+
+def visits_penalised(weight: float = 2.0, eligible: float = 0.7, pilot_images: int = 2) -> Policy:
+    """The rule of the paper's public code: the largest `uncertainty(s) - weight * visits(s)`, without the first steps.
+
+    Uncertainty there is the entropy of undecided logits; here, where choices are one-hot, the discretisation error
+    stands in for it, scaled to the entropy's range, log 8.
+
+    Args:
+        weight: 2 in that code.
+        eligible: share of the steps, counted from the image, that may be chosen (there, 70 of 100).
+        pilot_images: images on which the error is measured.
+    """
+
+    def policy(work: Work, budget: int, key: jax.Array) -> np.ndarray:
+        risk, _ = _pilot(work, pilot_images, key)
+        num_steps = work.data.num_steps
+        counts = np.zeros(num_steps, int)
+        uncertainty = np.log(8) * risk / max(risk.max(), np.finfo(float).tiny)
+        barred = np.arange(num_steps) < round((1 - eligible) * num_steps)
+        for _ in range(budget):
+            if (counts[~barred] >= work.data.num_images).all():
+                barred = np.zeros_like(barred)  # the eligible steps are used up
+            score = np.where(barred | (counts >= work.data.num_images), -np.inf, uncertainty - weight * counts)
+            counts[np.argmax(score)] += 1
+        return counts
+
+    return policy
+
+
+def _pilot(work: Work, num_images: int, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(f64[S], f64[S, F]): relative discretisation error, and features, of each step on a few images."""
+    few = work.data.first(num_images)
+    schemes = tuple(scheme for _, scheme in work.plan.tables)
+    if not schemes:
+        return np.ones(few.num_steps), np.zeros((few.num_steps, 1))
+    evidence = observe(mse(2.0, 20))(work._replace(data=few, counts=None), key).evidence
+    assert evidence is not None
+    scale = np.asarray(jax.jit(lambda states: tables_of(evidence.observer, states, schemes)[0])(evidence.states))
+    table = build_proxy(evidence, np.ones(scale.shape), schemes).table
+    static = table.sum(axis=0).argmin(axis=-1)
+    error = np.take_along_axis(table, static[None, :, None], axis=2)[..., 0]
+    power = np.asarray(jax.jit(jax.vmap(jax.vmap(_power)))(evidence.states), np.float64)
+    return (error / np.maximum(power, np.finfo(float).tiny)).mean(axis=1), np.log(scale)
+
+
+def _power(state: HistogramState) -> jax.Array:
+    points, share = points_and_shares(state)
+    return jnp.sum(share * points**2)
+
+
+def _gaussian_kernel(features: np.ndarray) -> np.ndarray:
+    distance = np.sum((features[:, None] - features[None]) ** 2, axis=-1)
+    width = np.median(distance[distance > 0]) if (distance > 0).any() else 1.0
+    return np.exp(-distance / width)
+
+
+def _mmd2(kernel: np.ndarray, to_all: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """f64[R]: squared maximum mean discrepancy between R weightings of the steps, int[R, S], and all steps alike."""
+    share = counts / counts.sum(axis=1, keepdims=True)
+    return np.einsum("rs,st,rt->r", share, kernel, share) - 2 * share @ to_all + to_all.mean()
+
+
+def _limited(counts: np.ndarray, most: int) -> np.ndarray:
+    """No step more often than it has images; what is over goes to the nearest steps that have room."""
+    counts = counts.copy()
+    for step in np.flatnonzero(counts > most):
+        while counts[step] > most:
+            room = np.flatnonzero(counts < most)
+            nearest = room[np.argmin(np.abs(room - step))]
+            moved = min(counts[step] - most, most - counts[nearest])
+            counts[step] -= moved
+            counts[nearest] += moved
+    return counts

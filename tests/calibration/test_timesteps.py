@@ -1,0 +1,135 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pair import STATES, by_hand, work
+from toys import toy_denoiser
+
+from jaxdq import InputError, ddim
+from jaxdq.calibration import (
+    Recipe,
+    _timesteps,
+    normal_timesteps,
+    observe,
+    random_timesteps,
+    run_recipe,
+    search_groups,
+    select_timesteps,
+    share_optimally,
+    share_uniformly,
+    structural_risk,
+    uniform_timesteps,
+    visits_penalised,
+)
+from jaxdq.observers import minmax, minmax_weights
+from jaxdq.recipes import default_rules
+
+KEY = jax.random.key(0)
+S, N = 10, 6
+RISK = np.r_[np.ones(8), 3.0, 3.0]  # the last two steps are three times as risky
+POLICIES = [uniform_timesteps(), random_timesteps(), normal_timesteps(), structural_risk(), visits_penalised()]
+
+
+def plenty(num_steps=S, num_images=N):
+    states = np.zeros((num_steps, num_images, 1, 2, 2), np.float32)
+    whole = work()
+    data = whole.data._replace(states=states, outputs=states, t=np.arange(num_steps)[::-1].astype(np.int32))
+    return whole._replace(data=data)
+
+
+@pytest.fixture
+def pilot(monkeypatch):
+    """Risk and features as told: steps 0..7 look alike, 8 and 9 each like nothing else."""
+    features = np.zeros((S, 2))
+    features[8], features[9] = (10, 0), (0, 10)
+    monkeypatch.setattr(_timesteps, "_pilot", lambda work, num_images, key: (RISK, features))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("budget", [1, 7, 23, S * N])
+def test_a_policy_takes_its_budget_and_no_state_twice(pilot, policy, budget):
+    counts = select_timesteps(policy, budget)(plenty(), KEY).counts
+    assert counts.shape == (S,) and counts.sum() == budget
+    assert counts.min() >= 0 and counts.max() <= N
+
+
+def test_uniform_timesteps_are_equally_spaced():
+    np.testing.assert_array_equal(uniform_timesteps()(plenty(), 5, KEY), [1, 0] * 5)
+    np.testing.assert_array_equal(uniform_timesteps()(plenty(), 20, KEY), [2] * 10)
+
+
+def test_random_timesteps_follow_the_key():
+    first, again, other = (random_timesteps()(plenty(), 20, jax.random.key(k)) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_normal_timesteps_lie_about_their_mean_counted_from_the_image():
+    counts = normal_timesteps(0.2, 0.05)(plenty(100, 50), 200, KEY)
+    mean = np.average(99 - np.arange(100), weights=counts)
+    assert abs(mean - 20) < 2
+
+
+def test_structural_risk_goes_to_risk_alone_without_its_penalty(pilot):
+    np.testing.assert_array_equal(structural_risk(0.0)(plenty(), 2 * N, KEY), [0] * 8 + [N, N])
+
+
+def test_structural_risk_goes_to_what_is_typical_under_a_heavy_penalty(pilot):
+    # By hand: 10 states that match 8 alike and two apart are 8 of the first kind and one of each other.
+    counts = structural_risk(1e6)(plenty(), 10, KEY)
+    assert counts[:8].sum() == 8 and counts[8] == counts[9] == 1
+
+
+def test_structural_risk_prefers_the_riskier_of_two_alike(monkeypatch):
+    risk = np.r_[np.ones(9), 1.5]
+    monkeypatch.setattr(_timesteps, "_pilot", lambda *args: (risk, np.zeros((S, 1))))
+    assert structural_risk()(plenty(), 1, KEY)[9] == 1
+
+
+def test_visits_penalised_leaves_out_the_first_steps_until_the_others_are_used_up(pilot):
+    counts = visits_penalised()(plenty(), 7 * N, KEY)
+    np.testing.assert_array_equal(counts, [0] * 3 + [N] * 7)
+    assert visits_penalised()(plenty(), 7 * N + 1, KEY)[:3].sum() == 1
+
+
+@functools.cache
+def wide_and_narrow():
+    """Two steps; at the second, activations are eight times as large, and so is the step of a static grid."""
+    return work(np.stack([STATES[0], 8 * STATES[0]]))
+
+
+def test_the_pilot_finds_the_step_that_a_static_grid_serves_worst():
+    risk, features = _timesteps._pilot(wide_and_narrow(), 2, KEY)
+    assert risk[0] > 4 * risk[1]
+    np.testing.assert_allclose(np.ravel(features[1] - features[0])[:1], np.log(8), atol=0.3)
+
+
+def test_observe_looks_at_the_chosen_states_only():
+    counts = np.array([1, 2])
+    low, high = observe(minmax())(work()._replace(counts=counts), KEY).evidence.states
+    for step, t in enumerate((10, 0)):
+        for column, (lowest, highest) in enumerate(by_hand(STATES[step, : counts[step]], t)):
+            np.testing.assert_allclose([low[step, column], high[step, column]], [lowest, highest], rtol=1e-6)
+
+
+def test_a_step_without_states_borrows_from_the_nearest_step():
+    evidence = observe(minmax())(work()._replace(counts=np.array([0, 3])), KEY).evidence
+    for leaf in jax.tree.leaves(evidence.states):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+        assert jnp.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("budget", [0, -1, S * N + 1])
+def test_impossible_budgets_are_refused(budget):
+    with pytest.raises(InputError, match=f"budget of {budget} states.*60 were sampled"):
+        select_timesteps(uniform_timesteps(), budget)(plenty(), KEY)
+
+
+@pytest.mark.parametrize("share", [share_uniformly, share_optimally, search_groups])
+def test_a_budget_smaller_than_the_groups_is_refused(share):
+    chosen = (observe(minmax()), select_timesteps(uniform_timesteps(), 3), share(4))
+    recipe = Recipe("few", default_rules(8, 8), minmax_weights(), chosen)
+    with pytest.raises(InputError, match="budget of 3 states covers 3 timesteps and 4 groups"):
+        run_recipe(toy_denoiser(), recipe, sampler=ddim(5), key=KEY, num_images=2)

@@ -3,6 +3,7 @@
 from jaxdq.calibration._base import Calibrator as Calibrator
 from jaxdq.calibration._base import Evidence as Evidence
 from jaxdq.calibration._base import Ranges as Ranges
+from jaxdq.calibration._base import Sensitivity as Sensitivity
 from jaxdq.calibration._base import Work as Work
 from jaxdq.calibration._base import observed_ranges as observed_ranges
 from jaxdq.calibration._base import share as share
@@ -15,6 +16,9 @@ from jaxdq.calibration._groups import search_groups as search_groups
 from jaxdq.calibration._groups import share_by_price as share_by_price
 from jaxdq.calibration._groups import share_optimally as share_optimally
 from jaxdq.calibration._observe import observe as observe
+from jaxdq.calibration._ranges import RangeSettings as RangeSettings
+from jaxdq.calibration._ranges import learn_ranges as learn_ranges
+from jaxdq.calibration._sensitivity import weigh_errors as weigh_errors
 from jaxdq.calibration._timesteps import Policy as Policy
 from jaxdq.calibration._timesteps import normal_timesteps as normal_timesteps
 from jaxdq.calibration._timesteps import random_timesteps as random_timesteps

@@ -39,6 +39,18 @@ class Evidence(NamedTuple):
     states: Any
 
 
+class Sensitivity(NamedTuple):
+    """How much of an error arrives in the image: squared Frobenius norms of Jacobians, per image.
+
+    Attributes:
+        sites: f64[S, A], `|d x_0 / d a_s|^2` of each activation at each step.
+        output: f64[S], `|d x_0 / d eps_s|^2` of the network's output.
+    """
+
+    sites: np.ndarray
+    output: np.ndarray
+
+
 class Work(NamedTuple):
     """What is known so far.
 
@@ -51,6 +63,7 @@ class Work(NamedTuple):
         key: their noise: sampling with it draws `data.images` again.
         counts: int[S], how many states of each step calibrators may look at, the first ones; None is all N.
         evidence: ranges of activations by step, once observed.
+        cost: what errors cost the image, once measured.
         group_of_step: int32[S] or int32[S, A], once chosen.
         calib: the calibration, once there is one.
         log: (name, numbers) of each calibrator that has something to report.
@@ -65,6 +78,7 @@ class Work(NamedTuple):
     key: jax.Array
     counts: np.ndarray | None = None
     evidence: Evidence | None = None
+    cost: Sensitivity | None = None
     group_of_step: np.ndarray | None = None
     calib: Calibration | None = None
     log: tuple[tuple[str, dict[str, Any]], ...] = ()

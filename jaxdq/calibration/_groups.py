@@ -12,11 +12,10 @@ from jaxdq._errors import InputError
 from jaxdq.calibration._base import Calibrator, Work, with_tables
 from jaxdq.calibration._loop import learn
 from jaxdq.calibration._proxy import Proxy, best_contiguous, build_proxy
-from jaxdq.calibration._search import Rows, SearchState, initial_logits, make_update, problem_of
-from jaxdq.calibration._sensitivity import sensitivity
+from jaxdq.calibration._rows import image_error, rows_of_steps, step_weights
+from jaxdq.calibration._search import SearchState, initial_logits, make_update, problem_of
 from jaxdq.calibration._uniform import check_groups_fit
 from jaxdq.linen import dequantize_params, quantize
-from jaxdq.sampling import sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,8 @@ class SearchSettings:
         num_updates: of the logits.
         learning_rate: Adam's (the public code of the paper has 0.05 and decays weights, which keeps rows undecided).
         entropy: strength of the entropy term at the end (1 in the paper's public code, there without annealing).
-        task: weight of the error of the noise prediction, next to a discretisation error of 1 at one group.
+        task: weight of the error of the noise prediction, 1 in the first update, beside the discretisation error, 1 at
+            one group.
         rows: states seen in one update, spread over the steps.
     """
 
@@ -40,13 +40,13 @@ class SearchSettings:
     rows: int = 50
 
 
-def price(work: Work, key: jax.Array) -> tuple[Proxy, np.ndarray]:
-    """(proxy, f64[S]): discretisation errors of candidate grids, and what an error of the output costs the image."""
+def price(work: Work) -> Proxy:
+    """The discretisation errors of candidate grids, at what they cost the image."""
     if work.evidence is None:
         raise InputError("no ranges were observed yet; put observe(mse()) before this calibrator in the recipe.")
-    cost = sensitivity(work, key)
-    proxy = build_proxy(work.evidence, cost.sites, tuple(scheme for _, scheme in work.plan.tables))
-    return proxy, cost.output
+    if work.cost is None:
+        raise InputError("errors have no weights yet; put weigh_errors() before this calibrator in the recipe.")
+    return build_proxy(work.evidence, work.cost.sites, tuple(scheme for _, scheme in work.plan.tables))
 
 
 def share_by_price(num_groups: int) -> Calibrator:
@@ -57,7 +57,7 @@ def share_by_price(num_groups: int) -> Calibrator:
 
     def calibrator(work: Work, key: jax.Array) -> Work:
         check_groups_fit(work, num_groups)
-        proxy, _ = price(work, key)
+        proxy = price(work)
         group_of_step = np.arange(work.data.num_steps) * num_groups // work.data.num_steps
         return _shared(work, proxy, group_of_step, num_groups)
 
@@ -69,7 +69,7 @@ def share_optimally(num_groups: int) -> Calibrator:
 
     def calibrator(work: Work, key: jax.Array) -> Work:
         check_groups_fit(work, num_groups)
-        proxy, _ = price(work, key)
+        proxy = price(work)
         group_of_step, _ = best_contiguous(proxy, num_groups)
         return _shared(work, proxy, group_of_step, num_groups)
 
@@ -102,13 +102,12 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
     def calibrator(work: Work, key: jax.Array) -> Work:
         num_steps = work.data.num_steps
         check_groups_fit(work, num_groups)
-        key_price, key_search = jax.random.split(key)
-        proxy, output_weight = price(work, key_price)
+        proxy = price(work)
         uniform = np.arange(num_steps) * num_groups // num_steps
         base = _shared(work, proxy, uniform, num_groups)
         if num_groups == 1 or not work.plan.tables:
             return base
-        logits, infos = _search(work, proxy, output_weight, num_groups, settings, key_search)
+        logits, infos = _search(work, proxy, num_groups, settings, key)
         group_of_step = np.argmax(logits, axis=1)
         found = _shared(work, proxy, group_of_step, num_groups)
         errors = {"equal spans": image_error(base), "search": image_error(found)}
@@ -130,62 +129,32 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
     return calibrator
 
 
-def image_error(work: Work, *, num_images: int = 16) -> float:
-    """Mean squared error of images on the integer path against the float ones, from the calibration's own noise."""
-    assert work.calib is not None
-    num_images = min(num_images, work.data.num_images)
-    qparams = jax.jit(quantize)(work.denoiser.params, work.calib)
-    images = sample(
-        work.denoiser, qparams, sampler=work.sampler, num_images=num_images, key=work.key, batch_size=num_images
-    )
-    return float(np.mean((np.asarray(images) - work.data.images[:num_images]) ** 2))
-
-
 def _shared(work: Work, proxy: Proxy, group_of_step: np.ndarray, num_groups: int) -> Work:
     scale, zero_point = proxy.grids(group_of_step, num_groups)
     return with_tables(work, group_of_step, jnp.asarray(scale), jnp.asarray(zero_point))
 
 
 def _search(
-    work: Work, proxy: Proxy, weight: np.ndarray, num_groups: int, settings: SearchSettings, key: jax.Array
+    work: Work, proxy: Proxy, num_groups: int, settings: SearchSettings, key: jax.Array
 ) -> tuple[np.ndarray, list[Any]]:
-    plan, data = work.plan, work.data
-    counts = work.counts_or_all
-    seen = np.flatnonzero(counts)
-    start = _shared(work, proxy, np.zeros(data.num_steps, int), 1)
+    plan = work.plan
+    start = _shared(work, proxy, np.zeros(work.data.num_steps, int), 1)
     assert start.calib is not None
     problem = problem_of(proxy, dequantize_params(jax.jit(quantize)(work.denoiser.params, start.calib)))
     columns = {name: (plan.column[name], scheme) for name, scheme in plan.tables}
     optimizer = optax.adam(settings.learning_rate)
-    logits = initial_logits(data.num_steps, num_groups, len(columns) if settings.per_site else None, key)
-    state = SearchState(logits, optimizer.init(logits), jnp.zeros((), jnp.int32))
-    update = make_update(work.denoiser.module, columns, optimizer, settings.num_updates, settings.entropy)
-    weight = weight * settings.task / np.sum(weight * np.mean(np.sum(data.outputs**2, axis=(2, 3, 4)), axis=1))
-    num_rows = min(settings.rows, len(seen))
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
-    seed = int(rng.integers(2**31))
-
-    def rows_of(index: int) -> tuple[Any, Rows]:
-        # A function of the index alone, so that a resumed search sees what an unbroken one saw.
-        draw = np.random.default_rng((seed, index))
-        step = np.sort(draw.permutation(seen)[:num_rows])
-        image = draw.integers(counts[step])
-        return problem, Rows(
-            x=jnp.asarray(data.states[step, image]),
-            t=jnp.asarray(data.t[step], jnp.int32),
-            step=jnp.asarray(step, jnp.int32),
-            target=jnp.asarray(data.outputs[step, image]),
-            weight=jnp.asarray(weight[step] * len(seen) / num_rows, jnp.float32),
-            args=work.denoiser.args(jnp.asarray(data.image_index[image])),
-        )
-
-    folder = None if work.checkpoint_dir is None else work.checkpoint_dir / "search_groups"
+    logits = initial_logits(work.data.num_steps, num_groups, len(columns) if settings.per_site else None, key)
+    state = SearchState(logits, optimizer.init(logits), jnp.zeros((), jnp.int32), jnp.ones(()))
+    update = make_update(
+        work.denoiser.module, columns, optimizer, settings.num_updates, settings.task, settings.entropy
+    )
+    rows_of = rows_of_steps(work, step_weights(work), settings.rows, key)
     state, infos = learn(
         lambda state, inputs: update(inputs[0], state, inputs[1]),
         state,
-        rows_of,
+        lambda index: (problem, rows_of(index)),
         settings.num_updates,
         label="search groups",
-        checkpoint=folder,
+        checkpoint=None if work.checkpoint_dir is None else work.checkpoint_dir / "search_groups",
     )
     return np.asarray(state.logits), infos

@@ -23,6 +23,8 @@ def learn(
     *,
     label: str,
     checkpoint: str | os.PathLike[str] | None = None,
+    judge: Callable[[Any], float] | None = None,
+    judge_every: int = SAVE_EVERY,
 ) -> tuple[Any, list[Any]]:
     """Runs `state, info = update(state, batch_of(i))` for i in 0..num_updates-1.
 
@@ -34,18 +36,26 @@ def learn(
         label: for the progress bar.
         checkpoint: a folder in which the state is kept every few updates; an earlier state there is continued, and
             ends in the same bits.
+        judge: `state -> error` on the host, asked before the first update, after every `judge_every` and after the
+            last; the state of least error is returned. None takes the last.
+        judge_every: updates between two questions.
 
     Returns:
-        The last state, and the infos of the updates that this call ran, on the host.
+        The last state, or the best one, and the infos of the updates that this call ran, on the host.
 
     Raises:
         InputError: an info that is NaN or infinite, or a state that is NaN where it would be kept or returned: the
             update and the quantity are named. The state on disk is the last good one.
     """
     jitted = jax.jit(update)
-    start = 0
+    start, best, least = 0, state, np.float32(np.inf)  # float32, as it comes back from disk
     if checkpoint is not None and Path(checkpoint).exists():
-        start, state = restore_state(checkpoint, state)
+        if judge is None:
+            start, state = restore_state(checkpoint, state)
+        else:
+            start, (state, best, least) = restore_state(checkpoint, (state, best, least))
+    elif judge is not None:
+        least = np.float32(judge(state))
     infos = []
     for index in track(range(start, num_updates), label):
         state, info = jitted(state, batch_of(index))
@@ -54,9 +64,12 @@ def learn(
         if (index + 1) % SAVE_EVERY == 0 or index + 1 == num_updates:
             # A gradient can be NaN where its loss is a number. Infinity may be meant, such as a best loss so far.
             _refuse(jax.device_get(state), label, index, lambda leaf: ~np.isnan(leaf))
+        if judge is not None and ((index + 1) % judge_every == 0 or index + 1 == num_updates):
+            error = np.float32(judge(state))
+            best, least = (state, error) if error < least else (best, least)
         if checkpoint is not None and (index + 1) % SAVE_EVERY == 0:
-            save_state(checkpoint, index + 1, state)
-    return state, infos
+            save_state(checkpoint, index + 1, state if judge is None else (state, best, least))
+    return state if judge is None else best, infos
 
 
 def _refuse(tree: Any, label: str, index: int, is_good: Callable[[Any], Any]) -> None:

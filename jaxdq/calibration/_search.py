@@ -7,11 +7,12 @@ its G quantized values,
 
 with straight-through rounding, so that the loss at the network's output reaches every site before it. The loss is
 
-    sum_s w_s |eps_float - eps^|^2  +  sum_a sum_g min_c sum_s p[s, g] table[s, a, c]  +  strength H(p),
+    sum_s w_s |eps_float - eps^|^2 / unit  +  sum_a sum_g min_c sum_s p[s, g] table[s, a, c]  +  strength H(p),
 
-the error of the noise prediction on float trajectories, the discretisation error (`_proxy`: the inner minimum is the
-grid that the group would choose, which is also the bank of the mixture), and the entropy of the choice, whose strength
-grows until every row of p is one-hot. The second term is concave in p, so that it too is least at a choice.
+the error of the noise prediction on float trajectories (its unit is what it was at first), the discretisation error
+(`_proxy`: the inner minimum is the grid that the group would choose, which is also the bank of the mixture), and the
+entropy of the choice, whose strength grows until every row of p is one-hot. The second term is concave in p, so that it
+too is least at a choice.
 """
 
 import functools
@@ -23,8 +24,11 @@ import numpy as np
 import optax
 
 from jaxdq.calibration._proxy import Proxy
+from jaxdq.calibration._rows import Rows
 from jaxdq.grid import QParams, Scheme, fake_quantize
 from jaxdq.linen import apply_visited
+
+TINY = 1e-30  # a unit that nothing is ever measured in: a network that is exact on its first rows
 
 
 class SearchState(NamedTuple):
@@ -34,11 +38,13 @@ class SearchState(NamedTuple):
         logits: f32[S, G], or f32[S, G, A] where each activation has a partition of its own.
         opt_state: the optimizer's.
         update: int32[], updates done.
+        unit: f32[], the error of the noise prediction in the first update.
     """
 
     logits: jax.Array
     opt_state: optax.OptState
     update: jax.Array
+    unit: jax.Array
 
 
 class SearchInfo(NamedTuple):
@@ -48,31 +54,13 @@ class SearchInfo(NamedTuple):
         task: f32[], weighted error of the noise prediction, relative to the prediction itself.
         discretisation: f32[], relative to one group.
         entropy: f32[], mean over rows, in parts of log G.
+        unit: f32[], the task in the first update, which it is counted in.
     """
 
     task: jax.Array
     discretisation: jax.Array
     entropy: jax.Array
-
-
-class Rows(NamedTuple):
-    """What one update sees of the network: R states, each of its own step.
-
-    Attributes:
-        x: f32[R, H, W, C].
-        t: int32[R].
-        step: int32[R].
-        target: f32[R, H, W, C], the float model's output.
-        weight: f32[R], what a squared error there costs the image.
-        args: the module's further arguments.
-    """
-
-    x: jax.Array
-    t: jax.Array
-    step: jax.Array
-    target: jax.Array
-    weight: jax.Array
-    args: tuple[jax.Array, ...] = ()
+    unit: jax.Array
 
 
 class Problem(NamedTuple):
@@ -156,6 +144,7 @@ def make_update(
     columns: dict[str, tuple[int, Scheme]],
     optimizer: optax.GradientTransformation,
     num_updates: int,
+    task_weight: float,
     strength: float,
 ) -> Any:
     """The search's pure update, `(problem, state, rows) -> (state, info)`.
@@ -164,17 +153,19 @@ def make_update(
     feel the discretisation error and the entropy only, and an optimizer with momentum moves them for that reason alone.
     """
 
-    def loss_of(logits: jax.Array, problem: Problem, rows: Rows, update: jax.Array) -> tuple[jax.Array, SearchInfo]:
+    def loss_of(logits: jax.Array, problem: Problem, rows: Rows, state: SearchState) -> tuple[jax.Array, SearchInfo]:
         error = rows.target - relaxed_apply(module, problem, columns, logits, rows)
         task = jnp.sum(rows.weight * jnp.sum(error**2, axis=(1, 2, 3)))
         proxy, _ = discretisation(logits, problem.table)
         entropy = mean_entropy(logits)
-        return task + proxy + strength * update / num_updates * entropy, SearchInfo(task, proxy, entropy)
+        unit = jnp.where(state.update == 0, jnp.maximum(jax.lax.stop_gradient(task), TINY), state.unit)
+        anneal = strength * state.update / num_updates
+        return task_weight * task / unit + proxy + anneal * entropy, SearchInfo(task, proxy, entropy, unit)
 
     def update(problem: Problem, state: SearchState, rows: Rows) -> tuple[SearchState, SearchInfo]:
-        gradient, info = jax.grad(loss_of, has_aux=True)(state.logits, problem, rows, state.update)
+        gradient, info = jax.grad(loss_of, has_aux=True)(state.logits, problem, rows, state)
         change, opt_state = optimizer.update(gradient, state.opt_state)
         logits = optax.apply_updates(state.logits, change)
-        return SearchState(jnp.asarray(logits), opt_state, state.update + 1), info
+        return SearchState(jnp.asarray(logits), opt_state, state.update + 1, info.unit), info
 
     return update

@@ -1,27 +1,32 @@
 """What an error in one activation at one step costs the image: errors propagated along the trajectory."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq.calibration._base import Work
+from jaxdq.calibration._base import Calibrator, Sensitivity, Work
 from jaxdq.diffusion import Coefficients, step
 from jaxdq.linen import apply_visited
 
 
-class Sensitivity(NamedTuple):
-    """How much of an error arrives in the image: squared Frobenius norms of Jacobians, per image.
+def weigh_errors(num_images: int = 8, num_draws: int = 1) -> Calibrator:
+    """Measures what an error of each activation and of the output costs the image, at each step.
 
-    Attributes:
-        sites: f64[S, A], `|d x_0 / d a_s|^2` of each activation at each step.
-        output: f64[S], `|d x_0 / d eps_s|^2` of the network's output.
+    Args:
+        num_images: trajectories averaged over.
+        num_draws: random directions for each.
+
+    Returns:
+        A calibrator that sets `work.cost`; see `sensitivity`.
     """
 
-    sites: np.ndarray
-    output: np.ndarray
+    def calibrator(work: Work, key: jax.Array) -> Work:
+        return work._replace(cost=sensitivity(work, key, num_images=num_images, num_draws=num_draws))
+
+    return calibrator
 
 
 def sensitivity(work: Work, key: jax.Array, *, num_images: int = 8, num_draws: int = 1) -> Sensitivity:

@@ -18,6 +18,7 @@ from jaxdq.linen._plan import make_plan as make_plan
 from jaxdq.linen._quantized import Calibration as Calibration
 from jaxdq.linen._quantized import QuantizedParams as QuantizedParams
 from jaxdq.linen._quantized import quantize as quantize
+from jaxdq.linen._quantized import with_kernels as with_kernels
 from jaxdq.linen._sites import Site as Site
 from jaxdq.linen._sites import find_sites as find_sites
 from jaxdq.linen._sites import kernel_at as kernel_at

@@ -80,7 +80,7 @@ def quantize(params: Any, calib: Calibration) -> QuantizedParams:
         if site.weight is not None:
             quantized[site.path] = _quantize_kernel(params, site, calib.weights[site.path])
     return QuantizedParams(
-        params=_with_kernels(params, quantized),
+        params=with_kernels(params, quantized),
         act_scale=calib.act_scale,
         act_zero_point=calib.act_zero_point,
         group_of_t=calib.group_of_t,
@@ -104,10 +104,10 @@ def _quantize_kernel(params: Any, site: SitePlan, qparams: QParams) -> QTensor:
     return site.with_code_sum(quantize_tensor(kernel, qparams, site.weight))
 
 
-def _with_kernels(params: Any, kernels: dict[str, QTensor], path: str = "") -> Any:
+def with_kernels(params: Any, kernels: dict[str, Any], path: str = "") -> Any:
     """A copy of the tree in which the kernel of the module at each given path is replaced."""
     if not hasattr(params, "items"):
         return params
     prefix = f"{path}/" if path else ""
-    out = {key: _with_kernels(value, kernels, f"{prefix}{key}") for key, value in params.items()}
+    out = {key: with_kernels(value, kernels, f"{prefix}{key}") for key, value in params.items()}
     return {**out, "kernel": kernels[path]} if path in kernels else out

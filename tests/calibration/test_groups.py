@@ -18,8 +18,10 @@ from jaxdq.calibration import (
     share_by_price,
     share_optimally,
     share_uniformly,
+    weigh_errors,
 )
-from jaxdq.calibration._groups import image_error, price
+from jaxdq.calibration._groups import price
+from jaxdq.calibration._rows import image_error
 from jaxdq.grid import qparams_from_range
 from jaxdq.linen import Calibration, kernel_at
 from jaxdq.observers import _histogram as histogram
@@ -54,20 +56,20 @@ class Line(nn.Module):
 @functools.cache
 def work(rules=RULES):
     """Ranges by step of a small network, and a calibration that calibrators under test replace."""
-    recipe = Recipe("toy", rules, minmax_weights(), (observe(RANGES), share_uniformly(1)))
+    recipe = Recipe("toy", rules, minmax_weights(), (observe(RANGES), weigh_errors(), share_uniformly(1)))
     return run_recipe(toy_denoiser(Line()), recipe, sampler=STEPS, key=KEY, num_images=4)
 
 
 @functools.cache
 def priced():
-    return price(work(), KEY)
+    return price(work())
 
 
 @pytest.fixture
 def table(monkeypatch):
     """The proxy, made once: calibrators under test look it up."""
-    monkeypatch.setattr(_groups, "price", lambda work, key: priced())
-    return priced()[0]
+    monkeypatch.setattr(_groups, "price", lambda work: priced())
+    return priced()
 
 
 def logits_of(groups, num_groups):
@@ -75,8 +77,8 @@ def logits_of(groups, num_groups):
 
 
 def test_the_price_covers_every_step_activation_and_candidate():
-    proxy, output = priced()
-    assert proxy.table.shape[:2] == (S, A) and output.shape == (S,) and (output > 0).all()
+    proxy = priced()
+    assert proxy.table.shape[:2] == (S, A)
     assert np.isfinite(proxy.table).all() and (proxy.table >= 0).all()
     # The grid of a step's own serves it better than a candidate at random.
     own = proxy.table[np.arange(S), :, np.arange(S)]
@@ -113,6 +115,8 @@ def test_groups_that_steps_cannot_fill_are_refused(name, num_groups):
 def test_ranges_come_first(name):
     with pytest.raises(InputError, match=r"put observe\(mse\(\)\) before"):
         CALIBRATORS[name](2)(work()._replace(evidence=None), KEY)
+    with pytest.raises(InputError, match=r"put weigh_errors\(\) before"):
+        CALIBRATORS[name](2)(work()._replace(cost=None), KEY)
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)

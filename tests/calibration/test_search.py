@@ -212,11 +212,11 @@ NUM_UPDATES, OPTIMIZER = 100, optax.adam(0.2)
 
 @functools.cache
 def update_of():
-    return jax.jit(make_update(Chain(), COLUMNS, OPTIMIZER, NUM_UPDATES, 0.5))
+    return jax.jit(make_update(Chain(), COLUMNS, OPTIMIZER, NUM_UPDATES, 1.0, 0.5))
 
 
 def search(problem, logits, rows_at):
-    state, infos = SearchState(logits, OPTIMIZER.init(logits), jnp.zeros((), jnp.int32)), []
+    state, infos = SearchState(logits, OPTIMIZER.init(logits), jnp.zeros((), jnp.int32), jnp.ones(())), []
     for index in range(NUM_UPDATES):
         state, info = update_of()(problem, state, rows_at(index))
         infos.append(jax.device_get(info))

@@ -1,0 +1,167 @@
+"""Ranges learned by gradient: what grids make the network's output, and not each activation, least wrong.
+
+With the groups fixed, every group's scale and zero point, and the weights' scales, follow the gradient of
+
+    sum_s w_s |eps_float - eps^|^2,     w_s = 1/2 (1 / (S E|eps_s|^2)  +  c_s / sum_s c_s E|eps_s|^2)
+
+over states of float trajectories: half of the weight makes the relative error of every step count alike, the other half
+is what an error at that step costs the image (`c = work.cost.output`). eps^ comes from fake-quantized weights and
+activations with straight-through rounding, whose gradient to a scale is that of Esser et al. (`grid.fake_quantize`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdq._errors import InputError
+from jaxdq.calibration._base import Calibrator, Work, with_tables
+from jaxdq.calibration._loop import learn
+from jaxdq.calibration._rows import Rows, image_error, rows_of_steps, step_weights
+from jaxdq.grid import QParams, fake_quantize, round_nearest
+from jaxdq.linen import apply_visited, kernel_at, with_kernels
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeSettings:
+    """How ranges are learned.
+
+    Attributes:
+        num_updates: of all ranges at once.
+        learning_rate: Adam's for the logarithms of scales, decaying to 0 by a cosine.
+        zero_point_rate: the same for zero points, in codes.
+        weights: whether the weights' scales are learned too.
+        rows: states seen in one update, spread over the steps.
+        judge_every: updates between two looks at images drawn on the integer path; the best ranges are kept.
+    """
+
+    num_updates: int = 120
+    learning_rate: float = 0.01
+    zero_point_rate: float = 0.1
+    weights: bool = True
+    rows: int = 50
+    judge_every: int = 30
+
+
+class Logs(NamedTuple):
+    """What is learned.
+
+    Attributes:
+        act: f32[G, A], logarithms of scales.
+        zero_point: f32[G, A].
+        weights: path -> logarithms of a kernel's scales; empty where they stay.
+    """
+
+    act: jax.Array
+    zero_point: jax.Array
+    weights: dict[str, jax.Array]
+
+
+def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
+    """Moves the ranges of the groups, and of the weights, down the gradient of the output's error (see `_ranges`).
+
+    Kept are the ranges, among those it began with and those it passed through, whose images on the integer path come
+    closest to the float ones from the calibration's own noise.
+
+    Args:
+        settings: of the learning.
+
+    Returns:
+        A calibrator that replaces the ranges of `work.calib` and `work.weights`; needs both, and weighed errors.
+
+    Raises:
+        InputError: no calibration to start from; a loss or a range that becomes NaN.
+    """
+    settings = settings or RangeSettings()
+
+    def calibrator(work: Work, key: jax.Array) -> Work:
+        if work.calib is None or work.cost is None:
+            raise InputError(
+                "there are no ranges to learn from, or no costs; put weigh_errors() and a calibrator that shares "
+                "ranges, such as search_groups(8), before learn_ranges() in the recipe."
+            )
+        start = Logs(
+            jnp.log(work.calib.act_scale),
+            work.calib.act_zero_point.astype(jnp.float32),
+            {path: jnp.log(qparams.scale) for path, qparams in work.weights.items()} if settings.weights else {},
+        )
+        optimizer = _optimizer(settings, start)
+        loss = _make_loss(work)
+
+        def update(state: Any, rows: Any) -> Any:
+            logs, opt_state = state
+            value, gradient = jax.value_and_grad(loss)(logs, rows)
+            change, opt_state = optimizer.update(gradient, opt_state)
+            return (optax.apply_updates(logs, change), opt_state), value
+
+        errors: list[float] = []
+
+        def judge(state: Any) -> float:
+            errors.append(image_error(with_ranges(work, state[0])))
+            return errors[-1]
+
+        (logs, _), losses = learn(
+            update,
+            (start, optimizer.init(start)),
+            rows_of_steps(work, step_weights(work), settings.rows, key),
+            settings.num_updates,
+            label="learn ranges",
+            checkpoint=None if work.checkpoint_dir is None else work.checkpoint_dir / "learn_ranges",
+            judge=judge,
+            judge_every=settings.judge_every,
+        )
+        log = {"loss": [float(value) for value in losses], "image_mse": errors}
+        learned = with_ranges(work, logs)
+        return learned._replace(log=(*work.log, ("learn_ranges", log)))
+
+    return calibrator
+
+
+def with_ranges(work: Work, logs: Logs) -> Work:
+    """Work with these ranges in place of its own."""
+    weights = {path: work.weights[path]._replace(scale=jnp.exp(log)) for path, log in logs.weights.items()}
+    work = work._replace(weights={**work.weights, **weights})
+    assert work.group_of_step is not None
+    return with_tables(work, work.group_of_step, jnp.exp(logs.act), jnp.round(logs.zero_point))
+
+
+def _optimizer(settings: RangeSettings, start: Logs) -> optax.GradientTransformation:
+    def adam(rate: float) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(rate, settings.num_updates))
+
+    labels: Any = Logs("log", "code", jax.tree.map(lambda _: "log", start.weights))  # type: ignore[arg-type]
+    return optax.multi_transform({"log": adam(settings.learning_rate), "code": adam(settings.zero_point_rate)}, labels)
+
+
+def _make_loss(work: Work) -> Callable[[Logs, Rows], jax.Array]:
+    plan, module, params = work.plan, work.denoiser.module, work.denoiser.params
+    columns = {name: (plan.column[name], scheme) for name, scheme in plan.tables}
+    kernels = {site.path: (kernel_at(params, site.path), site.weight) for site in plan.sites if site.weight is not None}
+    group_of_step = jnp.asarray(work.group_of_step)
+
+    def loss(logs: Logs, rows: Rows) -> jax.Array:
+        quantized = {}
+        for path, (kernel, scheme) in kernels.items():
+            grid = work.weights[path]
+            scale = jnp.exp(logs.weights[path]) if path in logs.weights else grid.scale
+            quantized[path] = fake_quantize(kernel, grid._replace(scale=scale), scheme).astype(kernel.dtype)
+        group = group_of_step[rows.step]
+
+        def visitor(name: str, x: jax.Array) -> jax.Array:
+            if name not in columns:
+                return x
+            index, scheme = columns[name]
+            own = group if group.ndim == 1 else group[:, index]
+            shape = (-1, *(1,) * (x.ndim - 1))
+            zero_point = round_nearest(logs.zero_point[own, index]).reshape(shape)
+            grid = QParams(jnp.exp(logs.act[own, index]).reshape(shape), None if scheme.symmetric else zero_point)
+            return fake_quantize(x, grid, scheme).astype(x.dtype)
+
+        output = apply_visited(module, with_kernels(params, quantized), visitor, rows.x, rows.t, *rows.args)
+        axes = tuple(range(1, output.ndim))
+        return jnp.sum(rows.weight * jnp.sum((rows.target - output.astype(jnp.float32)) ** 2, axis=axes))
+
+    return loss

@@ -1,0 +1,84 @@
+"""What a loop that learns from the network's output sees in one update, and how its result is judged."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq.calibration._base import Work
+from jaxdq.linen import quantize
+from jaxdq.sampling import sample
+
+_quantize = jax.jit(quantize)
+
+
+class Rows(NamedTuple):
+    """R states, each of its own step.
+
+    Attributes:
+        x: f32[R, H, W, C].
+        t: int32[R].
+        step: int32[R].
+        target: f32[R, H, W, C], the float model's output.
+        weight: f32[R], what a squared error there counts for.
+        args: the module's further arguments.
+    """
+
+    x: jax.Array
+    t: jax.Array
+    step: jax.Array
+    target: jax.Array
+    weight: jax.Array
+    args: tuple[jax.Array, ...] = ()
+
+
+def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array) -> Callable[[int], Rows]:
+    """The i-th update's rows: a function of i alone, so that a resumed loop sees what an unbroken one saw.
+
+    Args:
+        work: whose chosen states are drawn from.
+        weight: f64[S], what a squared error counts for at each step.
+        num_rows: R at most, each of another step.
+        key: of the draws.
+    """
+    data, counts = work.data, work.counts_or_all
+    seen = np.flatnonzero(counts)
+    num_rows = min(num_rows, len(seen))
+    seed = int(np.asarray(jax.random.bits(key, (), np.uint32)))
+
+    def rows_of(index: int) -> Rows:
+        draw = np.random.default_rng((seed, index))
+        step = np.sort(draw.permutation(seen)[:num_rows])
+        image = draw.integers(counts[step])
+        return Rows(
+            x=jnp.asarray(data.states[step, image]),
+            t=jnp.asarray(data.t[step], jnp.int32),
+            step=jnp.asarray(step, jnp.int32),
+            target=jnp.asarray(data.outputs[step, image]),
+            weight=jnp.asarray(weight[step] * len(seen) / num_rows, jnp.float32),
+            args=work.denoiser.args(jnp.asarray(data.image_index[image])),
+        )
+
+    return rows_of
+
+
+def step_weights(work: Work) -> np.ndarray:
+    """f64[S]: what a squared error of the output counts for at each step; a network that says 0 has a loss of 1."""
+    assert work.cost is not None
+    power = np.mean(np.sum(np.float64(work.data.outputs) ** 2, axis=(2, 3, 4)), axis=1)
+    power = np.maximum(power, np.finfo(np.float32).tiny)
+    cost = work.cost.output
+    return 0.5 * (1 / (len(power) * power) + cost / max(np.sum(cost * power), np.finfo(np.float32).tiny))
+
+
+def image_error(work: Work, *, num_images: int = 16) -> float:
+    """Mean squared error of images on the integer path against the float ones, from the calibration's own noise."""
+    assert work.calib is not None
+    num_images = min(num_images, work.data.num_images)
+    qparams = _quantize(work.denoiser.params, work.calib)
+    images = sample(
+        work.denoiser, qparams, sampler=work.sampler, num_images=num_images, key=work.key, batch_size=num_images
+    )
+    return float(np.mean((np.asarray(images) - work.data.images[:num_images]) ** 2))

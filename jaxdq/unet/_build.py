@@ -17,7 +17,7 @@ class Family(NamedTuple):
     """What belongs to one of diffusers' classes.
 
     Attributes:
-        class_name: of the PyTorch class, which also reads what ``save_unet_folder`` writes.
+        class_name: of the PyTorch class, which a pickle is converted with.
         complete: checks a configuration and fills in what it leaves out.
         build: makes the module that a configuration describes.
     """

@@ -132,7 +132,9 @@ def _write_configs(path: Path, module_config: Mapping[str, Any], scheduler_confi
     family = _family(module_config, path)
     scheduler_class = scheduler_config.get("_class_name", "DDIMScheduler")
     files = {
-        "unet/config.json": {"_class_name": family.class_name} | family.complete(module_config),
+        # The name that came is kept: a Flax class computes a little differently.
+        "unet/config.json": {"_class_name": module_config.get("_class_name", UNET_CLASS)}
+        | family.complete(module_config),
         "scheduler/scheduler_config.json": {"_class_name": scheduler_class} | dict(scheduler_config),
     }
     if family.class_name == UNET_CLASS:  # a text-to-image pipeline has parts that are not here, so no index for it

@@ -4,6 +4,8 @@ Every submodule carries the name it has in diffusers' PyTorch classes, as in ``_
 the same names.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,24 @@ import jax.numpy as jnp
 from jaxdq.unet._blocks import attend, group_norm
 
 # Fixed in diffusers' code; no configuration has them.
-GROUP_NORM_EPS = 1e-6
 LAYER_NORM_EPS = 1e-5
 FEED_FORWARD_FACTOR = 4
+
+
+class Numerics(NamedTuple):
+    """Where diffusers' PyTorch and Flax classes differ for the same weights, by about 2e-4 of the output.
+
+    Attributes:
+        group_norm_eps: added to the variance in the norm before the first projection.
+        approximate_gelu: gelu by its tanh approximation (True) or exactly (False).
+    """
+
+    group_norm_eps: float
+    approximate_gelu: bool
+
+
+TORCH = Numerics(1e-6, approximate_gelu=False)
+FLAX = Numerics(1e-5, approximate_gelu=True)
 
 
 def layer_norm(name: str) -> nn.LayerNorm:
@@ -44,29 +61,38 @@ class CrossAttention(nn.Module):
 
 
 class Geglu(nn.Module):
-    """``h * gelu(gate)`` with ``[h, gate] = proj(x)`` (Shazeer 2020), with the exact gelu.
+    """``h * gelu(gate)`` with ``[h, gate] = proj(x)`` (Shazeer 2020).
 
     Attributes:
         width: of the result.
+        approximate: gelu by its tanh approximation (True) or exactly (False).
     """
 
     width: int
+    approximate: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x: float[B, L, C] to float[B, L, width]."""
         h, gate = jnp.split(nn.Dense(2 * self.width, name="proj")(x), 2, axis=-1)
-        return h * nn.gelu(gate, approximate=False)
+        return h * nn.gelu(gate, approximate=self.approximate)
 
 
 class FeedForward(nn.Module):
-    """``net_2(net_0(x))``: four times as wide in between, with a gate."""
+    """``net_2(net_0(x))``: four times as wide in between, with a gate.
+
+    Attributes:
+        approximate_gelu: of the gate.
+    """
+
+    approximate_gelu: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x: float[B, L, C] to float[B, L, C]."""
         channels = x.shape[-1]
-        return nn.Dense(channels, name="net_2")(Geglu(FEED_FORWARD_FACTOR * channels, name="net_0")(x))
+        h = Geglu(FEED_FORWARD_FACTOR * channels, self.approximate_gelu, name="net_0")(x)
+        return nn.Dense(channels, name="net_2")(h)
 
 
 class TransformerBlock(nn.Module):
@@ -76,9 +102,11 @@ class TransformerBlock(nn.Module):
 
     Attributes:
         num_heads: a divisor of the channels.
+        approximate_gelu: of the feed-forward.
     """
 
     num_heads: int
+    approximate_gelu: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
@@ -86,7 +114,7 @@ class TransformerBlock(nn.Module):
         h = layer_norm("norm1")(x)
         x = x + CrossAttention(self.num_heads, name="attn1")(h, h)
         x = x + CrossAttention(self.num_heads, name="attn2")(layer_norm("norm2")(x), context)
-        return x + FeedForward(name="ff")(layer_norm("norm3")(x))
+        return x + FeedForward(self.approximate_gelu, name="ff")(layer_norm("norm3")(x))
 
 
 class Transformer(nn.Module):
@@ -98,12 +126,14 @@ class Transformer(nn.Module):
         num_groups: groups of the norm before the first projection.
         linear_projection: the projections are Dense on tokens (True) or 1x1 convolutions (False): the same numbers, and
             kernels of another shape.
+        numerics: those of diffusers' PyTorch or Flax class.
     """
 
     num_heads: int
     num_layers: int
     num_groups: int
     linear_projection: bool
+    numerics: Numerics
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
@@ -113,8 +143,9 @@ class Transformer(nn.Module):
         def projection(name: str) -> nn.Module:
             return nn.Dense(channels, name=name) if self.linear_projection else nn.Conv(channels, (1, 1), name=name)
 
-        h = projection("proj_in")(group_norm(self.num_groups, GROUP_NORM_EPS, "norm")(x))
+        h = projection("proj_in")(group_norm(self.num_groups, self.numerics.group_norm_eps, "norm")(x))
         tokens = h.reshape(batch, height * width, channels)
         for i in range(self.num_layers):
-            tokens = TransformerBlock(self.num_heads, name=f"transformer_blocks_{i}")(tokens, context)
+            block = TransformerBlock(self.num_heads, self.numerics.approximate_gelu, name=f"transformer_blocks_{i}")
+            tokens = block(tokens, context)
         return x + projection("proj_out")(tokens.reshape(x.shape))

@@ -15,7 +15,7 @@ from jaxdq.unet._config_condition import complete_condition_config
 from jaxdq.unet._fields import per_row
 from jaxdq.unet._rows import AttentionMaker, DownBlock, MidBlock, UpBlock, check_inputs, run_rows
 from jaxdq.unet._time import PositionalTime, TimeMlp
-from jaxdq.unet._transformer import Transformer
+from jaxdq.unet._transformer import FLAX, TORCH, Numerics, Transformer
 
 # The number of tokens of CLIP's text encoders, which all of Stable Diffusion reads; the network itself takes any.
 TEXT_TOKENS = 77
@@ -27,7 +27,8 @@ class UNet2DCondition(nn.Module):
     The fields are those of ``UNet2DConditionModel``, with one entry per resolution where diffusers allows one for all;
     ``attention_head_dim`` is the number of heads there and is called so here. Make one with
     ``unet2d_condition_from_config``, which checks them. With the same weights the output equals that of diffusers'
-    PyTorch class up to float32 rounding. There is no dropout: this is the network as it samples.
+    PyTorch or Flax class, as ``numerics`` says, up to float32 rounding. There is no dropout: this is the network as it
+    samples.
 
     Example:
         >>> module = unet2d_condition_from_config({"block_out_channels": [8, 8], "norm_num_groups": 4,
@@ -61,6 +62,7 @@ class UNet2DCondition(nn.Module):
     addition_embed_type: str | None
     addition_time_embed_dim: int | None
     projection_class_embeddings_input_dim: int | None
+    numerics: Numerics
 
     @nn.compact
     def __call__(
@@ -126,6 +128,7 @@ class UNet2DCondition(nn.Module):
             num_layers=self.transformer_layers_per_block[level],
             num_groups=self.norm_num_groups,
             linear_projection=self.use_linear_projection,
+            numerics=self.numerics,
         )
 
     def _down(self) -> list[DownBlock]:
@@ -209,7 +212,8 @@ def unet2d_condition_from_config(config: Mapping[str, Any]) -> UNet2DCondition:
     """Build the network that a diffusers ``UNet2DConditionModel`` configuration describes.
 
     Args:
-        config: the fields of diffusers' config.json; what is left out has diffusers' default.
+        config: the fields of diffusers' config.json; what is left out has diffusers' default. The network computes as
+            diffusers' Flax class does where ``_class_name`` is that class's, and as the PyTorch class does elsewhere.
 
     Returns:
         The module, without parameters.
@@ -222,5 +226,6 @@ def unet2d_condition_from_config(config: Mapping[str, Any]) -> UNet2DCondition:
     for key in ("layers_per_block", "transformer_layers_per_block"):
         complete[key] = per_row(complete[key], num_rows)
     complete["num_heads"] = per_row(complete["attention_head_dim"], num_rows)
+    complete["numerics"] = FLAX if str(config.get("_class_name", "")).startswith("Flax") else TORCH
     names = {field.name for field in fields_of(UNet2DCondition)} - {"parent", "name"}
     return UNet2DCondition(**{name: complete[name] for name in names})

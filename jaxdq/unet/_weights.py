@@ -120,10 +120,12 @@ def _params(
     params: dict[tuple[str, ...], jax.Array] = {}
     not_finite = []
     for name, path in paths.items():
-        array = np.asarray(tensors[name], np.float32)
-        if not np.isfinite(array).all():
+        tensor = tensors[name]
+        # What jax holds already stays where it is: a way through numpy would hold every parameter twice.
+        array = tensor if isinstance(tensor, jax.Array) else np.asarray(tensor, np.float32)
+        if not np.isfinite(np.asarray(array)).all():
             not_finite.append(name)
-        params[path] = jnp.asarray(_transposed(path, array, to_flax))
+        params[path] = jnp.asarray(_transposed(path, array, to_flax), jnp.float32)
     advice = "download the file again or take an earlier checkpoint"
     _refuse(source, "has NaN or infinity in", not_finite, advice)
     return unflatten_dict(params)
@@ -149,7 +151,7 @@ def _modern_name(name: str) -> str:
     return _OLD_ATTENTION.sub(lambda match: f"{match[1]}.{_OLD_NAMES[match[2]]}.", name)
 
 
-def _transposed(path: tuple[str, ...], array: np.ndarray, axes: _Axes) -> np.ndarray:
+def _transposed(path: tuple[str, ...], array: Any, axes: _Axes) -> Any:
     return array.transpose(axes[array.ndim]) if path[-1] == "kernel" and axes else array
 
 

@@ -22,6 +22,7 @@ class Denoiser:
         schedule: What the model was trained to undo.
         shape: (H, W, C) of one image.
         conditions: Arrays with a leading axis of rows, the arguments after t; image i takes row i % P.
+            `jax.ShapeDtypeStruct` serves to look at the model, and nothing can be drawn with it.
         name: What reports call the model.
 
     Raises:
@@ -69,8 +70,22 @@ class Denoiser:
 
         Returns:
             One array of shape [B, ...] for each condition: the model's arguments after (x, t).
+
+        Raises:
+            InputError: A condition is a shape only.
         """
+        shapes = [str(rows.shape) for rows in self.conditions if isinstance(rows, jax.ShapeDtypeStruct)]
+        if shapes:
+            raise InputError(
+                f"The model '{self.name}' has conditions that are shapes only, {', '.join(shapes)}; give the "
+                "arrays with load_denoiser(..., conditions=...) or dataclasses.replace(denoiser, conditions=...)."
+            )
         return tuple(jnp.asarray(rows)[jnp.asarray(image_index) % len(rows)] for rows in self.conditions)
+
+    def abstract_args(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Return the shapes of what `args` returns for `batch` images, whether or not the conditions have values."""
+        shapes = (jax.eval_shape(jnp.asarray, rows) for rows in self.conditions)
+        return tuple(jax.ShapeDtypeStruct((batch, *shape.shape[1:]), shape.dtype) for shape in shapes)
 
 
 def check_finite(params: Any) -> None:

@@ -1,10 +1,12 @@
 """Diffusers' UNets in Flax and NHWC, and the folders that they come in."""
 
+from jaxdq.unet._build import abstract_params as abstract_params
 from jaxdq.unet._folder import bundled_models as bundled_models
 from jaxdq.unet._folder import load_denoiser as load_denoiser
 from jaxdq.unet._folder import load_unet_folder as load_unet_folder
 from jaxdq.unet._folder import save_unet_folder as save_unet_folder
 from jaxdq.unet._folder import write_configs as write_configs
 from jaxdq.unet._unet2d import UNet2D as UNet2D
-from jaxdq.unet._unet2d import abstract_params as abstract_params
 from jaxdq.unet._unet2d import unet2d_from_config as unet2d_from_config
+from jaxdq.unet._unet2d_condition import UNet2DCondition as UNet2DCondition
+from jaxdq.unet._unet2d_condition import unet2d_condition_from_config as unet2d_condition_from_config

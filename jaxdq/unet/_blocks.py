@@ -1,4 +1,4 @@
-"""The blocks of diffusers' UNets in NHWC: residual block, attention, resampling, and the rows of them.
+"""The blocks of diffusers' UNets in NHWC: residual block, attention over pixels, resampling.
 
 Every submodule carries the name it has in diffusers' PyTorch classes, so that a path of the parameter tree is the
 torch name with ``.`` for ``/`` and ``_`` before a list's index.
@@ -18,15 +18,13 @@ class Style(NamedTuple):
 
     Attributes:
         num_groups: groups of every GroupNorm in a residual block.
-        eps: added to the variance in every GroupNorm, those of attention included.
+        eps: added to the variance in every GroupNorm of a residual block.
         scale_shift: the time embedding scales and shifts after the second norm (True) or is added before it (False).
-        head_dim: channels of one attention head, or None for a single head as wide as the layer.
     """
 
     num_groups: int
     eps: float
     scale_shift: bool
-    head_dim: int | None
 
 
 def group_norm(num_groups: int, eps: float, name: str) -> nn.GroupNorm:
@@ -96,6 +94,28 @@ class ResnetBlock(nn.Module):
         return (shortcut + h) / self.output_scale
 
 
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, head_dim: int) -> jax.Array:
+    """Attention of several heads, ``softmax(q k^T / sqrt(head_dim)) v`` in each; call it in a compact method.
+
+    The two products are submodules, ``scores`` and ``values``, of the module that calls.
+
+    Args:
+        q: float[B, L, heads * head_dim].
+        k: float[B, M, heads * head_dim].
+        v: float[B, M, heads * head_dim].
+        head_dim: channels of one head.
+
+    Returns:
+        float[B, L, heads * head_dim].
+    """
+    q, k, v = (x.reshape(*x.shape[:2], -1, head_dim) for x in (q, k, v))
+    logits = Einsum("blhd,bmhd->bhlm", name="scores")(q, k) * head_dim**-0.5
+    # The exponentials are summed over M tokens: bfloat16 would keep eight bits of that sum.
+    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(v.dtype)
+    mixed = Einsum("bhlm,bmhd->blhd", name="values")(weights, v)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
 class Attention(nn.Module):
     """Self-attention over the pixels of an image, with a shortcut.
 
@@ -119,18 +139,11 @@ class Attention(nn.Module):
         """Map x: float[B, H, W, C] to float[B, H, W, C]."""
         batch, height, width, channels = x.shape
         head_dim = self.head_dim or channels
-        num_heads = channels // head_dim
         tokens = x.reshape(batch, height * width, channels)
         h = tokens if self.num_groups is None else group_norm(self.num_groups, self.eps, "group_norm")(tokens)
-        q, k, v = (
-            nn.Dense(num_heads * head_dim, name=name)(h).reshape(batch, height * width, num_heads, head_dim)
-            for name in ("to_q", "to_k", "to_v")
-        )
-        logits = Einsum("blhd,bmhd->bhlm", name="scores")(q, k) * head_dim**-0.5
-        # The exponentials are summed over H*W tokens: bfloat16 would keep eight bits of that sum.
-        weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(h.dtype)
-        mixed = Einsum("bhlm,bmhd->blhd", name="values")(weights, v)
-        out = nn.Dense(channels, name="to_out_0")(mixed.reshape(batch, height * width, num_heads * head_dim))
+        inner = channels // head_dim * head_dim
+        q, k, v = (nn.Dense(inner, name=name)(h) for name in ("to_q", "to_k", "to_v"))
+        out = nn.Dense(channels, name="to_out_0")(attend(q, k, v, head_dim))
         return (tokens + out).reshape(x.shape) / self.output_scale
 
 
@@ -156,94 +169,3 @@ class Upsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x: float[B, H, W, C] to float[B, 2H, 2W, C]."""
         return conv3x3(x.shape[-1], "conv")(upsample_nearest(x))
-
-
-class DownBlock(nn.Module):
-    """Residual blocks, each followed by attention if asked for, and then a downsampler unless it is the last row.
-
-    Attributes:
-        channels: output channels.
-        num_layers: number of residual blocks.
-        style: what all blocks of the network share.
-        attention: attention after each residual block (``AttnDownBlock2D``) or none (``DownBlock2D``).
-        downsample: "conv", "resnet" or None.
-        downsample_padding: padding of the "conv" downsampler, 0 or 1.
-    """
-
-    channels: int
-    num_layers: int
-    style: Style
-    attention: bool
-    downsample: str | None
-    downsample_padding: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to the result and all that the way up will need."""
-        style = self.style
-        skips = []
-        for i in range(self.num_layers):
-            x = ResnetBlock(self.channels, style, name=f"resnets_{i}")(x, temb)
-            if self.attention:
-                x = Attention(style.head_dim, style.num_groups, style.eps, name=f"attentions_{i}")(x)
-            skips.append(x)
-        if self.downsample == "conv":
-            x = Downsample(self.downsample_padding, name="downsamplers_0")(x)
-        elif self.downsample == "resnet":
-            x = ResnetBlock(self.channels, style, resample="down", name="downsamplers_0")(x, temb)
-        return x, skips if self.downsample is None else [*skips, x]
-
-
-class MidBlock(nn.Module):
-    """Residual block, attention if asked for, residual block, at the lowest resolution (``UNetMidBlock2D``).
-
-    Attributes:
-        style: what all blocks of the network share.
-        attention: attention between the two residual blocks, or none.
-        attention_groups: groups of the norm in attention, or None for no norm.
-        output_scale: divisor of each of the three sums.
-    """
-
-    style: Style
-    attention: bool
-    attention_groups: int | None
-    output_scale: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
-        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to float[B, H, W, C]."""
-        style, scale = self.style, self.output_scale
-        x = ResnetBlock(x.shape[-1], style, scale, name="resnets_0")(x, temb)
-        if self.attention:
-            x = Attention(style.head_dim, self.attention_groups, style.eps, scale, name="attentions_0")(x)
-        return ResnetBlock(x.shape[-1], style, scale, name="resnets_1")(x, temb)
-
-
-class UpBlock(nn.Module):
-    """Residual blocks that each take one skip, with attention if asked for, and an upsampler unless it is the last row.
-
-    Attributes:
-        channels: output channels.
-        style: what all blocks of the network share.
-        attention: attention after each residual block (``AttnUpBlock2D``) or none (``UpBlock2D``).
-        upsample: "conv", "resnet" or None.
-    """
-
-    channels: int
-    style: Style
-    attention: bool
-    upsample: str | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, skips: list[jax.Array], temb: jax.Array) -> jax.Array:
-        """Map x: float[B, H, W, C], its skips, the last first to be used, and temb to float[B, H', W', channels]."""
-        style = self.style
-        for i, skip in enumerate(reversed(skips)):
-            x = ResnetBlock(self.channels, style, name=f"resnets_{i}")(jnp.concatenate([x, skip], axis=-1), temb)
-            if self.attention:
-                x = Attention(style.head_dim, style.num_groups, style.eps, name=f"attentions_{i}")(x)
-        if self.upsample == "conv":
-            x = Upsample(name="upsamplers_0")(x)
-        elif self.upsample == "resnet":
-            x = ResnetBlock(self.channels, style, resample="up", name="upsamplers_0")(x, temb)
-        return x

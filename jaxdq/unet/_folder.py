@@ -1,35 +1,27 @@
 """Models on disk in diffusers' layout: ``model_index.json``, ``unet/`` and ``scheduler/``.
 
-Weights are read from safetensors only. A pickle (``.bin``, ``.ckpt``, ``.pt``) can run code when it is opened, so none
-ever is.
+Other folders of a pipeline, such as a text encoder's or a VAE's, are passed over: what they compute stays the caller's.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from jaxdq._errors import InputError
 from jaxdq.diffusion import Denoiser, schedule_from_config
-from jaxdq.unet._config import complete_config
-from jaxdq.unet._unet2d import UNet2D, abstract_params, unet2d_from_config
+from jaxdq.unet._build import FAMILIES, Family, UNet, abstract_params
+from jaxdq.unet._files import WEIGHTS_FILE, read_json, read_params
+from jaxdq.unet._hub import download, is_hub_id
+from jaxdq.unet._unet2d_condition import UNet2DCondition
 from jaxdq.unet._weights import params_from_torch, torch_from_params
 
 UNET_CLASS = "UNet2DModel"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _BUNDLED = Path(__file__).parents[1] / "bundled"
-_WEIGHTS_FILES = (
-    WEIGHTS_FILE,
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.safetensors.index.fp16.json",
-)
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 class _Layout(NamedTuple):
@@ -45,35 +37,45 @@ def bundled_models() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in _BUNDLED.glob("*/model_index.json")))
 
 
-def load_denoiser(name_or_path: str | Path, *, weights: bool = True) -> Denoiser:
-    """Load a diffusion model that comes with jaxdq, or from a folder in diffusers' layout.
+def load_denoiser(
+    name_or_path: str | Path, *, weights: bool = True, conditions: Sequence[Any] | None = None
+) -> Denoiser:
+    """Load a diffusion model that comes with jaxdq, from a folder in diffusers' layout, or from the Hugging Face Hub.
 
     Args:
         name_or_path: one of ``bundled_models()``, or a folder with ``unet/`` and ``scheduler/``, or a folder that has
-            the UNet's config.json itself and a scheduler_config.json in it or in ``../scheduler``.
-        weights: False leaves the weights on disk: the parameters are ``jax.ShapeDtypeStruct``.
+            the UNet's config.json itself and a scheduler_config.json in it or in ``../scheduler``, or a Hub id
+            ``organisation/model`` (with huggingface_hub installed).
+        weights: False leaves the weights on disk: the parameters are ``jax.ShapeDtypeStruct``, and so are the
+            conditions of a text-conditional model unless they are given.
+        conditions: what the network takes after (x, t), each with a leading axis of rows. For a text-conditional model
+            ``(encoder_hidden_states: float[P, M, K],)``, and for SDXL ``(encoder_hidden_states, text_embeds: float[P,
+            E], time_ids: float[P, 6])``; None goes through the classes of a class-conditional model in order.
 
     Returns:
-        The denoiser; a class-conditional model's images go through its classes in order.
+        The denoiser. Its shape is that of the arrays the network draws: latents, where the pipeline has a VAE.
 
     Raises:
-        InputError: there is no such model, a file is absent, damaged or does not fit the others, or the model is of a
-            kind that jaxdq does not support; the sentence names the file or the field.
+        InputError: there is no such model, a file is absent, damaged or does not fit the others, the model is of a
+            kind that jaxdq does not support, or conditions are needed; the sentence names the file or the field.
 
     Example:
         >>> load_denoiser("digits").shape
         (16, 16, 1)
     """
-    layout = _locate(name_or_path)
-    schedule = schedule_from_config(_read_json(layout.scheduler))
-    config = _read_unet_config(layout.unet)
-    module = unet2d_from_config(config)
-    shape, conditions = _image_shape(config, layout.unet), _conditions(module)
-    params = _read_params(layout.unet, module) if weights else abstract_params(module)
-    return Denoiser(module, params, schedule, shape, conditions, name=layout.name)
+    layout = _locate(name_or_path, weights=weights)
+    schedule = schedule_from_config(read_json(layout.scheduler))
+    family, config = _read_unet_config(layout.unet)
+    module = family.build(config)
+    shape = _image_shape(family.complete(config), layout.unet)
+    rows = _conditions(module, weights) if conditions is None else tuple(conditions)
+    params = abstract_params(module)
+    if weights:
+        params = read_params(layout.unet, params, family.class_name)
+    return Denoiser(module, params, schedule, shape, rows, name=layout.name)
 
 
-def load_unet_folder(path: str | Path) -> tuple[UNet2D, dict[str, Any], dict[str, Any]]:
+def load_unet_folder(path: str | Path) -> tuple[UNet, dict[str, Any], dict[str, Any]]:
     """Load a UNet alone from the folder that has its config.json and its weights.
 
     Args:
@@ -85,9 +87,9 @@ def load_unet_folder(path: str | Path) -> tuple[UNet2D, dict[str, Any], dict[str
     Raises:
         InputError: a file is absent, damaged or does not fit the others, or the model is of an unsupported kind.
     """
-    config = _read_unet_config(Path(path))
-    module = unet2d_from_config(config)
-    return module, _read_params(Path(path), module), complete_config(config)
+    family, config = _read_unet_config(Path(path))
+    module = family.build(config)
+    return module, read_params(Path(path), abstract_params(module), family.class_name), family.complete(config)
 
 
 def save_unet_folder(
@@ -97,15 +99,15 @@ def save_unet_folder(
 
     Args:
         path: the folder to write, made if need be: model_index.json, ``unet/`` and ``scheduler/``.
-        module_config: the fields of ``UNet2DModel``.
-        params: the parameter tree of ``unet2d_from_config(module_config)``.
+        module_config: the fields of ``UNet2DModel``, or of the class that its ``_class_name`` says.
+        params: the parameter tree of ``unet2d_from_config(module_config)``, or of its sibling.
         scheduler_config: the contents of scheduler_config.json, ``_class_name`` included.
 
     Raises:
         InputError: a configuration is not supported, or the parameters do not fit it; nothing is written then.
     """
     tensors = torch_from_params(params)
-    params_from_torch(tensors, abstract_params(unet2d_from_config(module_config)), "The parameter tree")
+    params_from_torch(tensors, abstract_params(_family(module_config, path).build(module_config)), "The parameter tree")
     _write_configs(Path(path), module_config, scheduler_config)
     save_file(tensors, Path(path) / "unet" / WEIGHTS_FILE, metadata={"format": "pt"})
 
@@ -121,37 +123,50 @@ def write_configs(source: str | Path, path: str | Path) -> None:
         InputError: the source can't be loaded.
     """
     load_denoiser(source, weights=False)
-    layout = _locate(source)
-    _write_configs(Path(path), _read_unet_config(layout.unet), _read_json(layout.scheduler))
+    layout = _locate(source, weights=False)
+    _write_configs(Path(path), _read_unet_config(layout.unet)[1], read_json(layout.scheduler))
 
 
 def _write_configs(path: Path, module_config: Mapping[str, Any], scheduler_config: Mapping[str, Any]) -> None:
     schedule_from_config(scheduler_config)
+    family = _family(module_config, path)
     scheduler_class = scheduler_config.get("_class_name", "DDIMScheduler")
-    index = {
-        "_class_name": "DDPMPipeline" if scheduler_class == "DDPMScheduler" else "DDIMPipeline",
-        "scheduler": ["diffusers", scheduler_class],
-        "unet": ["diffusers", UNET_CLASS],
-    }
     files = {
-        "model_index.json": index,
-        "unet/config.json": {"_class_name": UNET_CLASS} | complete_config(module_config),
+        # The name that came is kept: a Flax class computes a little differently.
+        "unet/config.json": {"_class_name": module_config.get("_class_name", UNET_CLASS)}
+        | family.complete(module_config),
         "scheduler/scheduler_config.json": {"_class_name": scheduler_class} | dict(scheduler_config),
     }
+    if family.class_name == UNET_CLASS:  # a text-to-image pipeline has parts that are not here, so no index for it
+        files["model_index.json"] = {
+            "_class_name": "DDPMPipeline" if scheduler_class == "DDPMScheduler" else "DDIMPipeline",
+            "scheduler": ["diffusers", scheduler_class],
+            "unet": ["diffusers", UNET_CLASS],
+        }
     for name, content in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _locate(name_or_path: str | Path) -> _Layout:
-    """Find the UNet's folder and the scheduler's file of a bundled name or a folder."""
-    bundled = str(name_or_path) in bundled_models()
-    root = _BUNDLED / str(name_or_path) if bundled else Path(name_or_path)
-    if not root.is_dir():
+def _locate(name_or_path: str | Path, *, weights: bool) -> _Layout:
+    """Find the UNet's folder and the scheduler's file of a bundled name, a folder or a Hub id."""
+    name = str(name_or_path)
+    if name in bundled_models():
+        root = _BUNDLED / name
+    elif Path(name).is_dir():
+        root = Path(name)
+    elif is_hub_id(name):
+        return _layout(download(name, weights=weights), name.rpartition("/")[2])
+    else:
         raise InputError(
-            f"There is neither a bundled model nor a folder called {str(name_or_path)!r}; bundled are "
+            f"There is neither a bundled model nor a folder called {name!r}; bundled are "
             f"{', '.join(bundled_models())}, and a folder needs diffusers' config.json and safetensors."
         )
+    return _layout(root)
+
+
+def _layout(root: Path, name: str = "") -> _Layout:
+    """Find the UNet's folder and the scheduler's file of a folder; the name is the folder's unless it is given."""
     unet = root / "unet" if (root / "unet").is_dir() else root
     # The first models on the Hub have all their files side by side; a pipeline's unet/ may also be named by itself.
     candidates = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
@@ -163,36 +178,26 @@ def _locate(name_or_path: str | Path) -> _Layout:
             "the model's scheduler folder, or build jaxdq.Denoiser(module, params, schedule, shape) by hand."
         )
     whole = root.resolve().parent if found[0] == beside else root.resolve()
-    return _Layout(whole.name, unet, found[0])
+    return _Layout(name or whole.name, unet, found[0])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, or raise InputError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; point to a folder in diffusers' layout, which has it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); download the file again or mend it.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object; download the file again.")
-    return content
+def _read_unet_config(folder: Path) -> tuple[Family, dict[str, Any]]:
+    config = read_json(folder / "config.json")
+    return _family(config, folder), config
 
 
-def _read_unet_config(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder / "config.json")
+def _family(config: Mapping[str, Any], folder: str | Path) -> Family:
     class_name = config.get("_class_name", UNET_CLASS)
-    if class_name != UNET_CLASS:
+    if class_name not in FAMILIES:
         raise InputError(
-            f"{folder / 'config.json'} describes a {class_name}; jaxdq reads {UNET_CLASS} folders; write another "
-            "network in flax and build jaxdq.Denoiser(module, params, schedule, shape) by hand."
+            f"{Path(folder) / 'config.json'} describes a {class_name}; jaxdq reads {', '.join(FAMILIES)} folders; "
+            "write another network in flax and build jaxdq.Denoiser(module, params, schedule, shape) by hand."
         )
-    return config
+    return FAMILIES[class_name]
 
 
-def _image_shape(config: Mapping[str, Any], folder: Path) -> tuple[int, int, int]:
-    """Return (H, W, C) of the images that the network draws."""
-    complete = complete_config(config)
+def _image_shape(complete: Mapping[str, Any], folder: Path) -> tuple[int, int, int]:
+    """Return (H, W, C) of the images or latents that the network draws."""
     size, channels = complete["sample_size"], complete["in_channels"]
     if size is None:
         raise InputError(f"{folder / 'config.json'} leaves sample_size open; write the side of the images there.")
@@ -205,57 +210,30 @@ def _image_shape(config: Mapping[str, Any], folder: Path) -> tuple[int, int, int
     return height, width, channels
 
 
-def _conditions(module: UNet2D) -> tuple[Any, ...]:
-    """Return what the network takes after (x, t): one row per class, or nothing."""
+def _conditions(module: UNet, weights: bool) -> tuple[Any, ...]:
+    """Return what the network takes after (x, t) where the caller does not say: one row per class, or nothing."""
+    if isinstance(module, UNet2DCondition):
+        return _text_conditions(module, weights)
     if not module.has_classes:
         return ()
     if module.class_embed_type == "identity" or module.num_class_embeds is None:
         raise InputError(
-            f"The UNet's class_embed_type is {module.class_embed_type!r}, and its labels are in no file; build "
-            "jaxdq.Denoiser(module, params, schedule, shape, conditions=(labels,)) by hand."
+            f"The UNet's class_embed_type is {module.class_embed_type!r}, and its labels are in no file; pass "
+            "conditions=(labels,) with one row per image to draw from."
         )
     return (jnp.arange(module.num_class_embeds),)
 
 
-def _read_params(folder: Path, module: UNet2D) -> dict[str, Any]:
-    file = _find_weights(folder)
-    tensors = _read_shards(file) if file.suffix == ".json" else _read_safetensors(file)
-    return params_from_torch(tensors, abstract_params(module), str(file))
-
-
-def _find_weights(folder: Path) -> Path:
-    for name in _WEIGHTS_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-    if pickles:
-        raise InputError(
-            f"{folder} has its weights only as {', '.join(pickles)}, and jaxdq loads no pickle; convert them once, "
-            f"where torch and diffusers are installed, with diffusers.{UNET_CLASS}.from_pretrained({str(folder)!r})"
-            f".save_pretrained({str(folder)!r}), which writes {WEIGHTS_FILE}."
-        )
-    raise InputError(f"{folder} has no weights; put {WEIGHTS_FILE} there.")
-
-
-def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(file)
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist; download all parts of the model.") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{file} is damaged or not a safetensors file ({error}); download it again, with git-lfs if from git."
-        ) from None
-
-
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    """Read the files that a sharded checkpoint's index lists."""
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index} has no weight_map; download the file again.")
-    tensors: dict[str, np.ndarray] = {}
-    for name in sorted(set(map(str, weight_map.values()))):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index} refers to {name!r}; expected the name of a safetensors file in the same folder.")
-        tensors |= _read_safetensors(index.parent / name)
-    return tensors
+def _text_conditions(module: UNet2DCondition, weights: bool) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return shapes that stand in for the text, where there are shapes instead of weights too."""
+    shapes = module.abstract_conditions()
+    if not weights:
+        return shapes
+    names = ("encoder_hidden_states", "text_embeds", "time_ids")
+    rows = [
+        f"{name}: float[P, {', '.join(map(str, shape.shape[1:]))}]" for name, shape in zip(names, shapes, strict=False)
+    ]
+    raise InputError(
+        f"The UNet is text-conditional, and its text is in no file; pass conditions=({', '.join(rows)},) from the "
+        "model's text encoder, one row per prompt."
+    )

@@ -27,6 +27,18 @@ def test_conditions_repeat_over_the_images():
     assert make().args(jnp.arange(3)) == ()
 
 
+def test_conditions_without_values_can_be_looked_at_only():
+    text = jax.ShapeDtypeStruct((3, 77, 8), jnp.float32)
+    assert make(conditions=(text,)).abstract_args(2) == (jax.ShapeDtypeStruct((2, 77, 8), jnp.float32),)
+    with pytest.raises(InputError, match=r"shapes only, \(3, 77, 8\); give the arrays"):
+        make(conditions=(text,)).args(jnp.arange(2))
+
+
+def test_abstract_args_are_the_shapes_of_args():
+    denoiser = make(conditions=(np.arange(3), [[1.0, 2.0]]))
+    assert denoiser.abstract_args(4) == jax.eval_shape(lambda: denoiser.args(jnp.arange(4)))
+
+
 def test_args_are_jittable():
     denoiser = make(conditions=(np.arange(3),))
     np.testing.assert_array_equal(jax.jit(denoiser.args)(jnp.array([4, 5]))[0], [1, 2])

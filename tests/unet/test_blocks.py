@@ -6,7 +6,7 @@ from unet.twins import compiled
 
 from jaxdq.unet._blocks import Attention, Downsample, ResnetBlock, Style, group_norm, upsample_nearest
 
-STYLE = Style(num_groups=2, eps=1e-5, scale_shift=False, head_dim=None)
+STYLE = Style(num_groups=2, eps=1e-5, scale_shift=False)
 
 
 def test_golden_upsampling_repeats_every_pixel():

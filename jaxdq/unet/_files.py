@@ -1,0 +1,161 @@
+"""Weights on disk: safetensors, whole or sharded, and the msgpack of diffusers' Flax classes.
+
+A pickle (``.bin``, ``.ckpt``, ``.pt``) can run code when it is opened, so none ever is.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgpack  # type: ignore[import-untyped]  # what flax writes its own files with
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError, safe_open
+
+from jaxdq._errors import InputError
+from jaxdq.unet._weights import Stored, params_from_flax, params_from_torch
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+WEIGHTS_FILES = (
+    WEIGHTS_FILE,
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors.index.fp16.json",
+    "diffusion_pytorch_model.bf16.safetensors",
+    "diffusion_flax_model.msgpack",
+)
+"""What the weights of a UNet may be called, the first to be taken first."""
+
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_MSGPACK_ARRAY = 1  # flax's extension type of an array: its shape, the name of its dtype, its bytes
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, or raise InputError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; point to a folder in diffusers' layout, which has it.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); download the file again or mend it.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object; download the file again.")
+    return content
+
+
+def read_params(folder: Path, expected: Any, class_name: str) -> dict[str, Any]:
+    """Read the weights in a UNet's folder, one tensor at a time, so that they are in memory once.
+
+    Args:
+        folder: with one of ``WEIGHTS_FILES``.
+        expected: the parameter tree of shapes, from ``abstract_params``.
+        class_name: diffusers' name of the UNet, for the advice how to convert a pickle.
+
+    Returns:
+        The parameter tree, float32.
+
+    Raises:
+        InputError: there are no weights that can be read safely, or they do not fit what is expected.
+    """
+    file = _find_weights(folder, class_name)
+    if file.suffix == ".msgpack":
+        return params_from_flax(_read_msgpack(file), expected, str(file))
+    tensors = _open_shards(file) if file.suffix == ".json" else _open_safetensors(file)
+    return params_from_torch(tensors, expected, str(file))
+
+
+@dataclass(frozen=True)
+class _StoredTensor:
+    """A tensor of a safetensors file that is read when numpy asks for it.
+
+    The file is opened for each: closed, its pages no longer count as this process's memory.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        with safe_open(self.file, framework="numpy") as tensors:
+            return tensors.get_tensor(self.name).astype(dtype or self.dtype, copy=False)
+
+
+def _find_weights(folder: Path, class_name: str) -> Path:
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        raise InputError(
+            f"{folder} has its weights only as {', '.join(pickles)}, and jaxdq loads no pickle; convert them once, "
+            f"where torch and diffusers are installed, with diffusers.{class_name}.from_pretrained({str(folder)!r})"
+            f".save_pretrained({str(folder)!r}), which writes {WEIGHTS_FILE}."
+        )
+    raise InputError(f"{folder} has no weights; put {WEIGHTS_FILE} there.")
+
+
+def _open_safetensors(file: Path) -> dict[str, Stored]:
+    """List the tensors of a file without reading them."""
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+            return {
+                name: _StoredTensor(file, name, tuple(part.get_shape()), _dtype(part.get_dtype()))
+                for name, part in slices.items()
+            }
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist; download all parts of the model.") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file} is damaged or not a safetensors file ({error}); download it again, with git-lfs if from git."
+        ) from None
+
+
+def _dtype(name: str) -> np.dtype:
+    # Whatever is no float is refused by its kind, not by its width.
+    return jnp.dtype(_DTYPES.get(name, "int8"))
+
+
+def _open_shards(index: Path) -> dict[str, Stored]:
+    """List the tensors of the files that a sharded checkpoint's index refers to."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map; download the file again.")
+    tensors: dict[str, Stored] = {}
+    for name in sorted(set(map(str, weight_map.values()))):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} refers to {name!r}; expected the name of a safetensors file in the same folder.")
+        tensors |= _open_safetensors(index.parent / name)
+    return tensors
+
+
+def _read_msgpack(file: Path) -> Mapping[str, Stored]:
+    """Read a Flax file from its beginning to its end, each array becoming a jax array as it comes."""
+    try:
+        with file.open("rb") as stream:
+            unpacker = msgpack.Unpacker(stream, ext_hook=_array, strict_map_key=True, max_buffer_size=0)
+            tree = unpacker.unpack()
+    except (msgpack.exceptions.UnpackException, ValueError, TypeError) as error:
+        raise InputError(
+            f"{file} is damaged or not a flax msgpack file ({type(error).__name__}); download it again, with git-lfs "
+            "if from git."
+        ) from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{file} holds a {type(tree).__name__}, not a tree of parameters; download it again.")
+    leaves = flatten_dict(tree, sep="/")
+    return {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in leaves.items()}
+
+
+def _array(code: int, data: bytes) -> jax.Array:
+    """Decode one array of flax's msgpack, floats as float32."""
+    if code != _MSGPACK_ARRAY:
+        raise ValueError(f"extension type {code}")
+    shape, dtype, content = msgpack.unpackb(data, raw=True)
+    array = np.frombuffer(content, jnp.dtype(dtype.decode())).reshape(shape)
+    return jnp.asarray(array, jnp.float32 if jnp.issubdtype(array.dtype, jnp.floating) else None)

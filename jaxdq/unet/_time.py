@@ -1,0 +1,63 @@
+"""Embeddings of the time, and of other numbers, in diffusers' UNets."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MAX_PERIOD = 10_000.0
+FOURIER_SCALE = 16.0
+
+
+class PositionalTime(nn.Module):
+    """Sines and cosines of the time at geometrically spaced frequencies (Vaswani et al. 2017; Ho et al. 2020).
+
+    With F = channels // 2 and ``w_i = 10000 ** (-i / (F - freq_shift))`` the result is ``[sin(t w), cos(t w)]``.
+
+    Attributes:
+        channels: width of the result; an odd width ends in a zero.
+        flip_sin_to_cos: the cosines first.
+        freq_shift: subtracted from F in the exponent.
+    """
+
+    channels: int
+    flip_sin_to_cos: bool
+    freq_shift: float
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """Map t: float[B or 1] to float32[B or 1, channels]."""
+        half = self.channels // 2
+        exponent = np.float32(-math.log(MAX_PERIOD)) * np.arange(half, dtype=np.float32) / (half - self.freq_shift)
+        angle = t.astype(jnp.float32)[:, None] * np.exp(exponent, dtype=np.float32)
+        waves = [jnp.cos(angle), jnp.sin(angle)] if self.flip_sin_to_cos else [jnp.sin(angle), jnp.cos(angle)]
+        return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, self.channels % 2)))
+
+
+class FourierTime(nn.Module):
+    """Sines and cosines of the logarithm of a noise level at random, stored frequencies (Song et al. 2021).
+
+    ``[sin(2 pi log(t) w), cos(2 pi log(t) w)]`` with ``w``: float[channels] from the checkpoint.
+    """
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """Map t: float[B or 1] > 0 to float32[B or 1, 2 * channels]."""
+        weight = self.param("weight", nn.initializers.normal(FOURIER_SCALE), (self.channels,))
+        angle = jnp.log(t.astype(jnp.float32))[:, None] * weight * 2 * np.pi
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class TimeMlp(nn.Module):
+    """``linear_2(silu(linear_1(x)))``, both of the same width (diffusers' ``TimestepEmbedding``)."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map x: float[B or 1, K] to float[B or 1, width]."""
+        return nn.Dense(self.width, name="linear_2")(nn.silu(nn.Dense(self.width, name="linear_1")(x)))

@@ -1,0 +1,81 @@
+import shutil
+import sys
+from fnmatch import fnmatch
+from types import SimpleNamespace
+
+import pytest
+
+from jaxdq._errors import InputError
+from jaxdq.unet import load_denoiser
+from jaxdq.unet._folder import _BUNDLED
+from jaxdq.unet._hub import is_hub_id
+
+FILES = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.safetensors",
+]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub that has `digits`, with a pickle and a VAE beside it; it notes what is fetched."""
+    monkeypatch.chdir(tmp_path)
+    fetched = []
+
+    def snapshot_download(hub_id, allow_patterns):
+        if hub_id != "someone/digits":
+            raise ConnectionError("no route to host.\nsecond line")
+        for file in FILES:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                fetched.append(file)
+                target = tmp_path / "cache" / "0123abc" / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(_BUNDLED / "digits" / file, target)
+        return str(tmp_path / "cache" / "0123abc")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    return fetched
+
+
+def test_a_hub_id_downloads_the_configurations_and_one_file_of_weights(hub):
+    denoiser = load_denoiser("someone/digits")
+    assert (denoiser.name, denoiser.shape) == ("digits", (16, 16, 1))
+    assert sorted(hub) == [
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_without_weights_only_the_configurations_are_downloaded(hub):
+    load_denoiser("someone/digits", weights=False)
+    assert sorted(hub) == ["scheduler/scheduler_config.json", "unet/config.json"]
+
+
+def test_a_folder_goes_before_the_hub(hub, tmp_path):
+    shutil.copytree(_BUNDLED / "digits", tmp_path / "someone" / "digits")
+    assert load_denoiser("someone/digits").name == "digits"
+    assert not hub
+
+
+def test_no_network_is_one_sentence(hub):
+    message = r"no folder 'no/model'.*\(ConnectionError: no route to host\); check"
+    with pytest.raises(InputError, match=message) as caught:
+        load_denoiser("no/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_client_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match="takes huggingface_hub, which is not installed; pip install huggingface_hub"):
+        load_denoiser("someone/digits")
+
+
+@pytest.mark.parametrize("name", ["digits", "/models/mine", "./models/mine", "../mine", "a/b/c", "with space/model"])
+def test_paths_are_no_hub_ids(name):
+    assert not is_hub_id(name)

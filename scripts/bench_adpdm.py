@@ -2,40 +2,93 @@
 
     python scripts/bench_adpdm.py --model digits --bits W6A6 W4A8 --methods minmax uniform adpdm --seeds 5 --images 256
 
-Rows that the JSON already holds are not measured again, so a run that was stopped goes on. Prints one JSON line: mean
-and standard deviation over seeds of each method. `--figure` draws them.
+Rows that the JSON already holds are not measured again, so a run that was stopped goes on. All rows of a seed share the
+float trajectories that they are measured on. Prints one JSON line: mean and standard deviation over seeds of each row.
+`--figure` draws them; `--groups` and `--budgets` take several values.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import jaxdq
-from jaxdq.calibration import Recipe, observe, search_groups, share_by_price, share_optimally, share_uniformly
-from jaxdq.calibration import SearchSettings as Settings
-from jaxdq.observers import minmax, minmax_weights, mse
+from jaxdq.calibration import (
+    Calibrator,
+    Recipe,
+    SearchSettings,
+    Work,
+    learn_ranges,
+    normal_timesteps,
+    observe,
+    plan_for,
+    random_timesteps,
+    run_recipe,
+    search_groups,
+    select_timesteps,
+    share_by_price,
+    share_optimally,
+    share_uniformly,
+    structural_risk,
+    uniform_timesteps,
+    visits_penalised,
+    weigh_errors,
+    weight_ranges,
+)
+from jaxdq.evaluation import noise_sqnr_per_step_db
+from jaxdq.metrics import frechet_distance, pooled_pixels, psnr_db
+from jaxdq.observers import minmax, minmax_weights, mse, mse_weights
 from jaxdq.recipes import default_rules
+from jaxdq.sampling import Trajectories, sample, trajectories
 
 SEED_OF_EVALUATION = 1_000
 FIGURES = ("noise_sqnr_db", "image_psnr_db", "fd_to_float")
+NOISE_IMAGES = 64  # of those that images are compared on
 
-# name -> calibrators for G groups; all share the rules and the weights' ranges, so that rows differ in the groups only.
-METHODS: dict[str, Callable[[int], tuple]] = {
-    "minmax": lambda groups: (observe(minmax()), share_uniformly(1)),
-    "uniform": lambda groups: (observe(minmax()), share_uniformly(groups)),
-    "one-priced": lambda groups: (observe(mse(2.0)), share_by_price(1)),
-    "uniform-priced": lambda groups: (observe(mse(2.0)), share_by_price(groups)),
-    "adpdm": lambda groups: (observe(mse(2.0)), search_groups(groups)),
-    "adpdm-per-site": lambda groups: (observe(mse(2.0)), search_groups(groups, Settings(per_site=True))),
-    "dynamic": lambda groups: (observe(mse(2.0)), share_optimally(groups)),
+
+class Method(NamedTuple):
+    """How the ranges of G groups come about."""
+
+    calibrators: Callable[[int], tuple[Calibrator, ...]]
+    num_groups: int | None = None
+    plain: bool = False  # min-max ranges, of weights too
+
+
+METHODS = {
+    "minmax": Method(lambda groups: (share_uniformly(groups),), 1, plain=True),
+    "uniform": Method(lambda groups: (share_uniformly(groups),), plain=True),
+    "one-priced": Method(lambda groups: (share_by_price(groups),), 1),
+    "uniform-priced": Method(lambda groups: (share_by_price(groups),)),
+    "dynamic-priced": Method(lambda groups: (share_optimally(groups),)),
+    "adpdm-priced": Method(lambda groups: (search_groups(groups),)),
+    "one-learned": Method(lambda groups: (share_by_price(groups), learn_ranges()), 1),
+    "uniform-learned": Method(lambda groups: (share_by_price(groups), learn_ranges())),
+    "dynamic": Method(lambda groups: (share_optimally(groups), learn_ranges())),
+    "adpdm": Method(lambda groups: (search_groups(groups), learn_ranges())),
+    "adpdm-per-site": Method(lambda groups: (search_groups(groups, SearchSettings(per_site=True)), learn_ranges())),
 }
+POLICIES = {
+    "uniform": uniform_timesteps,
+    "random": random_timesteps,
+    "normal": normal_timesteps,
+    "risk": structural_risk,
+    "visits": visits_penalised,
+}
+
+
+class Reference(NamedTuple):
+    """The float model's images, and as many from other noise."""
+
+    data: Trajectories
+    floor: np.ndarray
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,34 +97,84 @@ def main(argv: list[str] | None = None) -> None:
     rows = json.loads(args.json.read_text()) if args.json.exists() else {}
     denoiser = jaxdq.load_denoiser(args.model)
     sampler = jaxdq.ddim(args.steps)
-    for bits, method, seed in itertools.product(args.bits, args.methods, range(args.seeds)):
-        groups = 1 if method in ("minmax", "one-priced") else args.groups
-        name = f"{denoiser.name} {bits} {method} G{groups} S{args.steps} N{args.images} seed{seed}"
-        if name in rows:
-            continue
-        weight_bits, act_bits = (int(digits) for digits in re.findall(r"\d+", bits))
-        rules = default_rules(weight_bits, act_bits)
-        recipe = Recipe(method, rules, minmax_weights(), METHODS[method](args.groups))
-        start = time.perf_counter()
-        calib = jaxdq.calibrate(denoiser, recipe, sampler=sampler, key=jax.random.key(seed))
-        qparams = jax.jit(jaxdq.quantize)(denoiser.params, calib)
-        seconds = time.perf_counter() - start
-        key = jax.random.key(SEED_OF_EVALUATION + seed)
-        result = jaxdq.evaluate(denoiser, qparams, sampler=sampler, key=key, num_images=args.images)
-        rows[name] = {
-            "noise_sqnr_db": float(result.noise_sqnr_db.mean()),
-            "image_psnr_db": result.image_psnr_db,
-            "fd_to_float": result.fd_to_float,
-            "fd_float_floor": result.fd_float_floor,
-            "calibrate_seconds": seconds,
-            "group_of_t": np.asarray(calib.group_of_t).T.tolist() if calib.group_of_t.ndim == 1 else None,
-        }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=1))
+    for seed in range(args.seeds):
+        reference = functools.cache(functools.partial(reference_of, denoiser, sampler, seed, args.images))
+        prepare = functools.cache(functools.partial(prepared, denoiser, sampler, seed))
+        for bits, name, groups, budget in itertools.product(args.bits, args.methods, args.groups, args.budgets):
+            method = METHODS[name]
+            groups = method.num_groups or groups
+            label = f"{denoiser.name} {bits} {name} G{groups} {budget} S{args.steps} N{args.images} seed{seed}"
+            if label in rows:
+                continue
+            work, seconds_before = prepare(method.plain, budget)
+            start = time.perf_counter()
+            work = with_bits(work, bits, method)
+            for index, calibrator in enumerate(method.calibrators(groups)):
+                work = calibrator(work, jax.random.fold_in(jax.random.key(seed), index))
+            qparams = jax.jit(jaxdq.quantize)(denoiser.params, work.calib)
+            seconds = time.perf_counter() - start
+            found = {
+                "prepare_seconds": seconds_before,
+                "calibrate_seconds": seconds,
+                "log": [list(entry) for entry in work.log],
+            }
+            rows[label] = {**measured(denoiser, sampler, seed, qparams, reference()), **found}
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(rows, indent=1))
     summary = summarise(rows)
     if args.figure is not None:
         draw(summary, args.figure)
     print(json.dumps({"jax": jax.__version__, "backend": jax.default_backend(), "rows": summary}))
+
+
+def key_of_images(seed: int) -> jax.Array:
+    """Noise that calibration never saw."""
+    return jax.random.key(SEED_OF_EVALUATION + seed)
+
+
+def reference_of(denoiser: Any, sampler: Any, seed: int, num_images: int) -> Reference:
+    """What all rows of one seed are measured against."""
+    draw = functools.partial(sample, denoiser, denoiser.params, sampler=sampler, num_images=num_images)
+    data = trajectories(denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_of_images(seed))
+    return Reference(data, np.asarray(draw(key=jax.random.fold_in(key_of_images(seed), 1))))
+
+
+def prepared(denoiser: Any, sampler: Any, seed: int, plain: bool, budget: str) -> tuple[Work, float]:
+    """What is the same for all bit widths, trajectories, observed ranges and weighed errors; and the seconds it took."""
+    start = time.perf_counter()
+    selection: tuple[Calibrator, ...] = ()
+    if budget != "all":
+        policy, _, states = budget.partition(":")
+        selection = (select_timesteps(POLICIES[policy](), int(states)),)
+    evidence = (observe(minmax()),) if plain else (observe(mse(2.0)), weigh_errors())
+    recipe = Recipe("prepared", default_rules(8, 8), minmax_weights(), (*selection, *evidence, share_uniformly(1)))
+    work = run_recipe(denoiser, recipe, sampler=sampler, key=jax.random.key(seed))
+    return work, time.perf_counter() - start
+
+
+def with_bits(work: Work, bits: str, method: Method) -> Work:
+    """The same evidence under another plan."""
+    weight_bits, act_bits = (int(digits) for digits in re.findall(r"\d+", bits))
+    weight_range = minmax_weights() if method.plain else mse_weights()
+    recipe = Recipe("bits", default_rules(weight_bits, act_bits), weight_range, ())
+    plan = plan_for(work.denoiser, recipe)
+    return work._replace(plan=plan, weights=weight_ranges(work.denoiser.params, plan, weight_range), log=())
+
+
+def measured(denoiser: Any, sampler: Any, seed: int, qparams: Any, reference: Reference) -> dict[str, float]:
+    """The figures of one row."""
+    data = reference.data
+    noise_sqnr_db = noise_sqnr_per_step_db(denoiser, qparams, data.first(NOISE_IMAGES))
+    images = sample(denoiser, qparams, sampler=sampler, num_images=data.num_images, key=key_of_images(seed))
+    error = np.mean((np.asarray(images, np.float64) - data.images) ** 2, axis=(1, 2, 3))
+    features = pooled_pixels(data.images)
+    return {
+        "noise_sqnr_db": float(noise_sqnr_db.mean()),
+        "image_psnr_db": float(psnr_db(data.images, images)),
+        "median_image_psnr_db": float(10 * np.log10(4 / np.median(error))),
+        "fd_to_float": frechet_distance(features, pooled_pixels(images)),
+        "fd_float_floor": frechet_distance(features, pooled_pixels(reference.floor)),
+    }
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -80,7 +183,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="digits")
     parser.add_argument("--bits", nargs="+", default=["W8A8", "W6A6", "W4A8", "W4A4"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--groups", type=int, nargs="+", default=[8])
+    parser.add_argument("--budgets", nargs="+", default=["all"], help="all, or POLICY:STATES such as risk:200")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=256)
@@ -99,7 +203,7 @@ def summarise(rows: dict[str, dict]) -> dict[str, dict]:
             "seeds": len(group),
             **{
                 figure: [round(float(spread([row[figure] for row in group])), 4) for spread in (np.mean, deviation)]
-                for figure in (*FIGURES, "fd_float_floor", "calibrate_seconds")
+                for figure in (*FIGURES, "median_image_psnr_db", "fd_float_floor", "calibrate_seconds")
             },
         }
         for name, group in grouped.items()

@@ -11,6 +11,7 @@ from jaxdq.calibration._calibrate import Recipe as Recipe
 from jaxdq.calibration._calibrate import calibrate as calibrate
 from jaxdq.calibration._calibrate import plan_for as plan_for
 from jaxdq.calibration._calibrate import run_recipe as run_recipe
+from jaxdq.calibration._calibrate import weight_ranges as weight_ranges
 from jaxdq.calibration._groups import SearchSettings as SearchSettings
 from jaxdq.calibration._groups import search_groups as search_groups
 from jaxdq.calibration._groups import share_by_price as share_by_price

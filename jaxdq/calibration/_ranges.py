@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdq._errors import InputError
@@ -22,7 +23,7 @@ from jaxdq.calibration._base import Calibrator, Work, with_tables
 from jaxdq.calibration._loop import learn
 from jaxdq.calibration._rows import Rows, image_error, rows_of_steps, step_weights
 from jaxdq.grid import QParams, fake_quantize, round_nearest
-from jaxdq.linen import apply_visited, kernel_at, with_kernels
+from jaxdq.linen import Plan, apply_visited, kernel_at, with_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,20 @@ class Logs(NamedTuple):
     weights: dict[str, jax.Array]
 
 
+class Fixed(NamedTuple):
+    """What does not change while ranges are learned.
+
+    Attributes:
+        params: the network's, in float.
+        weights: path -> QParams, the kernels' grids before.
+        group_of_step: int32[S] or int32[S, A].
+    """
+
+    params: Any
+    weights: dict[str, QParams]
+    group_of_step: jax.Array
+
+
 def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
     """Moves the ranges of the groups, and of the weights, down the gradient of the output's error (see `_ranges`).
 
@@ -89,11 +104,14 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
             {path: jnp.log(qparams.scale) for path, qparams in work.weights.items()} if settings.weights else {},
         )
         optimizer = _optimizer(settings, start)
-        loss = _make_loss(work)
+        loss = _make_loss(work.denoiser.module, work.plan)
+        # Handed over as arguments: what a jitted function closes over becomes part of its program.
+        fixed = Fixed(work.denoiser.params, work.weights, jnp.asarray(work.group_of_step))
+        rows_of = rows_of_steps(work, step_weights(work), settings.rows, key)
 
-        def update(state: Any, rows: Any) -> Any:
+        def update(state: Any, inputs: tuple[Fixed, Rows]) -> Any:
             logs, opt_state = state
-            value, gradient = jax.value_and_grad(loss)(logs, rows)
+            value, gradient = jax.value_and_grad(loss)(logs, *inputs)
             change, opt_state = optimizer.update(gradient, opt_state)
             return (optax.apply_updates(logs, change), opt_state), value
 
@@ -106,7 +124,7 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
         (logs, _), losses = learn(
             update,
             (start, optimizer.init(start)),
-            rows_of_steps(work, step_weights(work), settings.rows, key),
+            lambda index: (fixed, rows_of(index)),
             settings.num_updates,
             label="learn ranges",
             checkpoint=None if work.checkpoint_dir is None else work.checkpoint_dir / "learn_ranges",
@@ -125,7 +143,8 @@ def with_ranges(work: Work, logs: Logs) -> Work:
     weights = {path: work.weights[path]._replace(scale=jnp.exp(log)) for path, log in logs.weights.items()}
     work = work._replace(weights={**work.weights, **weights})
     assert work.group_of_step is not None
-    return with_tables(work, work.group_of_step, jnp.exp(logs.act), jnp.round(logs.zero_point))
+    bounds = np.array([scheme.bounds for _, scheme in work.plan.tables]).reshape(-1, 2).T
+    return with_tables(work, work.group_of_step, jnp.exp(logs.act), jnp.clip(jnp.round(logs.zero_point), *bounds))
 
 
 def _optimizer(settings: RangeSettings, start: Logs) -> optax.GradientTransformation:
@@ -136,19 +155,17 @@ def _optimizer(settings: RangeSettings, start: Logs) -> optax.GradientTransforma
     return optax.multi_transform({"log": adam(settings.learning_rate), "code": adam(settings.zero_point_rate)}, labels)
 
 
-def _make_loss(work: Work) -> Callable[[Logs, Rows], jax.Array]:
-    plan, module, params = work.plan, work.denoiser.module, work.denoiser.params
+def _make_loss(module: Any, plan: Plan) -> Callable[[Logs, Fixed, Rows], jax.Array]:
     columns = {name: (plan.column[name], scheme) for name, scheme in plan.tables}
-    kernels = {site.path: (kernel_at(params, site.path), site.weight) for site in plan.sites if site.weight is not None}
-    group_of_step = jnp.asarray(work.group_of_step)
+    kernels = {site.path: site.weight for site in plan.sites if site.weight is not None}
 
-    def loss(logs: Logs, rows: Rows) -> jax.Array:
+    def loss(logs: Logs, fixed: Fixed, rows: Rows) -> jax.Array:
         quantized = {}
-        for path, (kernel, scheme) in kernels.items():
-            grid = work.weights[path]
+        for path, scheme in kernels.items():
+            kernel, grid = kernel_at(fixed.params, path), fixed.weights[path]
             scale = jnp.exp(logs.weights[path]) if path in logs.weights else grid.scale
             quantized[path] = fake_quantize(kernel, grid._replace(scale=scale), scheme).astype(kernel.dtype)
-        group = group_of_step[rows.step]
+        group = fixed.group_of_step[rows.step]
 
         def visitor(name: str, x: jax.Array) -> jax.Array:
             if name not in columns:
@@ -156,11 +173,12 @@ def _make_loss(work: Work) -> Callable[[Logs, Rows], jax.Array]:
             index, scheme = columns[name]
             own = group if group.ndim == 1 else group[:, index]
             shape = (-1, *(1,) * (x.ndim - 1))
-            zero_point = round_nearest(logs.zero_point[own, index]).reshape(shape)
+            # A zero point is a code: borders are padded with it.
+            zero_point = jnp.clip(round_nearest(logs.zero_point[own, index]), *scheme.bounds).reshape(shape)
             grid = QParams(jnp.exp(logs.act[own, index]).reshape(shape), None if scheme.symmetric else zero_point)
             return fake_quantize(x, grid, scheme).astype(x.dtype)
 
-        output = apply_visited(module, with_kernels(params, quantized), visitor, rows.x, rows.t, *rows.args)
+        output = apply_visited(module, with_kernels(fixed.params, quantized), visitor, rows.x, rows.t, *rows.args)
         axes = tuple(range(1, output.ndim))
         return jnp.sum(rows.weight * jnp.sum((rows.target - output.astype(jnp.float32)) ** 2, axis=axes))
 

@@ -2,31 +2,53 @@
 
 import dataclasses
 
-from jaxdq.calibration import Recipe, SearchSettings, observe, search_groups
-from jaxdq.observers import minmax_weights, mse
+from jaxdq.calibration import (
+    RangeSettings,
+    Recipe,
+    SearchSettings,
+    learn_ranges,
+    observe,
+    search_groups,
+    select_timesteps,
+    structural_risk,
+    weigh_errors,
+)
+from jaxdq.observers import mse, mse_weights
 from jaxdq.recipes._rules import default_rules
 
 
 def adpdm(
-    weight_bits: int = 8, act_bits: int = 8, num_groups: int = 8, *, search: SearchSettings | None = None
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    num_groups: int = 8,
+    *,
+    budget: int | None = None,
+    search: SearchSettings | None = None,
+    ranges: RangeSettings | None = None,
 ) -> Recipe:
     """Accurate post-training quantization of diffusion models: searched time groups on an integer path.
 
     Equation: for logits `a[s, g]`, `p = softmax(a)`, an activation during the search is
     `sum_g p[s, g] Q_g(x)`; the error of the noise prediction, the discretisation error and an annealed entropy of p are
-    minimised; then `group(s) = argmax_g a[s, g]`, and each group's grids are fitted to its steps.
+    minimised; then `group(s) = argmax_g a[s, g]`, each group's grids are fitted to its steps, and all ranges follow the
+    gradient of the noise prediction's error.
 
     Where we deviate from the paper and from its public code, and why: one bank per tensor instead of ranges per input
     channel, since a scale that varies along the contraction can't leave an integer dot; straight-through rounding,
     since without it half of the layers get no gradient; an entropy term that grows until the choice is one-hot, since a
-    mixture of grids is no grid; errors weighted by what reaches the image; and an acceptance test on the integer path.
-    8 groups are the paper's; its learning rate and its weight decay are not used (see `SearchSettings`).
+    mixture of grids is no grid; errors weighted by what reaches the image; ranges learned after the choice, the
+    weights' among them, since ranges and not groups carry most of the gain; and acceptance on the integer path.
+    8 groups are the paper's; its learning rate and its weight decay are not used (see `SearchSettings`). Timesteps are
+    chosen by structural risk only where a budget is given: trajectories are at hand anyway, and all of them serve best.
 
     Args:
         weight_bits: 2 to 8.
         act_bits: 2 to 8.
         num_groups: 1 to the sampler's number of steps.
+        budget: states in the calibration set, at timesteps chosen by structural risk minimisation; at least as many as
+            groups. None is every state that was sampled.
         search: settings of the search.
+        ranges: settings of the learning of ranges.
 
     Returns:
         Recipe.
@@ -37,16 +59,25 @@ def adpdm(
 
     Source: Wang et al., arXiv 2305.18723 (CVPR 2024).
     """
-    search = search or SearchSettings()
+    search, ranges = search or SearchSettings(), ranges or RangeSettings()
+    selection = () if budget is None else (select_timesteps(structural_risk(), budget),)
     return Recipe(
         name="adpdm",
         rules=default_rules(weight_bits, act_bits),
-        weight_range=minmax_weights(),
-        calibrators=(observe(mse(2.0)), search_groups(num_groups, search)),
+        weight_range=mse_weights(),
+        calibrators=(
+            *selection,
+            observe(mse(2.0)),
+            weigh_errors(),
+            search_groups(num_groups, search),
+            learn_ranges(ranges),
+        ),
         settings={
             "weight_bits": weight_bits,
             "act_bits": act_bits,
             "groups": num_groups,
+            "budget": budget,
             "search": dataclasses.asdict(search),
+            "ranges": dataclasses.asdict(ranges),
         },
     )

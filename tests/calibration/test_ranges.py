@@ -1,0 +1,145 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import toy_denoiser
+
+from jaxdq import InputError, Rule, Scheme, apply, ddim, quantize
+from jaxdq.calibration import (
+    RangeSettings,
+    Recipe,
+    _ranges,
+    learn_ranges,
+    observe,
+    run_recipe,
+    share_uniformly,
+    weigh_errors,
+)
+from jaxdq.calibration._ranges import Fixed, Logs, _make_loss, with_ranges
+from jaxdq.calibration._rows import image_error, rows_of_steps, step_weights
+from jaxdq.observers import minmax, minmax_weights
+
+KEY = jax.random.key(0)
+S, GROUPS = 5, 2
+SHORT = RangeSettings(num_updates=4, judge_every=2)
+
+
+class Line(nn.Module):
+    """Four dense layers: both ends, and two integer sites between them."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        h = nn.silu(nn.Dense(4, name="in")(x) + jnp.cos(0.3 * jnp.broadcast_to(t, x.shape[:1]))[:, None, None, None])
+        for name in ("one", "two"):
+            h = nn.silu(nn.Dense(4, name=name)(h))
+        return nn.Dense(x.shape[-1], name="out")(h)
+
+
+def rules(sites):
+    grids = {"weight": Scheme(4, channel_axis=-1), "act": Scheme(4, symmetric=False)}
+    return [Rule("one|two", **grids), Rule(".*", reason="an end")]
+
+
+@functools.cache
+def work(rules=rules):
+    recipe = Recipe("toy", rules, minmax_weights(), (observe(minmax()), weigh_errors(), share_uniformly(GROUPS)))
+    return run_recipe(toy_denoiser(Line()), recipe, sampler=ddim(S), key=KEY, num_images=4)
+
+
+def logs_of(work):
+    weights = {path: jnp.log(qparams.scale) for path, qparams in work.weights.items()}
+    return Logs(jnp.log(work.calib.act_scale), jnp.float32(work.calib.act_zero_point), weights)
+
+
+def loss_at(work, logs, rows):
+    fixed = Fixed(work.denoiser.params, work.weights, jnp.asarray(work.group_of_step))
+    return jax.jit(_make_loss(work.denoiser.module, work.plan))(logs, fixed, rows)
+
+
+@functools.cache
+def learned():
+    return learn_ranges(RangeSettings(num_updates=60, judge_every=20))(work(), KEY)
+
+
+def test_oracle_the_loss_is_that_of_the_integer_path():
+    rows = rows_of_steps(work(), step_weights(work()), S, KEY)(0)
+    qparams = jax.jit(quantize)(work().denoiser.params, work().calib)
+    output = apply(work().denoiser.module, qparams, rows.x, rows.t)
+    by_hand = np.sum(rows.weight * np.sum((np.float64(rows.target) - output) ** 2, axis=(1, 2, 3)))
+    assert by_hand > 0
+    np.testing.assert_allclose(loss_at(work(), logs_of(work()), rows), by_hand, rtol=1e-4)
+
+
+def test_a_network_that_says_nothing_has_a_loss_of_one():
+    power = np.mean(np.sum(work().data.outputs ** 2, axis=(2, 3, 4)), axis=1)
+    assert np.sum(step_weights(work()) * power) == pytest.approx(1, rel=1e-5)
+
+
+def test_learning_lowers_the_error_of_the_output():
+    _, log = learned().log[-1]
+    assert np.mean(log["loss"][-10:]) < 0.8 * np.mean(log["loss"][:10])
+
+
+def test_images_are_never_farther_than_before():
+    _, log = learned().log[-1]
+    assert len(log["image_mse"]) == 4
+    assert image_error(learned()) == pytest.approx(min(log["image_mse"])) and min(log["image_mse"]) <= image_error(
+        work()
+    )
+
+
+def test_what_is_worse_is_not_kept(monkeypatch):
+    errors = iter([1.0, 2.0, float("nan")])
+    monkeypatch.setattr(_ranges, "image_error", lambda work: next(errors))
+    kept = learn_ranges(SHORT)(work(), KEY).calib
+    np.testing.assert_allclose(kept.act_scale, work().calib.act_scale, rtol=1e-6)
+    np.testing.assert_array_equal(kept.act_zero_point, work().calib.act_zero_point)
+
+
+def test_weights_stay_where_they_are_told_to(monkeypatch):
+    errors = iter([3.0, 2.0, 1.0] * 2)
+    monkeypatch.setattr(_ranges, "image_error", lambda work: next(errors))
+    for weights in (True, False):
+        settings = RangeSettings(num_updates=4, judge_every=2, weights=weights)
+        found = learn_ranges(settings)(work(), KEY)
+        moved = [bool((found.weights[p].scale != work().weights[p].scale).any()) for p in work().weights]
+        assert moved == [weights] * len(moved)
+        assert found.calib.weights is found.weights
+        assert (found.calib.act_scale != work().calib.act_scale).any()
+
+
+def test_zero_points_stay_codes():
+    wild = logs_of(work())._replace(zero_point=jnp.array([[-99.4, 3.6], [99.0, -2.4]]))
+    np.testing.assert_array_equal(with_ranges(work(), wild).calib.act_zero_point, [[-8, 4], [7, -2]])
+
+
+def test_a_partition_for_each_activation_is_learned_too(monkeypatch):
+    monkeypatch.setattr(_ranges, "image_error", lambda work: 1.0)
+    groups = np.array([[0, 1], [0, 1], [1, 1], [1, 0], [1, 0]])
+    own = work()._replace(group_of_step=groups)
+    rows = rows_of_steps(own, step_weights(own), S, KEY)(0)
+    scale = np.asarray(work().calib.act_scale)
+    shared = [loss_at(work()._replace(group_of_step=groups[:, a]), logs_of(work()), rows) for a in range(2)]
+    mixed = loss_at(own, logs_of(work()), rows)
+    assert np.isfinite(mixed) and (scale[0] != scale[1]).all() and mixed not in shared
+    assert learn_ranges(SHORT)(own, KEY).calib.group_of_t.ndim == 2
+
+
+def test_without_quantized_activations_weights_learn_alone():
+    weights_only = work(lambda sites: [Rule(".*", Scheme(4, channel_axis=-1))])
+    found = learn_ranges(SHORT)(weights_only, KEY)
+    assert found.calib.act_scale.shape == (GROUPS, 0)
+
+
+@pytest.mark.parametrize("missing", ["calib", "cost"])
+def test_what_it_starts_from_comes_first(missing):
+    with pytest.raises(InputError, match=r"put weigh_errors\(\) and a calibrator that shares"):
+        learn_ranges(SHORT)(work()._replace(**{missing: None}), KEY)
+
+
+def test_a_rate_that_breaks_the_ranges_is_named():
+    with pytest.raises(InputError, match=r"became NaN or infinite in update .* of 'learn ranges'"):
+        learn_ranges(RangeSettings(num_updates=4, learning_rate=1e4))(work(), KEY)

@@ -140,7 +140,7 @@ def reference_of(denoiser: Any, sampler: Any, seed: int, num_images: int) -> Ref
 
 
 def prepared(denoiser: Any, sampler: Any, seed: int, plain: bool, budget: str) -> tuple[Work, float]:
-    """What is the same for all bit widths, trajectories, observed ranges and weighed errors; and the seconds it took."""
+    """What is the same for all bit widths (trajectories, ranges, weighed errors), and the seconds it took."""
     start = time.perf_counter()
     selection: tuple[Calibrator, ...] = ()
     if budget != "all":

@@ -40,8 +40,8 @@ class RangeSettings:
     """
 
     num_updates: int = 120
-    learning_rate: float = 0.01
-    zero_point_rate: float = 0.1
+    learning_rate: float = 0.003
+    zero_point_rate: float = 0.03
     weights: bool = True
     rows: int = 50
     judge_every: int = 30

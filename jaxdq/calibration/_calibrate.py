@@ -114,9 +114,11 @@ def run_recipe(
     )
     _refuse_non_finite(data)
     weights = weight_ranges(denoiser.params, plan, recipe.weight_range)
-    work = Work(denoiser, sampler, plan, weights, data, key_noise, checkpoint_dir=folder)
+    work = Work(denoiser, sampler, plan, weights, data, key_noise)
     for index, calibrator in enumerate(recipe.calibrators):
-        work = calibrator(work, jax.random.fold_in(key_learn, index))
+        # A folder for each, so that a recipe may hold one calibrator twice.
+        own = None if folder is None else folder / str(index)
+        work = calibrator(work._replace(checkpoint_dir=own), jax.random.fold_in(key_learn, index))
     if work.calib is None:
         raise InputError(
             f"recipe '{recipe.name}' ends without a calibration; give it a calibrator that shares ranges, such as "

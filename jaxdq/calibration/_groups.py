@@ -12,8 +12,8 @@ from jaxdq._errors import InputError
 from jaxdq.calibration._base import Calibrator, Work, with_tables
 from jaxdq.calibration._loop import learn
 from jaxdq.calibration._proxy import Proxy, best_contiguous, build_proxy
-from jaxdq.calibration._rows import image_error, rows_of_steps, step_weights
-from jaxdq.calibration._search import SearchState, initial_logits, make_update, problem_of
+from jaxdq.calibration._rows import first_non_finite, image_error, rows_of_steps, step_weights
+from jaxdq.calibration._search import SearchState, initial_logits, make_update, problem_of, relaxed
 from jaxdq.calibration._uniform import check_groups_fit
 from jaxdq.linen import dequantize_params, quantize
 
@@ -149,6 +149,11 @@ def _search(
         work.denoiser.module, columns, optimizer, settings.num_updates, settings.task, settings.entropy
     )
     rows_of = rows_of_steps(work, step_weights(work), settings.rows, key)
+
+    def explain(state: SearchState, inputs: Any) -> str:
+        visitor = relaxed(problem, columns, state.logits, inputs[1].step)
+        return first_non_finite(work.denoiser.module, problem.params, visitor, inputs[1])
+
     state, infos = learn(
         lambda state, inputs: update(inputs[0], state, inputs[1]),
         state,
@@ -156,5 +161,6 @@ def _search(
         settings.num_updates,
         label="search groups",
         checkpoint=None if work.checkpoint_dir is None else work.checkpoint_dir / "search_groups",
+        explain=explain,
     )
     return np.asarray(state.logits), infos

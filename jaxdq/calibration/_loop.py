@@ -25,6 +25,7 @@ def learn(
     checkpoint: str | os.PathLike[str] | None = None,
     judge: Callable[[Any], float] | None = None,
     judge_every: int = SAVE_EVERY,
+    explain: Callable[[Any, Any], str] | None = None,
 ) -> tuple[Any, list[Any]]:
     """Runs `state, info = update(state, batch_of(i))` for i in 0..num_updates-1.
 
@@ -39,6 +40,7 @@ def learn(
         judge: `state -> error` on the host, asked before the first update, after every `judge_every` and after the
             last; the state of least error is returned. None takes the last.
         judge_every: updates between two questions.
+        explain: `(state, batch) -> where it began`, asked on the host when an update has made NaN, with what went in.
 
     Returns:
         The last state, or the best one, and the infos of the updates that this call ran, on the host.
@@ -58,12 +60,19 @@ def learn(
         least = np.float32(judge(state))
     infos = []
     for index in track(range(start, num_updates), label):
-        state, info = jitted(state, batch_of(index))
+        before, batch = state, batch_of(index)
+        state, info = jitted(before, batch)
         infos.append(jax.device_get(info))
-        _refuse(infos[-1], label, index, np.isfinite)
-        if (index + 1) % SAVE_EVERY == 0 or index + 1 == num_updates:
+        broken = _first(infos[-1], lambda leaf: ~np.isfinite(leaf))
+        if broken is None and ((index + 1) % SAVE_EVERY == 0 or index + 1 == num_updates):
             # A gradient can be NaN where its loss is a number. Infinity may be meant, such as a best loss so far.
-            _refuse(jax.device_get(state), label, index, lambda leaf: ~np.isnan(leaf))
+            broken = _first(jax.device_get(state), np.isnan)
+        if broken is not None:
+            where = "" if explain is None else f" ({explain(before, batch)})"
+            raise InputError(
+                f"'{broken}' became NaN or infinite in update {index} of '{label}'{where}; lower the learning rate, or "
+                f"look at the ranges of the calibration that it started from."
+            )
         if judge is not None and ((index + 1) % judge_every == 0 or index + 1 == num_updates):
             error = np.float32(judge(state))
             best, least = (state, error) if error < least else (best, least)
@@ -72,11 +81,9 @@ def learn(
     return state if judge is None else best, infos
 
 
-def _refuse(tree: Any, label: str, index: int, is_good: Callable[[Any], Any]) -> None:
+def _first(tree: Any, is_bad: Callable[[Any], Any]) -> str | None:
+    """The path of the first leaf that holds anything bad."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not is_good(leaf).all():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise InputError(
-                f"'{name}' became NaN or infinite in update {index} of '{label}'; lower the learning rate, or look at "
-                f"the ranges of the calibration that it started from."
-            )
+        if is_bad(leaf).any():
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return None

@@ -21,9 +21,9 @@ import optax
 from jaxdq._errors import InputError
 from jaxdq.calibration._base import Calibrator, Work, with_tables
 from jaxdq.calibration._loop import learn
-from jaxdq.calibration._rows import Rows, image_error, rows_of_steps, step_weights
+from jaxdq.calibration._rows import Rows, first_non_finite, image_error, rows_of_steps, step_weights
 from jaxdq.grid import QParams, fake_quantize, round_nearest
-from jaxdq.linen import Plan, apply_visited, kernel_at, with_kernels
+from jaxdq.linen import Plan, Visitor, apply_visited, kernel_at, with_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +115,10 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
             change, opt_state = optimizer.update(gradient, opt_state)
             return (optax.apply_updates(logs, change), opt_state), value
 
+        def explain(state: Any, inputs: tuple[Fixed, Rows]) -> str:
+            params, visitor = _make_network(work.plan)(state[0], inputs[0], inputs[1].step)
+            return first_non_finite(work.denoiser.module, params, visitor, inputs[1])
+
         errors: list[float] = []
 
         def judge(state: Any) -> float:
@@ -130,6 +134,7 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
             checkpoint=None if work.checkpoint_dir is None else work.checkpoint_dir / "learn_ranges",
             judge=judge,
             judge_every=settings.judge_every,
+            explain=explain,
         )
         log = {"loss": [float(value) for value in losses], "image_mse": errors}
         learned = with_ranges(work, logs)
@@ -155,17 +160,18 @@ def _optimizer(settings: RangeSettings, start: Logs) -> optax.GradientTransforma
     return optax.multi_transform({"log": adam(settings.learning_rate), "code": adam(settings.zero_point_rate)}, labels)
 
 
-def _make_loss(module: Any, plan: Plan) -> Callable[[Logs, Fixed, Rows], jax.Array]:
+def _make_network(plan: Plan) -> Callable[[Logs, Fixed, jax.Array], tuple[Any, Visitor]]:
+    """`(logs, fixed, step int32[R]) -> (params, visitor)`: the fake-quantized network, differentiable in the logs."""
     columns = {name: (plan.column[name], scheme) for name, scheme in plan.tables}
     kernels = {site.path: site.weight for site in plan.sites if site.weight is not None}
 
-    def loss(logs: Logs, fixed: Fixed, rows: Rows) -> jax.Array:
+    def network(logs: Logs, fixed: Fixed, step: jax.Array) -> tuple[Any, Visitor]:
         quantized = {}
         for path, scheme in kernels.items():
             kernel, grid = kernel_at(fixed.params, path), fixed.weights[path]
             scale = jnp.exp(logs.weights[path]) if path in logs.weights else grid.scale
             quantized[path] = fake_quantize(kernel, grid._replace(scale=scale), scheme).astype(kernel.dtype)
-        group = fixed.group_of_step[rows.step]
+        group = fixed.group_of_step[step]
 
         def visitor(name: str, x: jax.Array) -> jax.Array:
             if name not in columns:
@@ -178,7 +184,17 @@ def _make_loss(module: Any, plan: Plan) -> Callable[[Logs, Fixed, Rows], jax.Arr
             grid = QParams(jnp.exp(logs.act[own, index]).reshape(shape), None if scheme.symmetric else zero_point)
             return fake_quantize(x, grid, scheme).astype(x.dtype)
 
-        output = apply_visited(module, with_kernels(fixed.params, quantized), visitor, rows.x, rows.t, *rows.args)
+        return with_kernels(fixed.params, quantized), visitor
+
+    return network
+
+
+def _make_loss(module: Any, plan: Plan) -> Callable[[Logs, Fixed, Rows], jax.Array]:
+    network = _make_network(plan)
+
+    def loss(logs: Logs, fixed: Fixed, rows: Rows) -> jax.Array:
+        params, visitor = network(logs, fixed, rows.step)
+        output = apply_visited(module, params, visitor, rows.x, rows.t, *rows.args)
         axes = tuple(range(1, output.ndim))
         return jnp.sum(rows.weight * jnp.sum((rows.target - output.astype(jnp.float32)) ** 2, axis=axes))
 

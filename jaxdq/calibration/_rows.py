@@ -1,14 +1,14 @@
 """What a loop that learns from the network's output sees in one update, and how its result is judged."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdq.calibration._base import Work
-from jaxdq.linen import quantize
+from jaxdq.linen import Visitor, apply_visited, quantize
 from jaxdq.sampling import sample
 
 _quantize = jax.jit(quantize)
@@ -62,6 +62,34 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
         )
 
     return rows_of
+
+
+def first_non_finite(module: Any, params: Any, visitor: Visitor, rows: Rows) -> str:
+    """Where NaN or infinity shows first in a visited network: the site and the step, in words."""
+    names: list[str] = []
+
+    @jax.jit
+    def look(params: Any, rows: Rows) -> list[jax.Array]:
+        finite: list[jax.Array] = []
+
+        def note(name: str, x: jax.Array) -> None:
+            names.append(name)
+            finite.append(jnp.isfinite(x.reshape(len(x), -1)).all(axis=1))
+
+        def looking(name: str, x: jax.Array) -> jax.Array:
+            x = visitor(name, x)
+            note(name, x)
+            return x
+
+        note("the output", apply_visited(module, params, looking, rows.x, rows.t, *rows.args))
+        return finite
+
+    finite = look(params, rows)
+    for name, good in zip(names, finite, strict=True):
+        if not good.all():
+            row = int(jnp.argmin(good))
+            return f"first at '{name}', step {int(rows.step[row])}, t = {int(rows.t[row])}"
+    return "every activation is finite: the gradient is not"
 
 
 def step_weights(work: Work) -> np.ndarray:

@@ -26,7 +26,7 @@ import optax
 from jaxdq.calibration._proxy import Proxy
 from jaxdq.calibration._rows import Rows
 from jaxdq.grid import QParams, Scheme, fake_quantize
-from jaxdq.linen import apply_visited
+from jaxdq.linen import Visitor, apply_visited
 
 TINY = 1e-30  # a unit that nothing is ever measured in: a network that is exact on its first rows
 
@@ -112,12 +112,10 @@ def mean_entropy(logits: jax.Array) -> jax.Array:
     return jnp.mean(rows) / jnp.log(max(2, logits.shape[1]))
 
 
-def relaxed_apply(
-    module: Any, problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, rows: Rows
-) -> jax.Array:
-    """The network's output with every quantized activation a mixture of its G quantized values."""
+def relaxed(problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, step: jax.Array) -> Visitor:
+    """Every quantized activation of rows at `step: int32[R]` becomes the mixture of its G quantized values."""
     _, choice = discretisation(jax.lax.stop_gradient(logits), problem.table)
-    share = jax.nn.softmax(logits, axis=1)[rows.step]  # [R, G] or [R, G, A]
+    share = jax.nn.softmax(logits, axis=1)[step]  # [R, G] or [R, G, A]
 
     def visitor(name: str, x: jax.Array) -> jax.Array:
         if name not in columns:
@@ -128,6 +126,14 @@ def relaxed_apply(
         grids = QParams(problem.scale[candidate, index], zero_point)
         return _mixture(x, share if share.ndim == 2 else share[..., index], grids, scheme)
 
+    return visitor
+
+
+def relaxed_apply(
+    module: Any, problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, rows: Rows
+) -> jax.Array:
+    """The network's output with every quantized activation a mixture."""
+    visitor = relaxed(problem, columns, logits, rows.step)
     return apply_visited(module, problem.params, visitor, rows.x, rows.t, *rows.args)
 
 

@@ -6,6 +6,7 @@ float), transposed, masked and lifted (`nn.remat`, `nn.scan`, `nn.vmap`) layers,
 Everything that stays in float is named in the plan, with the reason.
 """
 
+from jaxdq.linen._apply import Visitor as Visitor
 from jaxdq.linen._apply import apply as apply
 from jaxdq.linen._apply import apply_visited as apply_visited
 from jaxdq.linen._apply import dequantize_params as dequantize_params

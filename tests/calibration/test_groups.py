@@ -167,6 +167,13 @@ def test_nan_images_of_the_search_are_not_kept(table, monkeypatch):
     np.testing.assert_array_equal(search_groups(2)(work(), KEY).group_of_step, [0, 0, 0, 1, 1])
 
 
+def test_a_search_that_breaks_names_site_and_step(table):
+    scale = table.scale.copy()
+    scale[:, 1] = np.nan
+    with pytest.raises(InputError, match=rf"'search groups' \(first at 'two', step 0, t = {work().data.t[0]}\)"):
+        _groups._search(work(), table._replace(scale=scale), 2, SHORT, KEY)
+
+
 def test_each_activation_may_have_a_partition_of_its_own(table, monkeypatch):
     monkeypatch.setattr(_groups, "image_error", lambda work: float(work.group_of_step.ndim == 1))
     found = search_groups(2, SearchSettings(per_site=True, num_updates=2))(work(), KEY)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -143,3 +144,10 @@ def test_what_it_starts_from_comes_first(missing):
 def test_a_rate_that_breaks_the_ranges_is_named():
     with pytest.raises(InputError, match=r"became NaN or infinite in update .* of 'learn ranges'"):
         learn_ranges(RangeSettings(num_updates=4, learning_rate=1e4))(work(), KEY)
+
+
+def test_the_site_and_the_step_where_it_broke_are_named():
+    scale = jnp.array([[1.0, 1.0], [1.0, jnp.nan]])  # the second group's grid of "two"; groups are steps 0-2 and 3-4
+    broken = work()._replace(calib=dataclasses.replace(work().calib, act_scale=scale))
+    with pytest.raises(InputError, match=rf"first at 'two', step 3, t = {work().data.t[3]}\)"):
+        learn_ranges(SHORT)(broken, KEY)

@@ -15,6 +15,7 @@ import inspect
 import os
 import platform
 import shlex
+import shutil
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -96,6 +97,9 @@ class Settings:
 def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Any]:
     """Quantizes a model and writes the run folder: load, calibrate, quantize, evaluate, report.
 
+    While it calibrates, what was learned so far is kept in a hidden folder beside `out`; the same call after a kill
+    goes on from there.
+
     Args:
         settings: what is asked for.
         out: the folder to write; one that holds anything is refused.
@@ -115,7 +119,7 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
     with _timed(seconds, "load"):
         denoiser = load_denoiser(settings.model)
         sampler.coefficients(denoiser.schedule)  # refuses too many steps before any work is done
-    with staged(out, overwrite=overwrite) as folder:
+    with state_beside(out) as state, staged(out, overwrite=overwrite) as folder:
         with _timed(seconds, "calibrate"):
             work = run_recipe(
                 denoiser,
@@ -124,6 +128,7 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
                 key=_key(settings.seed, _CALIBRATE),
                 num_images=settings.calibration_images,
                 batch_size=settings.batch_size,
+                checkpoint_dir=state,
             )
         with _timed(seconds, "quantize"):
             qparams = jax.block_until_ready(jax.jit(quantize)(denoiser.params, work.calib))
@@ -138,6 +143,19 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
         report.write_pages(folder, metrics, evaluation, denoiser.params, qparams, observed_ranges(work))
         report.write_metrics(folder, metrics)
     return metrics
+
+
+@contextlib.contextmanager
+def state_beside(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` for what a calibration has learned; it outlives a run that did not come to its end."""
+    state = out.resolve().with_name(f".{out.resolve().name}.state")
+    try:
+        yield state
+    except BaseException:
+        if not any(child.is_dir() for child in state.glob("*")):  # nothing was learned yet
+            shutil.rmtree(state, ignore_errors=True)
+        raise
+    shutil.rmtree(state, ignore_errors=True)
 
 
 def evaluate_run(

@@ -181,7 +181,7 @@ def _claim(folder: Path, asked: list[Any], key: jax.Array) -> None:
     mark = folder / "run.json"
     if mark.exists() and mark.read_text() != ours:
         raise InputError(
-            f"'{folder}' holds the state of another run; choose another checkpoint_dir, or remove it to start anew."
+            f"'{folder}' holds the state of another run; choose another folder, or remove it to start anew."
         )
     folder.mkdir(parents=True, exist_ok=True)
     staged = mark.with_suffix(".part")

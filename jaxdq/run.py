@@ -147,7 +147,7 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
 
 @contextlib.contextmanager
 def state_beside(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` for what a calibration has learned; it outlives a run that did not come to its end."""
+    """A hidden folder beside `out` for what a calibration has learned; it outlives a run that was stopped."""
     state = out.resolve().with_name(f".{out.resolve().name}.state")
     try:
         yield state

@@ -50,10 +50,10 @@ def test_folder_of_a_model_by_its_path(tmp_path):
 
 @pytest.mark.parametrize("learned", [True, False])
 def test_state_outlives_a_run_that_was_stopped_only_if_something_was_learned(tmp_path, learned):
-    with pytest.raises(KeyboardInterrupt), state_beside(tmp_path / "run") as state:
+    with pytest.raises(KeyboardInterrupt), run.state_beside(tmp_path / "run") as state:
         (state / "3" if learned else state).mkdir(parents=True)
         raise KeyboardInterrupt
     assert state.exists() == learned and state.parent == tmp_path
-    with state_beside(tmp_path / "run") as again:
+    with run.state_beside(tmp_path / "run") as again:
         assert again == state
     assert not state.exists()

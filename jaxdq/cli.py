@@ -203,8 +203,9 @@ def _table(runs: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Table:
         cells = []
         for metrics in runs:
             values = [_at(metrics, path) for path in paths]
-            # null stands for a number that JSON does not have: two models that do not differ at all.
-            cells.append("exact" if None in values else form.format(*values))
+            # null stands for a number that JSON does not have: two models that do not differ have infinitely many dB.
+            missing = "exact" if "dB" in label else "-"
+            cells.append(missing if None in values else form.format(*values))
         table.add_row(label, *cells)
     return table
 

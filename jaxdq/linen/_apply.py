@@ -44,6 +44,8 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     Example:
         `eps = jaxdq.apply(denoiser.module, qparams, x, t)`
     """
+    if params is None:
+        raise InputError("params is None; pass the float params, or what jaxdq.quantize returned.")
     if not isinstance(params, QuantizedParams):
         return module.apply({"params": params}, *args, **kwargs)
     scale, zero_point = _tables_at(params, time_argument(module, args, kwargs))

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor
@@ -68,11 +69,14 @@ def quantize(params: Any, calib: Calibration) -> QuantizedParams:
         QuantizedParams.
 
     Raises:
-        InputError: params that are not the calibrated network's: a kernel is missing or has another shape.
+        InputError: params that are not the calibrated network's: a kernel is missing, has another shape, or (outside
+            jit, where one can look) holds NaN or infinity.
 
     Example:
         `qparams = jax.jit(jaxdq.quantize)(denoiser.params, calib)`
     """
+    if not isinstance(calib, Calibration):
+        raise InputError(f"calib is {type(calib).__name__}; pass what jaxdq.calibrate returned.")
     quantized = {}
     for site in calib.plan.sites:
         if site.site.kind != "product":
@@ -96,6 +100,8 @@ def _check_kernel(params: Any, site: SitePlan) -> None:
             f"'{site.path}' was calibrated with a kernel of shape {site.site.shape} and params have {came}; pass the "
             f"params of the calibrated network."
         )
+    if not isinstance(kernel, jax.core.Tracer | jax.ShapeDtypeStruct) and not bool(jnp.isfinite(kernel).all()):
+        raise InputError(f"the kernel of '{site.path}' holds NaN or infinity; quantize params that are finite.")
 
 
 def _quantize_kernel(params: Any, site: SitePlan, qparams: QParams) -> QTensor:

@@ -334,3 +334,8 @@ def test_vector_t_is_refused_where_the_batch_does_not_lead():
     assert apply(SequenceFirst(), quantized, x, 3).shape == (4, 4, 4)
     with pytest.raises(InputError, match="batch is not the leading axis of the inputs of 'dense'"):
         apply(SequenceFirst(), quantized, x, jnp.arange(4))
+
+
+def test_no_params_are_refused():
+    with pytest.raises(InputError, match="params is None; pass the float params"):
+        apply(Known(), None, KNOWN_X, 0)

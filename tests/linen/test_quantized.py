@@ -141,3 +141,15 @@ def test_a_calibration_is_data(calib):
     assert doubled.plan is calib.plan
     np.testing.assert_array_equal(doubled.act_scale, 2 * calib.act_scale)
     assert dataclasses.replace(calib, act_scale=calib.act_scale).plan is calib.plan
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_kernel_that_is_not_finite_is_named(calib, bad):
+    broken = {**PARAMS, "key": {**PARAMS["key"], "kernel": PARAMS["key"]["kernel"].at[0, 0].set(bad)}}
+    with pytest.raises(InputError, match="kernel of 'key' holds NaN or infinity"):
+        quantize(broken, calib)
+
+
+def test_no_calibration_is_refused():
+    with pytest.raises(InputError, match=r"calib is NoneType; pass what jaxdq\.calibrate returned"):
+        quantize(PARAMS, None)

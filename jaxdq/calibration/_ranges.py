@@ -32,16 +32,18 @@ class RangeSettings:
 
     Attributes:
         num_updates: of all ranges at once.
-        learning_rate: Adam's for the logarithms of scales, decaying to 0 by a cosine.
+        learning_rate: Adam's for the logarithms of activations' scales, decaying to 0 by a cosine.
         zero_point_rate: the same for zero points, in codes.
+        weight_rate: the same for the logarithms of the weights' scales.
         weights: whether the weights' scales are learned too.
         rows: states seen in one update, spread over the steps.
         judge_every: updates between two looks at images drawn on the integer path; the best ranges are kept.
     """
 
     num_updates: int = 120
-    learning_rate: float = 0.003
-    zero_point_rate: float = 0.03
+    learning_rate: float = 0.01
+    zero_point_rate: float = 0.1
+    weight_rate: float = 0.003
     weights: bool = True
     rows: int = 50
     judge_every: int = 30
@@ -156,8 +158,9 @@ def _optimizer(settings: RangeSettings, start: Logs) -> optax.GradientTransforma
     def adam(rate: float) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(rate, settings.num_updates))
 
-    labels: Any = Logs("log", "code", jax.tree.map(lambda _: "log", start.weights))  # type: ignore[arg-type]
-    return optax.multi_transform({"log": adam(settings.learning_rate), "code": adam(settings.zero_point_rate)}, labels)
+    rates = {"act": settings.learning_rate, "zero_point": settings.zero_point_rate, "weights": settings.weight_rate}
+    labels: Any = Logs("act", "zero_point", jax.tree.map(lambda _: "weights", start.weights))  # type: ignore[arg-type]
+    return optax.multi_transform({name: adam(rate) for name, rate in rates.items()}, labels)
 
 
 def _make_network(plan: Plan) -> Callable[[Logs, Fixed, jax.Array], tuple[Any, Visitor]]:

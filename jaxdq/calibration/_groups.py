@@ -37,7 +37,7 @@ class SearchSettings:
     learning_rate: float = 0.2
     entropy: float = 0.1
     task: float = 0.03
-    rows: int = 50
+    rows: int = 24
 
 
 def price(work: Work) -> Proxy:

@@ -32,7 +32,7 @@ class Site:
         shape: of the kernel; of a product, of its right-hand side.
         channel_axes: the kernel's output axes; () for a product.
         rows: positions of one image at which the kernel is applied; 1 on the path of the time embedding.
-        macs: multiply-accumulates for one image.
+        macs: multiply-accumulates for one row of the batch.
         unsupported: why it can't run on integers; "" where it can.
         dtype: of the kernel, which flax's promotion takes part in.
         batch_first: whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
@@ -214,7 +214,8 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     Args:
         module: a linen module.
         params: its params tree; arrays or `jax.ShapeDtypeStruct`.
-        *args: example arguments of the module's call; the first has the batch as its leading axis.
+        *args: example arguments of the module's call; the first has the batch as its leading axis. A wrapper that
+            calls a linen module with another batch (guidance doubles it) is seen through.
 
     Returns:
         One Site for each module that contracts.
@@ -226,6 +227,9 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     found: dict[str, Site] = {}
 
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        nonlocal batch
+        if not context.module.path and context.method_name == "__call__" and call_args:
+            batch = call_args[0].shape[0]
         kind = kind_of(context.module)
         out = next_fun(*call_args, **call_kwargs)
         if kind is None or context.method_name != "__call__":

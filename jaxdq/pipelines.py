@@ -95,9 +95,7 @@ def denoiser_from_pipeline(
     )
     unet, side = pipeline.unet, pipeline.unet.config.sample_size
     conditional, unconditional = conditions_of(encoder, prompts, side * pipeline.vae_scale_factor)
-    # Flax schedulers are named after the others, and their configs leave the name out.
-    scheduler = type(pipeline.scheduler).__name__.removeprefix("Flax")
-    schedule = schedule_from_config({**pipeline.scheduler.config, "_class_name": scheduler})
+    schedule = schedule_from_config({**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__})
     shape = (side, side, unet.config.in_channels)
     module = ChannelsLastUNet(unet)
     denoiser = Denoiser(module, params["unet"], schedule, shape, conditional, type(pipeline).__name__)

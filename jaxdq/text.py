@@ -3,7 +3,9 @@
 The one door to transformers, which is loaded only when a folder's text encoders are asked for.
 """
 
+import json
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._errors import InputError
+from jaxdq.diffusion import Denoiser, Guided, guided
+from jaxdq.unet import load_denoiser
 
 INSTALL = "pip install 'jaxdq[diffusers]' (diffusers from 0.34 to below 0.40, transformers below 5)"
 _BATCH_SIZE = 8
+_CONDITIONS = "conditions.npz"
 
 
 class TextEncoder(NamedTuple):
@@ -83,6 +88,103 @@ def conditions_of(encoder: TextEncoder, prompts: Sequence[str], side: int) -> tu
     time_ids = np.array([[side, side, 0, 0, side, side]], conditional[1].dtype)
     unconditional = tuple(np.zeros_like(rows[:1]) for rows in conditional)
     return (*conditional, np.repeat(time_ids, len(prompts), axis=0)), (*unconditional, time_ids)
+
+
+def load(model: str, prompts_path: str | None, guidance_scale: float, num_prompts: int) -> Denoiser:
+    """A model by what the command line says of it: `load_denoiser`, or `load_text_denoiser` with prompts from a file.
+
+    Args:
+        model: what `jaxdq.load_denoiser` takes.
+        prompts_path: a file of prompts, of which the first `num_prompts` are taken; None is a model without text.
+        guidance_scale: of classifier-free guidance.
+        num_prompts: at least 1; no more are embedded.
+    """
+    if prompts_path is None:
+        return load_denoiser(model)
+    return load_text_denoiser(model, read_prompts(prompts_path)[:num_prompts], guidance_scale=guidance_scale)
+
+
+def load_text_denoiser(folder: str | Path, prompts: Sequence[str], *, guidance_scale: float = 7.5) -> Denoiser:
+    """A text-to-image model from a folder in diffusers' layout, its prompts embedded by its own text encoders.
+
+    Args:
+        folder: with `tokenizer/` and `text_encoder/` (and a second of each in XL) beside `unet/` and `scheduler/`.
+        prompts: P >= 1 texts; image i takes prompt i % P.
+        guidance_scale: of classifier-free guidance.
+
+    Returns:
+        Denoiser: of latents, guided.
+
+    Raises:
+        InputError: as `jaxdq.load_denoiser`; or the folder has no text encoder, or transformers can't be imported.
+    """
+    check_prompts(prompts)
+    height, _, _ = load_denoiser(folder, weights=False).shape
+    side = height * _pixels_per_latent(Path(folder))
+    conditional, unconditional = conditions_of(_encoder_of(Path(folder)), prompts, side)
+    denoiser = load_denoiser(folder, conditions=conditional)
+    return guided(denoiser, unconditional, guidance_scale=guidance_scale)
+
+
+def _pixels_per_latent(folder: Path) -> int:
+    """How much larger than a latent the image is; what all of Stable Diffusion has where there is no VAE to ask."""
+    config = folder / "vae" / "config.json"
+    return 2 ** (len(json.loads(config.read_text())["block_out_channels"]) - 1) if config.is_file() else 8
+
+
+def _encoder_of(folder: Path) -> TextEncoder:
+    """The text encoders of a model's folder, in Flax, from msgpack or safetensors."""
+    names = [name for name in ("", "_2") if (folder / f"text_encoder{name}" / "config.json").is_file()]
+    if not names or not all((folder / f"tokenizer{name}").is_dir() for name in names):
+        raise InputError(
+            f"'{folder}' has no tokenizer and text_encoder folders, so its prompts can't be embedded; pass a folder "
+            "that has, or the embeddings: jaxdq.load_denoiser(folder, conditions=...) and jaxdq.guided."
+        )
+    try:
+        from transformers import CLIPTokenizer, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
+    except ImportError:
+        raise InputError(
+            f"embedding prompts takes transformers' Flax text encoders, which can't be imported; {INSTALL}, or pass "
+            "embeddings: jaxdq.load_denoiser(folder, conditions=...) and jaxdq.guided."
+        ) from None
+    classes = (FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection)
+    try:
+        tokenizers = tuple(CLIPTokenizer.from_pretrained(folder / f"tokenizer{name}") for name in names)
+        encoders = tuple(
+            cls.from_pretrained(folder / f"text_encoder{name}") for cls, name in zip(classes, names, strict=False)
+        )
+    except (OSError, ValueError, TypeError) as error:  # what transformers raises of absent and damaged files
+        raise InputError(
+            f"the tokenizer or text encoder of '{folder}' can't be read ({str(error).strip().splitlines()[0]}); its "
+            "weights must be safetensors or Flax msgpack: download the model anew, or pass embeddings."
+        ) from None
+    return TextEncoder(tokenizers, encoders, tuple(encoder.params for encoder in encoders))
+
+
+def save_conditions(denoiser: Denoiser, folder: Path) -> None:
+    """Writes what a guided denoiser is guided by, so that its text encoders are not needed again; else nothing."""
+    if isinstance(denoiser.module, Guided):
+        guidance_scale = np.float64(denoiser.module.guidance_scale)
+        np.savez(folder / _CONDITIONS, guidance_scale, *denoiser.conditions)
+
+
+def load_with_conditions(model: str | Path, folder: Path, *, weights: bool = True) -> Denoiser:
+    """`load_denoiser(model)`, guided by what `save_conditions` wrote in a folder, if anything.
+
+    Raises:
+        InputError: as `load_denoiser`; or the file is damaged.
+    """
+    path = folder / _CONDITIONS
+    if not path.exists():
+        return load_denoiser(model, weights=weights)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            guidance_scale, *rows = (file[f"arr_{index}"] for index in range(len(file.files)))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"'{path}' can't be read ({error}); quantize again, or copy the run anew.") from None
+    half = len(rows) // 2
+    denoiser = load_denoiser(model, weights=weights, conditions=rows[half:])
+    return guided(denoiser, rows[:half], guidance_scale=float(guidance_scale))
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[str]:

@@ -1,7 +1,23 @@
-import pytest
+"""Prompts, what a model's text encoders make of them, and runs of text-to-image models."""
 
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from diffusers import FlaxStableDiffusionXLPipeline
+from small_pipelines import write_pipeline
+from transformers import CLIPTextModel
+
+import jaxdq
 from jaxdq import InputError
-from jaxdq.text import check_prompts, read_prompts
+from jaxdq.cli import main
+from jaxdq.text import check_prompts, load_text_denoiser, load_with_conditions, read_prompts, save_conditions
+
+PROMPTS = ["a cat", "a dog on a hill"]
 
 
 def test_prompts_are_lines_and_empty_ones_are_ignored(tmp_path):
@@ -28,3 +44,106 @@ def test_refuses_what_is_no_file(tmp_path):
 def test_refuses_what_is_no_list_of_texts(prompts):
     with pytest.raises(InputError, match="pass a list of one text"):
         check_prompts(prompts)
+
+
+@pytest.mark.slow
+def test_a_folders_text_encoder_and_the_pipelines_make_the_same_conditions(tmp_path):
+    folder = write_pipeline(tmp_path / "model", xl=True)
+    denoiser = load_text_denoiser(folder, PROMPTS, guidance_scale=3.0)
+    pipeline, params = FlaxStableDiffusionXLPipeline.from_pretrained(folder)
+    twin = jaxdq.denoiser_from_pipeline(pipeline, params, PROMPTS, guidance_scale=3.0)
+    assert denoiser.shape == twin.shape and denoiser.module.guidance_scale == twin.module.guidance_scale
+    np.testing.assert_array_equal(denoiser.schedule.alphas_cumprod, twin.schedule.alphas_cumprod)
+    for ours, theirs in zip(denoiser.conditions, twin.conditions, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # transformers, on its way to torch
+def test_text_encoders_are_read_from_safetensors_of_pytorch_too(tmp_path):
+    folder = write_pipeline(tmp_path / "model")
+    of_flax = load_text_denoiser(folder, PROMPTS).conditions
+    network = CLIPTextModel.from_pretrained(folder / "text_encoder", from_flax=True)
+    shutil.rmtree(folder / "text_encoder")
+    network.save_pretrained(folder / "text_encoder")
+    assert {path.name for path in (folder / "text_encoder").iterdir()} == {"config.json", "model.safetensors"}
+    for ours, expected in zip(load_text_denoiser(folder, PROMPTS).conditions, of_flax, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_saved_conditions_guide_the_model_again_without_its_text_encoder(tmp_path):
+    folder = write_pipeline(tmp_path / "model")
+    denoiser = load_text_denoiser(folder, PROMPTS, guidance_scale=3.0)
+    shutil.rmtree(folder / "text_encoder")
+    save_conditions(denoiser, tmp_path)
+    again = load_with_conditions(folder, tmp_path, weights=False)
+    assert again.module == denoiser.module
+    for ours, saved in zip(again.conditions, denoiser.conditions, strict=True):
+        np.testing.assert_array_equal(ours, saved)
+    (tmp_path / "conditions.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(InputError, match=r"conditions.npz' can't be read"):
+        load_with_conditions(folder, tmp_path)
+
+
+def test_models_without_guidance_have_no_conditions_to_save(tmp_path):
+    save_conditions(jaxdq.load_denoiser("digits"), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert load_with_conditions("digits", tmp_path).conditions == ()
+
+
+def test_refuses_folders_without_a_text_encoder(tmp_path):
+    folder = write_pipeline(tmp_path / "model")
+    (folder / "text_encoder" / "flax_model.msgpack").write_bytes(b"\x00 damaged")
+    with pytest.raises(InputError, match="can't be read"):
+        load_text_denoiser(folder, PROMPTS)
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(InputError, match="no tokenizer and text_encoder folders"):
+        load_text_denoiser(folder, PROMPTS)
+
+
+def test_says_what_to_install_where_transformers_has_no_flax_classes(tmp_path, monkeypatch):
+    folder = write_pipeline(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace())
+    with pytest.raises(InputError, match=r"pip install 'jaxdq\[diffusers\]'"):
+        load_text_denoiser(folder, PROMPTS)
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_prompts_from_a_file_and_reads_its_run_back(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_pipeline(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    options = "--recipe minmax --steps 2 --images 2 --calibration-images 2 --json".split()
+    with pytest.raises(SystemExit) as stop:
+        main(["quantize", "model", "--prompts", "prompts.txt", "--guidance", "2", *options, "--out", "run"])
+    assert not stop.value.code
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["prompts"] == "prompts.txt" and metrics["guidance"] == 2.0
+    assert "--guidance 2.0" in metrics["command"]
+    assert metrics["noise_sqnr_db"]["mean"] > 20
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "run", "--json"])
+    assert not stop.value.code
+    assert json.loads(capsys.readouterr().out)["image_psnr_db"] == pytest.approx(metrics["image_psnr_db"], abs=1e-3)
+    shutil.rmtree("model")
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", "run", "--images", "3", "--out", "drawn.png"])
+    assert not stop.value.code and Path("drawn.png").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompts", "none.txt"], "can't read the prompts 'none.txt'"),
+        (["--prompts", "empty.txt"], "the prompts 'empty.txt' are empty"),
+        ([], "--prompts FILE"),
+    ],
+)
+def test_the_command_line_refuses_in_one_sentence(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_pipeline(tmp_path / "model")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["quantize", "model", *options, "--out", "run"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not Path("run").exists()

@@ -119,6 +119,9 @@ def quantize_pipeline(
         InputError: what `from_pretrained` returned is no pipeline, its params are replicated or quantized already, or
             the calibration is another network's.
 
+    The products of diffusers' Flax attention are calls of `jnp.einsum` and no modules: they stay in float, as the plan
+    says in its last line and as `integer_mac_fraction` counts them.
+
     Example:
         `pipeline, params = jaxdq.quantize_pipeline(pipeline, params, calib)`
     """

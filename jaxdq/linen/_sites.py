@@ -20,6 +20,7 @@ from jaxdq import ops
 from jaxdq._errors import InputError
 from jaxdq.grid import QTensor
 from jaxdq.linen._einsum import Einsum
+from jaxdq.linen._macs import count_macs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +164,7 @@ class _Product:
         return jnp.transpose(ops.dot_general(lhs, rhs, dims, out_dtype=dtype), order)
 
 
+OTHER = "(other contractions)"
 _LIFTED = "inside a lifted transformation (nn.remat, nn.jit, nn.scan or nn.vmap)"
 _KINDS: dict[type, Kind] = {nn.DenseGeneral: _Dense(), nn.Dense: _Dense(), nn.Conv: _Conv(), Einsum: _Product()}
 
@@ -218,7 +220,8 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
             calls a linen module with another batch (guidance doubles it) is seen through.
 
     Returns:
-        One Site for each module that contracts.
+        One Site for each module that contracts; and, where the network contracts arrays without a module too (attention
+        by `jnp.einsum`, say), one more at the end for all of that, unsupported, so that no plan passes over it.
 
     Raises:
         InputError: a site inside a lifted transformation (`nn.scan`, `nn.vmap`), whose kernel is not its own.
@@ -250,7 +253,7 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
         with nn.intercept_methods(visit):
             return module.apply({"params": params}, *args)
 
-    jax.eval_shape(forward, params, *args)
+    total = count_macs(jax.make_jaxpr(forward)(params, *args).jaxpr) // batch
     for site in found.values():
         kernel = kernel_at(params, site.path)
         if kernel is not None and kernel.shape != site.shape:
@@ -258,6 +261,9 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
                 f"the kernel of '{site.path}' has shape {kernel.shape} in params and {site.shape} where it is used: it "
                 f"sits in nn.scan or nn.vmap; unroll that transformation before quantizing."
             )
+    rest = total - sum(site.macs for site in found.values())
+    if rest > 0:
+        found[OTHER] = Site(OTHER, "product", (), (), 1, rest, "no Dense, DenseGeneral, Conv or Einsum computes them")
     return tuple(found.values())
 
 
@@ -291,7 +297,9 @@ def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch
     else:
         shape = tuple(module.get_variable("params", "kernel").shape)
         contracted = kind.contracted(module, inputs[0].ndim) if isinstance(kind, _Dense) else len(shape) - 1
-        terms, channel_axes = math.prod(shape[:contracted]), tuple(range(contracted, len(shape)))
+        batched = len(getattr(module, "batch_dims", ()))  # axes that the kernel has before those it contracts
+        terms = math.prod(shape[batched : batched + contracted])
+        channel_axes = tuple(range(batched + contracted, len(shape)))
     features = math.prod(shape[axis] for axis in channel_axes) or 1
     macs = math.prod(out.shape) * terms // batch
     rows = max(1, math.prod(out.shape) // (batch * features))

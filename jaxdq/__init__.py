@@ -18,6 +18,7 @@ from jaxdq.diffusion import Denoiser as Denoiser
 from jaxdq.diffusion import NoiseSchedule as NoiseSchedule
 from jaxdq.diffusion import ddim as ddim
 from jaxdq.diffusion import ddpm as ddpm
+from jaxdq.diffusion import guided as guided
 from jaxdq.diffusion import linear_schedule as linear_schedule
 from jaxdq.diffusion import schedule_from_config as schedule_from_config
 from jaxdq.evaluation import evaluate as evaluate
@@ -31,6 +32,8 @@ from jaxdq.linen import QuantizedParams as QuantizedParams
 from jaxdq.linen import Rule as Rule
 from jaxdq.linen import apply as apply
 from jaxdq.linen import quantize as quantize
+from jaxdq.pipelines import denoiser_from_pipeline as denoiser_from_pipeline
+from jaxdq.pipelines import quantize_pipeline as quantize_pipeline
 from jaxdq.sampling import sample as sample
 from jaxdq.unet import load_denoiser as load_denoiser
 

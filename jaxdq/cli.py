@@ -71,6 +71,10 @@ def quantize(
     images: Annotated[int, typer.Option(help="Images to evaluate on.")] = 64,
     calibration_images: Annotated[int, typer.Option(help="Images to calibrate on.")] = 32,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Of a text-to-image model: a text file, one prompt a line.")
+    ] = None,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance, with --prompts.")] = 7.5,
     out: Annotated[Path | None, typer.Option(help="The run folder; named after the options if not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run that is there.")] = False,
     as_json: AsJson = False,
@@ -91,6 +95,8 @@ def quantize(
         images=images,
         calibration_images=calibration_images,
         batch_size=batch_size,
+        prompts=None if prompts is None else str(prompts),
+        guidance=guidance,
     )
     out = out or settings.default_folder
     metrics = run.quantize_model(settings, out, overwrite=force)

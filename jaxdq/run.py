@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdq import recipes, report
+from jaxdq import recipes, report, text
 from jaxdq._errors import InputError
 from jaxdq.calibration import Recipe, check_num_groups, observed_ranges, plan_for, run_recipe
 from jaxdq.checkpoint import restore, save, versions
@@ -62,6 +62,8 @@ class Settings:
         images: to evaluate on, at least 2.
         calibration_images: to calibrate on, at least 1.
         batch_size: images at a time.
+        prompts: a text file, one prompt a line, for a text-to-image model; None for others.
+        guidance: the scale of its classifier-free guidance.
 
     Raises:
         InputError: a number out of its range.
@@ -79,6 +81,8 @@ class Settings:
     images: int = 64
     calibration_images: int = 32
     batch_size: int = BATCH_SIZE
+    prompts: str | None = None
+    guidance: float = 7.5
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -117,7 +121,8 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
     check_num_groups(recipe.settings.get("groups", 1), settings.steps)
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
-        denoiser = load_denoiser(settings.model)
+        num_prompts = max(settings.images, settings.calibration_images)
+        denoiser = text.load(settings.model, settings.prompts, settings.guidance, num_prompts)
         sampler.coefficients(denoiser.schedule)  # refuses too many steps before any work is done
     with state_beside(out) as state, staged(out, overwrite=overwrite) as folder:
         with _timed(seconds, "calibrate"):
@@ -135,6 +140,7 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
         with _timed(seconds, "save"):
             save(folder / QUANTIZED, qparams)
             write_configs(settings.model, folder / MODEL)
+            text.save_conditions(denoiser, folder / MODEL)
         evaluation = _evaluate(denoiser, qparams, sampler, settings)
         measured = report.measured(denoiser, qparams, evaluation)
         metrics = report.to_json_values(
@@ -188,7 +194,7 @@ def evaluate_run(
     settings = Settings(**asked)
     sampler = make_sampler(settings.sampler, settings.steps, settings.eta)
     qparams = restore(Path(folder) / QUANTIZED)
-    denoiser = load_denoiser(settings.model)
+    denoiser = text.load_with_conditions(settings.model, Path(folder) / MODEL)
     _check_same_model(denoiser, qparams, settings.model)
     evaluation = _evaluate(denoiser, qparams, sampler, settings)
     return report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation)})
@@ -204,7 +210,7 @@ def sample_run(folder: str | os.PathLike[str], *, images: int = 16, steps: int |
         seed: of the noise.
 
     Returns:
-        float32[N, H, W, C] in [-1, 1].
+        float32[N, H, W, C], as `jaxdq.sample`.
 
     Raises:
         InputError: the folder is no run, or a number is out of its range.
@@ -212,11 +218,10 @@ def sample_run(folder: str | os.PathLike[str], *, images: int = 16, steps: int |
     metrics = read_metrics(folder)
     check_seed(seed)
     sampler = make_sampler(metrics["sampler"], metrics["steps"] if steps is None else steps, metrics["eta"])
-    denoiser = load_denoiser(Path(folder) / MODEL, weights=False)
+    denoiser = text.load_with_conditions(Path(folder) / MODEL, Path(folder) / MODEL, weights=False)
     qparams = restore(Path(folder) / QUANTIZED)
-    batch_size = metrics["batch_size"]
-    key = _key(seed, _SAMPLE)
-    drawn = sample(denoiser, qparams, sampler=sampler, num_images=images, key=key, batch_size=batch_size)
+    settings = {"num_images": images, "key": _key(seed, _SAMPLE), "batch_size": metrics["batch_size"]}
+    drawn = sample(denoiser, qparams, sampler=sampler, **settings)
     return np.asarray(drawn)
 
 
@@ -339,6 +344,7 @@ def _command(settings: Settings, recipe: Recipe, out: Path) -> str:
     options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "model"}
     options["groups"] = recipe.settings.get("groups") if _takes_groups(recipes_by_name()[settings.recipe]) else None
     options["eta"] = settings.eta if settings.sampler == "ddim" else None
+    options["guidance"] = settings.guidance if settings.prompts is not None else None
     words = ["jaxdq", "quantize", settings.model]
     for name, value in options.items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]

@@ -27,7 +27,7 @@ class Trajectories(NamedTuple):
         outputs: f32[S, N, H, W, C], what the model said there.
         t: int32[S], the model time of each step.
         image_index: int32[N], which images these are: image i has the noise and the conditions of index i.
-        images: f32[N, H, W, C] in [-1, 1], where the trajectories end: what `sample` draws from the same key.
+        images: f32[N, H, W, C], where the trajectories end: what `sample` draws from the same key.
     """
 
     states: np.ndarray
@@ -77,7 +77,8 @@ def sample(
         batch_size: images at a time; the last batch is filled up and cut, so that nothing is traced again.
 
     Returns:
-        float32[N, H, W, C] in [-1, 1].
+        float32[N, H, W, C], clipped to the schedule's `clip_range` (images: [-1, 1]); where that is None the model
+        draws latents, which have no bounds, and they are returned as they are.
 
     Raises:
         InputError: num_images or batch_size below 1, a sampler that doesn't fit the schedule.
@@ -91,7 +92,7 @@ def sample(
         _sample_batch(denoiser.module, sampler, denoiser.shape, params, coefficients, key, index, denoiser.args(index))
         for index in track(batches, "sample")
     ]
-    return jnp.clip(jnp.concatenate(images)[:num_images], -1.0, 1.0)
+    return jnp.clip(jnp.concatenate(images)[:num_images], *_bounds(denoiser))
 
 
 def trajectories(
@@ -120,8 +121,14 @@ def trajectories(
         outputs=np.concatenate(all_outputs, axis=1)[:, :num_images],
         t=np.asarray(coefficients.t),
         image_index=np.arange(num_images, dtype=np.int32),
-        images=np.clip(np.concatenate(all_images)[:num_images], -1.0, 1.0),
+        images=np.clip(np.concatenate(all_images)[:num_images], *_bounds(denoiser)),
     )
+
+
+def _bounds(denoiser: Denoiser) -> tuple[float, float]:
+    """Between what the drawn arrays lie; latents, whose schedule does not clip, lie anywhere."""
+    clip_range = denoiser.schedule.clip_range
+    return (-np.inf, np.inf) if clip_range is None else (-clip_range, clip_range)
 
 
 def _batches(num_images: int, batch_size: int) -> list[jax.Array]:

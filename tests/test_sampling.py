@@ -68,10 +68,12 @@ def test_float_and_quantized_networks_start_from_the_same_noise():
     assert 0 < np.sum(error**2) < 0.01 * np.sum(parts[0].outputs[0] ** 2)
 
 
-def test_images_are_clipped_and_trajectories_end_in_them():
-    denoiser = dataclasses.replace(pointwise(), schedule=linear_schedule(NUM_TIMESTEPS, 0.01, 0.3, clip_range=None))
+@pytest.mark.parametrize("clip_range", [1.0, None])
+def test_images_are_clipped_and_latents_are_not_and_trajectories_end_in_them(clip_range):
+    schedule = linear_schedule(NUM_TIMESTEPS, 0.01, 0.3, clip_range=clip_range)
+    denoiser = dataclasses.replace(pointwise(), schedule=schedule)
     images = draw(denoiser, num_images=3)
-    assert abs(images).max() == 1
+    assert abs(images).max() == 1 if clip_range else abs(images).max() > 1
     data = trajectories(denoiser, denoiser.params, sampler=ddpm(4), num_images=3, key=KEY)
     np.testing.assert_allclose(data.images, images, rtol=0, atol=1e-6)
     np.testing.assert_allclose(data.outputs, 0.5 * data.states, rtol=1e-6)

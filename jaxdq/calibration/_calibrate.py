@@ -168,7 +168,8 @@ def _refuse_non_finite(data: Trajectories) -> None:
 
 def _digest(denoiser: Denoiser) -> str:
     """A checksum of the numbers that make the model and its noise."""
-    digest = hashlib.sha256(repr(denoiser.schedule).encode())
+    guidance_scale = getattr(denoiser.module, "guidance_scale", None)
+    digest = hashlib.sha256(repr((denoiser.schedule, guidance_scale)).encode())
     arrays = jax.tree.leaves((denoiser.schedule.alphas_cumprod, denoiser.params, denoiser.conditions))
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

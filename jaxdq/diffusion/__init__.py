@@ -8,6 +8,8 @@ from jaxdq.diffusion._denoiser import Denoiser as Denoiser
 from jaxdq.diffusion._denoiser import check_finite as check_finite
 from jaxdq.diffusion._groups import check_groups as check_groups
 from jaxdq.diffusion._groups import groups_of_steps as groups_of_steps
+from jaxdq.diffusion._guidance import Guided as Guided
+from jaxdq.diffusion._guidance import guided as guided
 from jaxdq.diffusion._loop import image_keys as image_keys
 from jaxdq.diffusion._loop import initial_noise as initial_noise
 from jaxdq.diffusion._loop import sample as sample

@@ -207,8 +207,9 @@ _HARMLESS: dict[str, Any] = {
 def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """Read the contents of diffusers' `scheduler_config.json`.
 
-    A field that is missing takes the default of the scheduler class that the file names (DDIM's where it names none);
-    fields that only steer a solver which jaxdq does not run (`skip_prk_steps`, `solver_order`, ...) are passed over.
+    A field that is missing takes the default of the scheduler class that the file names (DDIM's where it names none;
+    a Flax class is the same as its namesake); fields that only steer a solver which jaxdq does not run
+    (`skip_prk_steps`, `solver_order`, ...) are passed over.
 
     Args:
         config: The file's JSON object.
@@ -224,7 +225,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         >>> schedule_from_config({"_class_name": "DDPMScheduler", "num_train_timesteps": 10}).num_timesteps
         10
     """
-    class_name = config.get("_class_name", "DDIMScheduler")
+    class_name = str(config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
     if class_name not in _CLASS_DEFAULTS:
         raise InputError(
             f"The scheduler config is of class {class_name!r}; jaxdq reads {', '.join(_CLASS_DEFAULTS)}: "

@@ -3,7 +3,7 @@
 What is intercepted: calls of `Dense`, `DenseGeneral`, `Conv` and `Einsum`, wherever they stand in a linen module.
 What is not: contractions that a module computes by calling `jnp.einsum` itself (they are no modules, so they stay in
 float), transposed, masked and lifted (`nn.remat`, `nn.scan`, `nn.vmap`) layers, and those with arithmetic of their own.
-Everything that stays in float is named in the plan, with the reason.
+Everything that stays in float is named in the plan, with the reason; contractions that belong to no site are one line.
 """
 
 from jaxdq.linen._apply import Visitor as Visitor

@@ -26,7 +26,7 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     and a scale per row. Both give the same numbers.
 
     Args:
-        module: the linen module that was calibrated.
+        module: the linen module that was calibrated, or a wrapper whose `apply(variables, ...)` calls it.
         params: `QuantizedParams`, or float params, and then this is `module.apply({"params": params}, ...)`.
         *args: the module's own positional arguments.
         **kwargs: the module's own keyword arguments (`rngs`, `mutable` and `method` reach `module.apply`).
@@ -109,7 +109,9 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array:
     Raises:
         InputError: no such argument, or one that is neither a scalar nor a vector of numbers.
     """
-    names = list(inspect.signature(type(module).__call__).parameters)[1:]
+    # A wrapper is called by its `apply`, whose first argument is the variables, as a module's `__call__` has its self.
+    call = type(module).__call__ if isinstance(module, nn.Module) else module.apply
+    names = list(inspect.signature(call).parameters)[1:]
     position = next((index for index, name in enumerate(names) if name in TIME_NAMES), 1)
     name = names[position] if position < len(names) else "t"
     if name not in kwargs and position >= len(args):

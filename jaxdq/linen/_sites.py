@@ -20,6 +20,7 @@ from jaxdq import ops
 from jaxdq._errors import InputError
 from jaxdq.grid import QTensor
 from jaxdq.linen._einsum import Einsum
+from jaxdq.linen._macs import count_macs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Site:
         shape: of the kernel; of a product, of its right-hand side.
         channel_axes: the kernel's output axes; () for a product.
         rows: positions of one image at which the kernel is applied; 1 on the path of the time embedding.
-        macs: multiply-accumulates for one image.
+        macs: multiply-accumulates for one row of the batch.
         unsupported: why it can't run on integers; "" where it can.
         dtype: of the kernel, which flax's promotion takes part in.
         batch_first: whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
@@ -163,6 +164,7 @@ class _Product:
         return jnp.transpose(ops.dot_general(lhs, rhs, dims, out_dtype=dtype), order)
 
 
+OTHER = "(other contractions)"
 _LIFTED = "inside a lifted transformation (nn.remat, nn.jit, nn.scan or nn.vmap)"
 _KINDS: dict[type, Kind] = {nn.DenseGeneral: _Dense(), nn.Dense: _Dense(), nn.Conv: _Conv(), Einsum: _Product()}
 
@@ -214,10 +216,12 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     Args:
         module: a linen module.
         params: its params tree; arrays or `jax.ShapeDtypeStruct`.
-        *args: example arguments of the module's call; the first has the batch as its leading axis.
+        *args: example arguments of the module's call; the first has the batch as its leading axis. A wrapper that
+            calls a linen module with another batch (guidance doubles it) is seen through.
 
     Returns:
-        One Site for each module that contracts.
+        One Site for each module that contracts; and, where the network contracts arrays without a module too (attention
+        by `jnp.einsum`, say), one more at the end for all of that, unsupported, so that no plan passes over it.
 
     Raises:
         InputError: a site inside a lifted transformation (`nn.scan`, `nn.vmap`), whose kernel is not its own.
@@ -226,6 +230,9 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     found: dict[str, Site] = {}
 
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        nonlocal batch
+        if not context.module.path and context.method_name == "__call__" and call_args:
+            batch = call_args[0].shape[0]
         kind = kind_of(context.module)
         out = next_fun(*call_args, **call_kwargs)
         if kind is None or context.method_name != "__call__":
@@ -246,7 +253,7 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
         with nn.intercept_methods(visit):
             return module.apply({"params": params}, *args)
 
-    jax.eval_shape(forward, params, *args)
+    total = count_macs(jax.make_jaxpr(forward)(params, *args).jaxpr) // batch
     for site in found.values():
         kernel = kernel_at(params, site.path)
         if kernel is not None and kernel.shape != site.shape:
@@ -254,6 +261,9 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
                 f"the kernel of '{site.path}' has shape {kernel.shape} in params and {site.shape} where it is used: it "
                 f"sits in nn.scan or nn.vmap; unroll that transformation before quantizing."
             )
+    rest = total - sum(site.macs for site in found.values())
+    if rest > 0:
+        found[OTHER] = Site(OTHER, "product", (), (), 1, rest, "no Dense, DenseGeneral, Conv or Einsum computes them")
     return tuple(found.values())
 
 
@@ -287,7 +297,9 @@ def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch
     else:
         shape = tuple(module.get_variable("params", "kernel").shape)
         contracted = kind.contracted(module, inputs[0].ndim) if isinstance(kind, _Dense) else len(shape) - 1
-        terms, channel_axes = math.prod(shape[:contracted]), tuple(range(contracted, len(shape)))
+        batched = len(getattr(module, "batch_dims", ()))  # axes that the kernel has before those it contracts
+        terms = math.prod(shape[batched : batched + contracted])
+        channel_axes = tuple(range(batched + contracted, len(shape)))
     features = math.prod(shape[axis] for axis in channel_axes) or 1
     macs = math.prod(out.shape) * terms // batch
     rows = max(1, math.prod(out.shape) // (batch * features))

@@ -235,5 +235,5 @@ def _text_conditions(module: UNet2DCondition, weights: bool) -> tuple[jax.ShapeD
     ]
     raise InputError(
         f"The UNet is text-conditional, and its text is in no file; pass conditions=({', '.join(rows)},) from the "
-        "model's text encoder, one row per prompt."
+        "model's text encoder, one row per prompt; on the command line, --prompts FILE."
     )

@@ -144,3 +144,8 @@ def test_is_hashable_and_cannot_be_written():
     assert {schedule: 1}[schedule] == 1
     with pytest.raises(ValueError, match="read-only"):
         schedule.alphas_cumprod[0] = 0.5
+
+
+def test_a_flax_class_is_its_namesake():
+    ours, theirs = (schedule_from_config({"_class_name": name}) for name in ("FlaxPNDMScheduler", "PNDMScheduler"))
+    assert repr(ours) == repr(theirs) != repr(schedule_from_config({}))

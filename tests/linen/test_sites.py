@@ -10,7 +10,7 @@ from toys import SHAPE, ToyUNet, toy_calibration, toy_params, toy_plan
 from jaxdq import InputError
 from jaxdq.grid import QParams, Scheme, fake_quantize
 from jaxdq.linen import Einsum, Rule, apply, apply_visited, dequantize_params, find_sites, quantize
-from jaxdq.linen._sites import einsum_dims, kernel_at
+from jaxdq.linen._sites import OTHER, einsum_dims, kernel_at
 
 T0 = np.int32(0)
 
@@ -99,17 +99,18 @@ def test_what_the_integer_path_does_not_do_is_listed_with_its_reason(layer, shap
     assert reason in only_site(layer, np.ones(shape, np.float32)).unsupported
 
 
-def test_an_einsum_that_is_not_one_dot_is_listed_and_not_counted():
+def test_an_einsum_that_is_not_one_dot_is_listed_and_counted_with_the_rest():
     class Trace(nn.Module):
         @nn.compact
         def __call__(self, x, t):
             return Einsum("bii,bj->bj", name="trace")(x, x[..., 0])
 
-    (site,) = find_sites(Trace(), {}, np.zeros((1, 2, 2)), T0)
+    site, rest = find_sites(Trace(), {}, np.zeros((1, 2, 2)), T0)
     assert "bii,bj->bj" in site.unsupported and site.macs == 0
+    assert rest.path == OTHER and rest.unsupported and rest.macs > 0
 
 
-def test_attention_of_flax_is_found_by_its_projections():
+def test_attention_of_flax_is_found_by_its_projections_and_its_products_are_named_as_float():
     module = Wrap(nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8))
     x = np.zeros((2, 5, 8))
     sites = find_sites(module, toy_params(module, x, T0), x, T0)
@@ -118,7 +119,11 @@ def test_attention_of_flax_is_found_by_its_projections():
         "layer/key": ((8, 2, 4), (1, 2), 5 * 8 * 8),
         "layer/value": ((8, 2, 4), (1, 2), 5 * 8 * 8),
         "layer/out": ((2, 4, 8), (2,), 5 * 8 * 8),
+        OTHER: ((), (), 2 * 2 * 5 * 5 * 4),  # two products of two heads: 5 x 5 scores of 4 features
     }
+    plan = toy_plan(module, toy_params(module, x, T0), [Rule(".*", Scheme(8, channel_axis=-1), Scheme(8))], x, T0)
+    assert plan.integer_mac_fraction == 4 * 320 / (4 * 320 + 400)
+    assert "float: no Dense, DenseGeneral, Conv or Einsum computes them" in str(plan)
 
 
 def test_scanned_layers_are_refused_by_name():

@@ -1,7 +1,9 @@
 """Folders that are written whole or not at all: built beside their place, and moved there by two renames."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -37,3 +39,16 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextlib.contextmanager
+def state_beside(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` for what a calibration has learned; it outlives a run that was stopped."""
+    state = out.resolve().with_name(f".{out.resolve().name}.state")
+    try:
+        yield state
+    except BaseException:
+        if not any(child.is_dir() for child in state.glob("*")):  # nothing was learned yet
+            shutil.rmtree(state, ignore_errors=True)
+        raise
+    shutil.rmtree(state, ignore_errors=True)

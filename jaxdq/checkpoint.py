@@ -206,6 +206,20 @@ def _checksums(folder: Path) -> dict[str, str]:
     return out
 
 
+def check_same_model(params: Any, qparams: QuantizedParams, model: str) -> None:
+    """Refuses a float model that is not the one that was quantized: what stays in float must be equal in both."""
+    kept = jax.tree_util.tree_leaves_with_path(qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    given = dict(jax.tree_util.tree_leaves_with_path(params))
+    for path, leaf in kept:
+        other = given.get(path)
+        same = other is not None and tuple(other.shape) == tuple(leaf.shape)
+        if not same or not (isinstance(leaf, QTensor) or np.array_equal(np.asarray(leaf), np.asarray(other))):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(
+                f"'{model}' is not the model that was quantized (they differ at '{name}'); pass that one with --model."
+            )
+
+
 def save_state(path: str | os.PathLike[str], update: int, state: Any) -> None:
     """Keeps the state of a loop, so that it can go on after a kill: whole or not at all.
 

@@ -15,7 +15,6 @@ import inspect
 import os
 import platform
 import shlex
-import shutil
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -27,11 +26,11 @@ import numpy as np
 
 from jaxdq import recipes, report, text
 from jaxdq._errors import InputError
+from jaxdq._folders import state_beside
 from jaxdq.calibration import Recipe, check_num_groups, observed_ranges, plan_for, run_recipe
-from jaxdq.checkpoint import restore, save, versions
+from jaxdq.checkpoint import check_same_model, restore, save, versions
 from jaxdq.diffusion import Denoiser, Sampler, ddim, ddpm
 from jaxdq.evaluation import Evaluation, evaluate
-from jaxdq.grid import QTensor
 from jaxdq.linen import Plan, QuantizedParams, quantize
 from jaxdq.report import QUANTIZED, check_free, read_metrics, staged
 from jaxdq.sampling import BATCH_SIZE, sample
@@ -151,19 +150,6 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
     return metrics
 
 
-@contextlib.contextmanager
-def state_beside(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` for what a calibration has learned; it outlives a run that was stopped."""
-    state = out.resolve().with_name(f".{out.resolve().name}.state")
-    try:
-        yield state
-    except BaseException:
-        if not any(child.is_dir() for child in state.glob("*")):  # nothing was learned yet
-            shutil.rmtree(state, ignore_errors=True)
-        raise
-    shutil.rmtree(state, ignore_errors=True)
-
-
 def evaluate_run(
     folder: str | os.PathLike[str],
     *,
@@ -195,7 +181,7 @@ def evaluate_run(
     sampler = make_sampler(settings.sampler, settings.steps, settings.eta)
     qparams = restore(Path(folder) / QUANTIZED)
     denoiser = text.load_with_conditions(settings.model, Path(folder) / MODEL)
-    _check_same_model(denoiser, qparams, settings.model)
+    check_same_model(denoiser.params, qparams, settings.model)
     evaluation = _evaluate(denoiser, qparams, sampler, settings)
     return report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation)})
 
@@ -353,16 +339,3 @@ def _command(settings: Settings, recipe: Recipe, out: Path) -> str:
 
 def _takes_groups(make: Callable[..., Recipe]) -> bool:
     return "num_groups" in inspect.signature(make).parameters
-
-
-def _check_same_model(denoiser: Denoiser, qparams: QuantizedParams, model: str) -> None:
-    """Refuses a float model that is not the one that was quantized: what stays in float must be equal in both."""
-    kept = jax.tree_util.tree_leaves_with_path(qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-    given = dict(jax.tree_util.tree_leaves_with_path(denoiser.params))
-    for path, leaf in kept:
-        other = given.get(path)
-        same = other is not None and tuple(other.shape) == tuple(leaf.shape)
-        if not same or not (isinstance(leaf, QTensor) or np.array_equal(np.asarray(leaf), np.asarray(other))):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise InputError(f"'{model}' is not the model that was quantized (they differ at '{name}'); pass that one "
-                             f"with --model.")  # fmt: skip

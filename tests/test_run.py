@@ -46,14 +46,3 @@ def test_refuses_seeds_that_jax_would_fold(seed):
 def test_folder_of_a_model_by_its_path(tmp_path):
     settings = run.Settings(str(tmp_path / "deep" / "mine"), recipe="minmax")
     assert settings.default_folder.as_posix() == "out/mine-minmax-w8a8"
-
-
-@pytest.mark.parametrize("learned", [True, False])
-def test_state_outlives_a_run_that_was_stopped_only_if_something_was_learned(tmp_path, learned):
-    with pytest.raises(KeyboardInterrupt), run.state_beside(tmp_path / "run") as state:
-        (state / "3" if learned else state).mkdir(parents=True)
-        raise KeyboardInterrupt
-    assert state.exists() == learned and state.parent == tmp_path
-    with run.state_beside(tmp_path / "run") as again:
-        assert again == state
-    assert not state.exists()

@@ -1,0 +1,14 @@
+import pytest
+
+from jaxdq._folders import state_beside
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_state_outlives_a_run_that_was_stopped_only_if_something_was_learned(tmp_path, learned):
+    with pytest.raises(KeyboardInterrupt), state_beside(tmp_path / "run") as state:
+        (state / "3" if learned else state).mkdir(parents=True)
+        raise KeyboardInterrupt
+    assert state.exists() == learned and state.parent == tmp_path
+    with state_beside(tmp_path / "run") as again:
+        assert again == state
+    assert not state.exists()

@@ -14,6 +14,7 @@ import small_pipelines
 from diffusers import FlaxStableDiffusionPipeline, FlaxStableDiffusionXLPipeline, FlaxUNet2DConditionModel
 from flax.jax_utils import replicate
 from flax.training.common_utils import shard
+from readme import block
 
 import jaxdq
 from jaxdq import InputError
@@ -22,12 +23,7 @@ from jaxdq.linen import find_sites
 PROMPTS = ["a cat", "a dog on a hill"]
 STEPS = 2
 CLASSES = {"v1": FlaxStableDiffusionPipeline, "xl": FlaxStableDiffusionXLPipeline}
-# What a script gains between `from_pretrained` and its calls of the pipeline.
-SCRIPT = """
-denoiser = jaxdq.denoiser_from_pipeline(pipeline, params, prompts)
-calib = jaxdq.calibrate(denoiser, jaxdq.recipes.uniform_groups(), sampler=jaxdq.ddim(50), key=jax.random.key(0))
-pipeline, params = jaxdq.quantize_pipeline(pipeline, params, calib)
-"""
+SCRIPT = block("pipeline")
 TWO_DEVICES = """
 import sys
 

@@ -1,25 +1,16 @@
 """The README's example and its main command, as written (but for the number of images): what a newcomer does first."""
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from readme import block
 
 import jaxdq
 from jaxdq.cli import main
-
-README = (Path(__file__).parents[1] / "README.md").read_text()
-
-
-def block(name: str) -> str:
-    """The code block that follows `<!-- name -->`."""
-    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found, f"README has no block '{name}'"
-    return found.group(1)
 
 
 @pytest.mark.slow

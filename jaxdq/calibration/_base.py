@@ -208,3 +208,10 @@ def _group_tables(work: Work, group_of_step: jax.Array, num_groups: int) -> tupl
         return tables_of(evidence.observer, merged, schemes)
 
     return tables(evidence.states, group_of_step)
+
+
+def check_at_least(least: int, **settings: int) -> None:
+    """Refuses a setting that is no whole number, or too small for a loop."""
+    for name, value in settings.items():
+        if not isinstance(value, int | np.integer) or value < least:
+            raise InputError(f"{name} is {value!r}; give a whole number of at least {least}.")

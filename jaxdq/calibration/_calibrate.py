@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdq._errors import InputError
 from jaxdq.calibration._base import Calibrator, Work
+from jaxdq.checkpoint import versions
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.grid import QParams, Scheme
 from jaxdq.linen import Calibration, Plan, Rule, Site, find_sites, kernel_at, make_plan
@@ -108,7 +109,7 @@ def run_recipe(
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     if folder is not None:
         asked = [recipe.name, dict(recipe.settings), repr(sampler), num_images, batch_size, str(plan)]
-        _claim(folder, [*asked, _digest(denoiser)], key)
+        _claim(folder, [*asked, repr(denoiser.module), denoiser.shape, versions(), _digest(denoiser)], key)
     data = trajectories(
         denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_noise, batch_size=batch_size
     )

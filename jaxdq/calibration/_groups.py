@@ -9,13 +9,14 @@ import numpy as np
 import optax
 
 from jaxdq._errors import InputError
-from jaxdq.calibration._base import Calibrator, Work, with_tables
+from jaxdq.calibration._base import Calibrator, Work, check_at_least, with_tables
 from jaxdq.calibration._loop import learn
 from jaxdq.calibration._proxy import Proxy, best_contiguous, build_proxy
 from jaxdq.calibration._rows import first_non_finite, image_error, rows_of_steps, step_weights
 from jaxdq.calibration._search import SearchState, initial_logits, make_update, problem_of, relaxed
 from jaxdq.calibration._uniform import check_groups_fit
-from jaxdq.linen import dequantize_params, quantize
+from jaxdq.linen import Visitor, dequantize_params, quantize
+from jaxdq.observers import HistogramState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +40,16 @@ class SearchSettings:
     task: float = 0.03
     rows: int = 24
 
+    def __post_init__(self) -> None:
+        check_at_least(1, num_updates=self.num_updates, rows=self.rows)
+
 
 def price(work: Work) -> Proxy:
     """The discretisation errors of candidate grids, at what they cost the image."""
-    if work.evidence is None:
-        raise InputError("no ranges were observed yet; put observe(mse()) before this calibrator in the recipe.")
+    if work.evidence is None or not isinstance(work.evidence.states, HistogramState):
+        raise InputError(
+            "no histograms of activations were observed; put observe(mse()) before this calibrator in the recipe."
+        )
     if work.cost is None:
         raise InputError("errors have no weights yet; put weigh_errors() before this calibrator in the recipe.")
     return build_proxy(work.evidence, work.cost.sites, tuple(scheme for _, scheme in work.plan.tables))
@@ -151,8 +157,10 @@ def _search(
     rows_of = rows_of_steps(work, step_weights(work), settings.rows, key)
 
     def explain(state: SearchState, inputs: Any) -> str:
-        visitor = relaxed(problem, columns, state.logits, inputs[1].step)
-        return first_non_finite(work.denoiser.module, problem.params, visitor, inputs[1])
+        def visitor_at(step: jax.Array) -> Visitor:
+            return relaxed(problem, columns, state.logits, step)
+
+        return first_non_finite(work.denoiser.module, problem.params, visitor_at, inputs[1])
 
     state, infos = learn(
         lambda state, inputs: update(inputs[0], state, inputs[1]),

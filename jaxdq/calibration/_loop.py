@@ -58,6 +58,11 @@ def learn(
             start, (state, best, least) = restore_state(checkpoint, (state, best, least))
     elif judge is not None:
         least = np.float32(judge(state))
+    if start > num_updates:
+        raise InputError(
+            f"the state in '{checkpoint}' has seen {start} updates of '{label}' and {num_updates} were asked for; "
+            f"remove the folder to start anew."
+        )
     infos = []
     for index in track(range(start, num_updates), label):
         before, batch = state, batch_of(index)

@@ -19,11 +19,18 @@ import numpy as np
 import optax
 
 from jaxdq._errors import InputError
-from jaxdq.calibration._base import Calibrator, Work, with_tables
+from jaxdq.calibration._base import Calibrator, Work, check_at_least, with_tables
 from jaxdq.calibration._loop import learn
-from jaxdq.calibration._rows import Rows, first_non_finite, image_error, rows_of_steps, step_weights
-from jaxdq.grid import QParams, fake_quantize, round_nearest
-from jaxdq.linen import Plan, Visitor, apply_visited, kernel_at, with_kernels
+from jaxdq.calibration._rows import (
+    Rows,
+    apply_by_row,
+    first_non_finite,
+    image_error,
+    rows_of_steps,
+    step_weights,
+)
+from jaxdq.grid import SMALLEST_SCALE, QParams, fake_quantize, round_nearest
+from jaxdq.linen import Plan, Visitor, kernel_at, with_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +55,11 @@ class RangeSettings:
     rows: int = 50
     judge_every: int = 30
 
+    def __post_init__(self) -> None:
+        check_at_least(1, num_updates=self.num_updates, rows=self.rows, judge_every=self.judge_every)
 
-class Logs(NamedTuple):
+
+class Learned(NamedTuple):
     """What is learned.
 
     Attributes:
@@ -100,7 +110,7 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
                 "there are no ranges to learn from, or no costs; put weigh_errors() and a calibrator that shares "
                 "ranges, such as search_groups(8), before learn_ranges() in the recipe."
             )
-        start = Logs(
+        start = Learned(
             jnp.log(work.calib.act_scale),
             work.calib.act_zero_point.astype(jnp.float32),
             {path: jnp.log(qparams.scale) for path, qparams in work.weights.items()} if settings.weights else {},
@@ -112,14 +122,17 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
         rows_of = rows_of_steps(work, step_weights(work), settings.rows, key)
 
         def update(state: Any, inputs: tuple[Fixed, Rows]) -> Any:
-            logs, opt_state = state
-            value, gradient = jax.value_and_grad(loss)(logs, *inputs)
+            learned, opt_state = state
+            value, gradient = jax.value_and_grad(loss)(learned, *inputs)
             change, opt_state = optimizer.update(gradient, opt_state)
-            return (optax.apply_updates(logs, change), opt_state), value
+            return (optax.apply_updates(learned, change), opt_state), value
 
         def explain(state: Any, inputs: tuple[Fixed, Rows]) -> str:
-            params, visitor = _make_network(work.plan)(state[0], inputs[0], inputs[1].step)
-            return first_non_finite(work.denoiser.module, params, visitor, inputs[1])
+            (learned, _), (fixed, rows) = state, inputs
+            params = _fake_quantized(work.plan, learned, fixed)
+            return first_non_finite(
+                work.denoiser.module, params, lambda step: _visitor_at(work.plan, learned, fixed, step), rows
+            )
 
         errors: list[float] = []
 
@@ -127,7 +140,7 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
             errors.append(image_error(with_ranges(work, state[0])))
             return errors[-1]
 
-        (logs, _), losses = learn(
+        (best, _), losses = learn(
             update,
             (start, optimizer.init(start)),
             lambda index: (fixed, rows_of(index)),
@@ -139,65 +152,73 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
             explain=explain,
         )
         log = {"loss": [float(value) for value in losses], "image_mse": errors}
-        learned = with_ranges(work, logs)
-        return learned._replace(log=(*work.log, ("learn_ranges", log)))
+        return with_ranges(work, best)._replace(log=(*work.log, ("learn_ranges", log)))
 
     return calibrator
 
 
-def with_ranges(work: Work, logs: Logs) -> Work:
+def with_ranges(work: Work, learned: Learned) -> Work:
     """Work with these ranges in place of its own."""
-    weights = {path: work.weights[path]._replace(scale=jnp.exp(log)) for path, log in logs.weights.items()}
+    weights = {path: work.weights[path]._replace(scale=scale_of(log)) for path, log in learned.weights.items()}
     work = work._replace(weights={**work.weights, **weights})
     assert work.group_of_step is not None
     bounds = np.array([scheme.bounds for _, scheme in work.plan.tables]).reshape(-1, 2).T
-    return with_tables(work, work.group_of_step, jnp.exp(logs.act), jnp.clip(jnp.round(logs.zero_point), *bounds))
+    zero_point = jnp.clip(jnp.round(learned.zero_point), *bounds)
+    return with_tables(work, work.group_of_step, scale_of(learned.act), zero_point)
 
 
-def _optimizer(settings: RangeSettings, start: Logs) -> optax.GradientTransformation:
+def scale_of(logarithm: jax.Array) -> jax.Array:
+    """exp, but never below the smallest scale of a grid: exp(log(x)) of a tiny x is 0."""
+    return jnp.maximum(jnp.exp(logarithm), SMALLEST_SCALE)
+
+
+def _optimizer(settings: RangeSettings, start: Learned) -> optax.GradientTransformation:
     def adam(rate: float) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(rate, settings.num_updates))
 
     rates = {"act": settings.learning_rate, "zero_point": settings.zero_point_rate, "weights": settings.weight_rate}
-    labels: Any = Logs("act", "zero_point", jax.tree.map(lambda _: "weights", start.weights))  # type: ignore[arg-type]
+    labels: Any = Learned("act", "zero_point", jax.tree.map(lambda _: "weights", start.weights))  # type: ignore[arg-type]
     return optax.multi_transform({name: adam(rate) for name, rate in rates.items()}, labels)
 
 
-def _make_network(plan: Plan) -> Callable[[Logs, Fixed, jax.Array], tuple[Any, Visitor]]:
-    """`(logs, fixed, step int32[R]) -> (params, visitor)`: the fake-quantized network, differentiable in the logs."""
+def _fake_quantized(plan: Plan, learned: Learned, fixed: Fixed) -> Any:
+    """The params tree with every planned kernel on its learned grid, in float; differentiable."""
+    quantized = {}
+    for site in plan.sites:
+        if site.weight is not None:
+            kernel, grid = kernel_at(fixed.params, site.path), fixed.weights[site.path]
+            scale = scale_of(learned.weights[site.path]) if site.path in learned.weights else grid.scale
+            on_grid = _fake_quantize(kernel, grid._replace(scale=scale), site.weight)
+            quantized[site.path] = on_grid.astype(kernel.dtype)
+    return with_kernels(fixed.params, quantized)
+
+
+def _visitor_at(plan: Plan, learned: Learned, fixed: Fixed, step: jax.Array) -> Visitor:
+    """Puts the activations of `step: int32[]` on their group's grids."""
     columns = {name: (plan.column[name], scheme) for name, scheme in plan.tables}
-    kernels = {site.path: site.weight for site in plan.sites if site.weight is not None}
+    group = fixed.group_of_step[step]
 
-    def network(logs: Logs, fixed: Fixed, step: jax.Array) -> tuple[Any, Visitor]:
-        quantized = {}
-        for path, scheme in kernels.items():
-            kernel, grid = kernel_at(fixed.params, path), fixed.weights[path]
-            scale = jnp.exp(logs.weights[path]) if path in logs.weights else grid.scale
-            quantized[path] = fake_quantize(kernel, grid._replace(scale=scale), scheme).astype(kernel.dtype)
-        group = fixed.group_of_step[step]
+    def visitor(name: str, x: jax.Array) -> jax.Array:
+        if name not in columns:
+            return x
+        index, scheme = columns[name]
+        own = group if group.ndim == 0 else group[index]
+        # A zero point is a code: borders are padded with it.
+        zero_point = jnp.clip(round_nearest(learned.zero_point[own, index]), *scheme.bounds)
+        grid = QParams(scale_of(learned.act[own, index]), None if scheme.symmetric else zero_point)
+        return _fake_quantize(x, grid, scheme).astype(x.dtype)
 
-        def visitor(name: str, x: jax.Array) -> jax.Array:
-            if name not in columns:
-                return x
-            index, scheme = columns[name]
-            own = group if group.ndim == 1 else group[:, index]
-            shape = (-1, *(1,) * (x.ndim - 1))
-            # A zero point is a code: borders are padded with it.
-            zero_point = jnp.clip(round_nearest(logs.zero_point[own, index]), *scheme.bounds).reshape(shape)
-            grid = QParams(jnp.exp(logs.act[own, index]).reshape(shape), None if scheme.symmetric else zero_point)
-            return fake_quantize(x, grid, scheme).astype(x.dtype)
-
-        return with_kernels(fixed.params, quantized), visitor
-
-    return network
+    return visitor
 
 
-def _make_loss(module: Any, plan: Plan) -> Callable[[Logs, Fixed, Rows], jax.Array]:
-    network = _make_network(plan)
+# Made again on the way back, where its masks would outweigh the values themselves.
+_fake_quantize = jax.checkpoint(fake_quantize, static_argnums=2)
 
-    def loss(logs: Logs, fixed: Fixed, rows: Rows) -> jax.Array:
-        params, visitor = network(logs, fixed, rows.step)
-        output = apply_visited(module, params, visitor, rows.x, rows.t, *rows.args)
+
+def _make_loss(module: Any, plan: Plan) -> Callable[[Learned, Fixed, Rows], jax.Array]:
+    def loss(learned: Learned, fixed: Fixed, rows: Rows) -> jax.Array:
+        params = _fake_quantized(plan, learned, fixed)
+        output = apply_by_row(module, params, lambda step: _visitor_at(plan, learned, fixed, step), rows)
         axes = tuple(range(1, output.ndim))
         return jnp.sum(rows.weight * jnp.sum((rows.target - output.astype(jnp.float32)) ** 2, axis=axes))
 

@@ -64,27 +64,46 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
     return rows_of
 
 
-def first_non_finite(module: Any, params: Any, visitor: Visitor, rows: Rows) -> str:
+def apply_by_row(module: Any, params: Any, visitor_at: Callable[[jax.Array], Visitor], rows: Rows) -> jax.Array:
+    """The visited network on each row alone, at its own scalar t: float[R, ...].
+
+    Under `vmap`, and not as one batch with a vector t: modules need not take one, a guided network makes two rows of
+    each, and a site's batch need not be its leading axis.
+
+    Args:
+        module: the network.
+        params: in float.
+        visitor_at: `step int32[] -> visitor`.
+        rows: R states.
+    """
+
+    def one(row: Rows) -> jax.Array:
+        args = (arg[None] for arg in row.args)
+        return apply_visited(module, params, visitor_at(row.step), row.x[None], row.t, *args)[0]
+
+    return jax.vmap(one)(rows)
+
+
+def first_non_finite(module: Any, params: Any, visitor_at: Callable[[jax.Array], Visitor], rows: Rows) -> str:
     """Where NaN or infinity shows first in a visited network: the site and the step, in words."""
     names: list[str] = []
 
     @jax.jit
-    def look(params: Any, rows: Rows) -> list[jax.Array]:
-        finite: list[jax.Array] = []
-
-        def note(name: str, x: jax.Array) -> None:
-            names.append(name)
-            finite.append(jnp.isfinite(x.reshape(len(x), -1)).all(axis=1))
+    @jax.vmap
+    def look(row: Rows) -> list[jax.Array]:
+        visitor, finite = visitor_at(row.step), []
 
         def looking(name: str, x: jax.Array) -> jax.Array:
             x = visitor(name, x)
-            note(name, x)
+            names.append(name)
+            finite.append(jnp.isfinite(x).all())
             return x
 
-        note("the output", apply_visited(module, params, looking, rows.x, rows.t, *rows.args))
-        return finite
+        output = apply_visited(module, params, looking, row.x[None], row.t, *(arg[None] for arg in row.args))
+        names.append("the output")
+        return [*finite, jnp.isfinite(output).all()]
 
-    finite = look(params, rows)
+    finite = look(rows)
     for name, good in zip(names, finite, strict=True):
         if not good.all():
             row = int(jnp.argmin(good))
@@ -105,7 +124,7 @@ def image_error(work: Work, *, num_images: int = 32) -> float:
     """How far images on the integer path are from the float ones, from the calibration's own noise.
 
     The geometric mean over images of the mean squared error: here and there a trajectory leaves the float one's for
-    another image, and in a plain mean that one image would decide.
+    another image, and in a plain mean that one image would decide. Infinite where an image is not finite.
     """
     assert work.calib is not None
     num_images = min(num_images, work.data.num_images)
@@ -113,5 +132,7 @@ def image_error(work: Work, *, num_images: int = 32) -> float:
     images = sample(
         work.denoiser, qparams, sampler=work.sampler, num_images=num_images, key=work.key, batch_size=num_images
     )
-    error = (np.asarray(images, np.float64) - work.data.images[:num_images]) ** 2
-    return float(np.exp(np.mean(np.log(np.maximum(np.mean(error, axis=(1, 2, 3)), np.finfo(np.float32).tiny)))))
+    error = np.mean((np.asarray(images, np.float64) - work.data.images[:num_images]) ** 2, axis=(1, 2, 3))
+    mean = np.exp(np.mean(np.log(np.maximum(error, np.finfo(np.float32).tiny))))
+    # Nothing is less than NaN: it would be kept for ever as the best.
+    return float(np.where(np.isnan(mean), np.inf, mean))

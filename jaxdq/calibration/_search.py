@@ -24,9 +24,9 @@ import numpy as np
 import optax
 
 from jaxdq.calibration._proxy import Proxy
-from jaxdq.calibration._rows import Rows
+from jaxdq.calibration._rows import Rows, apply_by_row
 from jaxdq.grid import QParams, Scheme, fake_quantize
-from jaxdq.linen import Visitor, apply_visited
+from jaxdq.linen import Visitor
 
 TINY = 1e-30  # a unit that nothing is ever measured in: a network that is exact on its first rows
 
@@ -113,9 +113,9 @@ def mean_entropy(logits: jax.Array) -> jax.Array:
 
 
 def relaxed(problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, step: jax.Array) -> Visitor:
-    """Every quantized activation of rows at `step: int32[R]` becomes the mixture of its G quantized values."""
+    """At `step: int32[]`, every quantized activation becomes the mixture of its G quantized values."""
     _, choice = discretisation(jax.lax.stop_gradient(logits), problem.table)
-    share = jax.nn.softmax(logits, axis=1)[step]  # [R, G] or [R, G, A]
+    share = jax.nn.softmax(logits[step], axis=0)  # [G] or [G, A]
 
     def visitor(name: str, x: jax.Array) -> jax.Array:
         if name not in columns:
@@ -124,7 +124,7 @@ def relaxed(problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: ja
         candidate = choice[:, index]
         zero_point = None if scheme.symmetric else problem.zero_point[candidate, index]
         grids = QParams(problem.scale[candidate, index], zero_point)
-        return _mixture(x, share if share.ndim == 2 else share[..., index], grids, scheme)
+        return _mixture(x, share if share.ndim == 1 else share[:, index], grids, scheme)
 
     return visitor
 
@@ -133,16 +133,14 @@ def relaxed_apply(
     module: Any, problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, rows: Rows
 ) -> jax.Array:
     """The network's output with every quantized activation a mixture."""
-    visitor = relaxed(problem, columns, logits, rows.step)
-    return apply_visited(module, problem.params, visitor, rows.x, rows.t, *rows.args)
+    return apply_by_row(module, problem.params, lambda step: relaxed(problem, columns, logits, step), rows)
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
 def _mixture(x: jax.Array, share: jax.Array, grids: QParams, scheme: Scheme) -> jax.Array:
-    """sum_g share[:, g] fake_quantize(x, grids[g]). Made again on the way back: G copies of x are never kept."""
+    """sum_g share[g] fake_quantize(x, grids[g]). Made again on the way back: G copies of x are never kept."""
     quantized = jax.vmap(lambda grid: fake_quantize(x, grid, scheme))(grids)
-    weight = share.T.reshape(share.shape[1], share.shape[0], *(1,) * (x.ndim - 1))
-    return jnp.sum(weight * quantized, axis=0).astype(x.dtype)
+    return jnp.tensordot(share, quantized, axes=1).astype(x.dtype)
 
 
 def make_update(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq.calibration._base import Calibrator, Sensitivity, Work
+from jaxdq.calibration._base import Calibrator, Sensitivity, Work, check_at_least
 from jaxdq.diffusion import Coefficients, step
 from jaxdq.linen import apply_visited
 
@@ -22,6 +22,7 @@ def weigh_errors(num_images: int = 8, num_draws: int = 1) -> Calibrator:
     Returns:
         A calibrator that sets `work.cost`; see `sensitivity`.
     """
+    check_at_least(1, num_images=num_images, num_draws=num_draws)
 
     def calibrator(work: Work, key: jax.Array) -> Work:
         return work._replace(cost=sensitivity(work, key, num_images=num_images, num_draws=num_draws))
@@ -79,14 +80,16 @@ def _sweep(
     """f32[S, 1 + A]: one sweep from the image back to the noise; the output first, then the activations."""
     batch = states.shape[1]
 
-    def forward(x: jax.Array, t: jax.Array, nudges: dict[str, jax.Array]) -> jax.Array:
+    def forward(x: jax.Array, t: jax.Array, nudges: dict[str, list[jax.Array]]) -> jax.Array:
+        left = {name: iter(calls) for name, calls in nudges.items()}
+
         def visitor(name: str, value: jax.Array) -> jax.Array:
-            return value + nudges[name].astype(value.dtype) if name in nudges else value
+            return value + next(left[name]).astype(value.dtype) if name in left else value
 
         return apply_visited(module, params, visitor, x, t, *args).astype(jnp.float32)
 
     shapes = _shapes_of(module, names, params, states[0], coefficients.t[0], args)
-    zeros = {name: jnp.zeros(shapes[name], jnp.float32) for name in names}
+    zeros = {name: [jnp.zeros(shape, jnp.float32) for shape in shapes[name]] for name in names}
 
     def body(adjoint: jax.Array, inputs: tuple[jax.Array, Coefficients]) -> tuple[jax.Array, jax.Array]:
         x, numbers = inputs
@@ -94,7 +97,8 @@ def _sweep(
         _, back_step = jax.vjp(lambda x, output: step(numbers, x, output), x, output)
         to_x, to_output = back_step(adjoint)
         through_network, to_nudges = back_network(to_output)
-        norms = [jnp.sum(gradient**2) / batch for gradient in (to_output, *(to_nudges[name] for name in names))]
+        calls = [[to_output], *(to_nudges[name] for name in names)]
+        norms = [sum(jnp.sum(gradient**2) for gradient in gradients) / batch for gradients in calls]
         return to_x + through_network, jnp.stack(norms)
 
     coefficients = jax.tree.map(jnp.asarray, coefficients)
@@ -104,13 +108,13 @@ def _sweep(
 
 def _shapes_of(
     module: Any, names: tuple[str, ...], params: Any, x: jax.Array, t: jax.Array, args: tuple[jax.Array, ...]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of the named activations, found by tracing."""
-    shapes: dict[str, tuple[int, ...]] = {}
+) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes of the named activations, one for each call of a module that is called more than once; by tracing."""
+    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
 
     def visitor(name: str, value: jax.Array) -> jax.Array:
-        shapes[name] = value.shape
+        shapes.setdefault(name, []).append(value.shape)
         return value
 
     jax.eval_shape(lambda params, x, *args: apply_visited(module, params, visitor, x, t, *args), params, x, *args)
-    return {name: shapes[name] for name in names}
+    return shapes

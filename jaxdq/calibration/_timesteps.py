@@ -20,7 +20,10 @@ Policy = Callable[[Work, int, jax.Array], np.ndarray]
 
 
 def select_timesteps(policy: Policy, budget: int) -> Calibrator:
-    """Takes `budget` of the sampled states, at the steps that the policy chooses; later calibrators see only those.
+    """Takes `budget` of the sampled states, at the steps that the policy chooses, as the calibration set.
+
+    Observers and loops that learn see those and no others. Outside of the budget are what the weights of errors are
+    measured on (`weigh_errors`), the outputs' power by step, and the images that judge a result.
 
     Args:
         policy: such as `structural_risk()`.
@@ -51,7 +54,7 @@ def uniform_timesteps() -> Policy:
 
     def policy(work: Work, budget: int, key: jax.Array) -> np.ndarray:
         num_steps = work.data.num_steps
-        positions = (np.arange(budget) * num_steps // budget) if budget < num_steps else np.arange(budget) % num_steps
+        positions = np.arange(budget) * num_steps // budget
         return _limited(np.bincount(positions, minlength=num_steps), work.data.num_images)
 
     return policy
@@ -180,7 +183,7 @@ def _gaussian_kernel(features: np.ndarray) -> np.ndarray:
 def _mmd2(kernel: np.ndarray, to_all: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """f64[R]: squared maximum mean discrepancy between R weightings of the steps, int[R, S], and all steps alike."""
     share = counts / counts.sum(axis=1, keepdims=True)
-    return np.einsum("rs,st,rt->r", share, kernel, share) - 2 * share @ to_all + to_all.mean()
+    return np.sum((share @ kernel) * share, axis=1) - 2 * share @ to_all + to_all.mean()
 
 
 def _limited(counts: np.ndarray, most: int) -> np.ndarray:

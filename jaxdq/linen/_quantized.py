@@ -100,8 +100,11 @@ def _check_kernel(params: Any, site: SitePlan) -> None:
             f"'{site.path}' was calibrated with a kernel of shape {site.site.shape} and params have {came}; pass the "
             f"params of the calibrated network."
         )
-    if not isinstance(kernel, jax.core.Tracer | jax.ShapeDtypeStruct) and not bool(jnp.isfinite(kernel).all()):
-        raise InputError(f"the kernel of '{site.path}' holds NaN or infinity; quantize params that are finite.")
+    if not isinstance(kernel, jax.core.Tracer | jax.ShapeDtypeStruct):
+        with jax.ensure_compile_time_eval():  # also within a trace, where constants would become tracers
+            finite = bool(jnp.isfinite(kernel).all())
+        if not finite:
+            raise InputError(f"the kernel of '{site.path}' holds NaN or infinity; quantize params that are finite.")
 
 
 def _quantize_kernel(params: Any, site: SitePlan, qparams: QParams) -> QTensor:

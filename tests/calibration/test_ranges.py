@@ -19,7 +19,7 @@ from jaxdq.calibration import (
     share_uniformly,
     weigh_errors,
 )
-from jaxdq.calibration._ranges import Fixed, Logs, _make_loss, with_ranges
+from jaxdq.calibration._ranges import Fixed, Learned, _make_loss, with_ranges
 from jaxdq.calibration._rows import image_error, rows_of_steps, step_weights
 from jaxdq.observers import minmax, minmax_weights
 
@@ -50,14 +50,14 @@ def work(rules=rules):
     return run_recipe(toy_denoiser(Line()), recipe, sampler=ddim(S), key=KEY, num_images=4)
 
 
-def logs_of(work):
+def learned_of(work):
     weights = {path: jnp.log(qparams.scale) for path, qparams in work.weights.items()}
-    return Logs(jnp.log(work.calib.act_scale), jnp.float32(work.calib.act_zero_point), weights)
+    return Learned(jnp.log(work.calib.act_scale), jnp.float32(work.calib.act_zero_point), weights)
 
 
-def loss_at(work, logs, rows):
+def loss_at(work, learned, rows):
     fixed = Fixed(work.denoiser.params, work.weights, jnp.asarray(work.group_of_step))
-    return jax.jit(_make_loss(work.denoiser.module, work.plan))(logs, fixed, rows)
+    return jax.jit(_make_loss(work.denoiser.module, work.plan))(learned, fixed, rows)
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def test_oracle_the_loss_is_that_of_the_integer_path():
     output = apply(work().denoiser.module, qparams, rows.x, rows.t)
     by_hand = np.sum(rows.weight * np.sum((np.float64(rows.target) - output) ** 2, axis=(1, 2, 3)))
     assert by_hand > 0
-    np.testing.assert_allclose(loss_at(work(), logs_of(work()), rows), by_hand, rtol=1e-4)
+    np.testing.assert_allclose(loss_at(work(), learned_of(work()), rows), by_hand, rtol=1e-4)
 
 
 def test_a_network_that_says_nothing_has_a_loss_of_one():
@@ -113,7 +113,7 @@ def test_weights_stay_where_they_are_told_to(monkeypatch):
 
 
 def test_zero_points_stay_codes():
-    wild = logs_of(work())._replace(zero_point=jnp.array([[-99.4, 3.6], [99.0, -2.4]]))
+    wild = learned_of(work())._replace(zero_point=jnp.array([[-99.4, 3.6], [99.0, -2.4]]))
     np.testing.assert_array_equal(with_ranges(work(), wild).calib.act_zero_point, [[-8, 4], [7, -2]])
 
 
@@ -123,8 +123,8 @@ def test_a_partition_for_each_activation_is_learned_too(monkeypatch):
     own = work()._replace(group_of_step=groups)
     rows = rows_of_steps(own, step_weights(own), S, KEY)(0)
     scale = np.asarray(work().calib.act_scale)
-    shared = [loss_at(work()._replace(group_of_step=groups[:, a]), logs_of(work()), rows) for a in range(2)]
-    mixed = loss_at(own, logs_of(work()), rows)
+    shared = [loss_at(work()._replace(group_of_step=groups[:, a]), learned_of(work()), rows) for a in range(2)]
+    mixed = loss_at(own, learned_of(work()), rows)
     assert np.isfinite(mixed) and (scale[0] != scale[1]).all() and mixed not in shared
     assert learn_ranges(SHORT)(own, KEY).calib.group_of_t.ndim == 2
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from toys import toy_plan
 
-from jaxdq import ddim, linear_schedule
-from jaxdq.calibration import Work
+from jaxdq import InputError, ddim, linear_schedule
+from jaxdq.calibration import Work, weigh_errors
 from jaxdq.calibration._sensitivity import _sweep, sensitivity
 from jaxdq.diffusion import Denoiser, step
 from jaxdq.grid import Scheme
@@ -184,3 +184,29 @@ def test_without_quantized_activations_the_output_remains():
     found = sensitivity(work._replace(plan=plan), KEY)
     assert found.sites.shape == (3, 0)
     np.testing.assert_allclose(found.output, sensitivity(work, KEY).output, rtol=1e-6)
+
+
+class Twice(nn.Module):
+    """One layer that is called twice, on all of x and on a part of it; or two layers of the same params."""
+
+    shared: bool = True
+
+    @nn.compact
+    def __call__(self, x, t):
+        one = nn.Dense(2, use_bias=False, name="one")
+        two = one if self.shared else nn.Dense(2, use_bias=False, name="two")
+        return one(x) + jnp.tanh(two(x[:1, :, :, ::-1])) * 0.3
+
+
+def test_a_layer_that_is_called_twice_costs_what_its_calls_cost():
+    kernel = {"kernel": jnp.asarray(KERNEL, jnp.float32)}
+    shared = work_of(Twice(), {"one": kernel}, num_images=2)
+    apart = work_of(Twice(False), {"one": kernel, "two": kernel}, num_images=2)
+    found, expected = sensitivity(shared, KEY), sensitivity(apart, KEY)
+    np.testing.assert_allclose(found.sites[:, 0], expected.sites.sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["num_images", "num_draws"])
+def test_nothing_to_measure_on_is_refused(setting):
+    with pytest.raises(InputError, match=f"{setting} is 0; give a whole number of at least 1"):
+        weigh_errors(**{setting: 0})

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import SHAPE, toy_denoiser
+from toys import SHAPE, Tiny, toy_denoiser
 
-from jaxdq import apply, calibrate, ddim, quantize
-from jaxdq.calibration import RangeSettings, SearchSettings
+from jaxdq import apply, calibrate, ddim, guided, quantize
+from jaxdq.calibration import RangeSettings, SearchSettings, run_recipe
+from jaxdq.calibration._rows import apply_by_row, rows_of_steps, step_weights
 from jaxdq.grid import QTensor, Scheme
 from jaxdq.linen import Site
 from jaxdq.recipes import adpdm
@@ -96,3 +97,28 @@ def test_what_it_finds_quantizes_and_runs():
 def test_bits_outside_are_refused(bits):
     with pytest.raises(ValueError, match=f"bits is {bits}; give a whole number from 2 to 8"):
         adpdm(bits, 8)
+
+
+class ScalarTime(nn.Module):
+    """A network that would take a vector of times for channels."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        h = nn.silu(nn.Dense(2, name="in")(x) + 0.1 * t)
+        return nn.Dense(x.shape[-1], name="out")(nn.silu(nn.Dense(8, name="middle")(h)))
+
+
+def guided_denoiser():
+    labels = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    return guided(toy_denoiser(Tiny(), (labels,)), (np.full((1, 4), 5.0, np.float32),))
+
+
+@pytest.mark.parametrize("make", [lambda: toy_denoiser(ScalarTime()), guided_denoiser], ids=["scalar t", "guided"])
+def test_networks_that_take_one_time_are_learned_too(make):
+    # Two rows in an update, as many as the first layer has channels: a vector t would broadcast over those.
+    recipe = adpdm(4, 8, 2, search=SearchSettings(num_updates=2, rows=2), ranges=RangeSettings(num_updates=2, rows=2))
+    work = run_recipe(make(), recipe, sampler=ddim(STEPS), key=jax.random.key(0), num_images=4)
+    rows = rows_of_steps(work, step_weights(work), 2, jax.random.key(0))(0)
+    output = apply_by_row(work.denoiser.module, work.denoiser.params, lambda step: lambda name, x: x, rows)
+    np.testing.assert_allclose(output, rows.target, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(work.calib.act_scale).all()

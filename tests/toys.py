@@ -56,6 +56,17 @@ class ToyUNet(nn.Module):
         return nn.Conv(x.shape[-1], (3, 3), name="conv_out", **kwargs)(h)
 
 
+class Line(nn.Module):
+    """Four dense layers: both ends, and two integer sites between them."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        h = nn.silu(nn.Dense(4, name="in")(x) + jnp.cos(0.3 * jnp.broadcast_to(t, x.shape[:1]))[:, None, None, None])
+        for name in ("one", "two"):
+            h = nn.silu(nn.Dense(4, name=name)(h))
+        return nn.Dense(x.shape[-1], name="out")(h)
+
+
 class Tiny(nn.Module):
     """The least that recipes tell apart: both ends, a convolution and a dense layer between them, and a time path."""
 

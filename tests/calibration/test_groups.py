@@ -1,11 +1,10 @@
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import NUM_TIMESTEPS, SHAPE, ToyUNet, toy_denoiser, toy_params, toy_plan
+from toys import NUM_TIMESTEPS, SHAPE, Line, ToyUNet, toy_denoiser, toy_params, toy_plan
 
 from jaxdq import InputError, Rule, Scheme, apply, ddim, quantize
 from jaxdq.calibration import (
@@ -40,17 +39,6 @@ RULES = default_rules(8, 4)
 RANGES = mse()._replace(
     qparams=lambda state, scheme: qparams_from_range(*histogram.full_range(state), scheme),
 )
-
-
-class Line(nn.Module):
-    """Four dense layers: both ends, and two integer sites between them."""
-
-    @nn.compact
-    def __call__(self, x, t):
-        h = nn.silu(nn.Dense(4, name="in")(x) + jnp.cos(0.3 * jnp.broadcast_to(t, x.shape[:1]))[:, None, None, None])
-        for name in ("one", "two"):
-            h = nn.silu(nn.Dense(4, name=name)(h))
-        return nn.Dense(x.shape[-1], name="out")(h)
 
 
 @functools.cache

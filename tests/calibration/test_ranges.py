@@ -1,12 +1,11 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import toy_denoiser
+from toys import Line, toy_denoiser
 
 from jaxdq import InputError, Rule, Scheme, apply, ddim, quantize
 from jaxdq.calibration import (
@@ -26,17 +25,6 @@ from jaxdq.observers import minmax, minmax_weights
 KEY = jax.random.key(0)
 S, GROUPS = 5, 2
 SHORT = RangeSettings(num_updates=4, judge_every=2)
-
-
-class Line(nn.Module):
-    """Four dense layers: both ends, and two integer sites between them."""
-
-    @nn.compact
-    def __call__(self, x, t):
-        h = nn.silu(nn.Dense(4, name="in")(x) + jnp.cos(0.3 * jnp.broadcast_to(t, x.shape[:1]))[:, None, None, None])
-        for name in ("one", "two"):
-            h = nn.silu(nn.Dense(4, name=name)(h))
-        return nn.Dense(x.shape[-1], name="out")(h)
 
 
 def rules(sites):

@@ -2,12 +2,13 @@
 
     python scripts/bench_adpdm.py --model digits --bits W6A6 W4A8 --methods minmax uniform adpdm --seeds 5 --images 256
 
-Rows that the JSON already holds are not measured again, so a run that was stopped goes on. All rows of a seed share the
-float trajectories that they are measured on. Prints one JSON line: mean and standard deviation over seeds of each row.
-`--figure` draws them; `--groups` and `--budgets` take several values.
+Rows that the JSON already holds with the same settings of the loops are not measured again, so a run that was stopped
+goes on. All rows of a seed share the float trajectories that they are measured on. Prints one JSON line: mean and
+standard deviation over seeds of each row. `--figure` draws them; `--groups` and `--budgets` take several values.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -23,6 +24,7 @@ import numpy as np
 import jaxdq
 from jaxdq.calibration import (
     Calibrator,
+    RangeSettings,
     Recipe,
     SearchSettings,
     Work,
@@ -84,6 +86,10 @@ POLICIES = {
 }
 
 
+# What the loops are told: rows of other settings are measured again.
+SETTINGS = {"search": dataclasses.asdict(SearchSettings()), "ranges": dataclasses.asdict(RangeSettings())}
+
+
 class Reference(NamedTuple):
     """The float model's images, and as many from other noise."""
 
@@ -104,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
             method = METHODS[name]
             groups = method.num_groups or groups
             label = f"{denoiser.name} {bits} {name} G{groups} {budget} S{args.steps} N{args.images} seed{seed}"
-            if label in rows:
+            if label in rows and rows[label]["settings"] == SETTINGS:
                 continue
             work, seconds_before = prepare(method.plain, budget)
             start = time.perf_counter()
@@ -116,15 +122,30 @@ def main(argv: list[str] | None = None) -> None:
             found = {
                 "prepare_seconds": seconds_before,
                 "calibrate_seconds": seconds,
-                "log": [list(entry) for entry in work.log],
+                "settings": SETTINGS,
+                "log": [[name, numbers_of(log)] for name, log in work.log],
             }
             rows[label] = {**measured(denoiser, sampler, seed, qparams, reference()), **found}
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(rows, indent=1))
+            write(args.json, rows)
     summary = summarise(rows)
     if args.figure is not None:
         draw(summary, args.figure)
     print(json.dumps({"jax": jax.__version__, "backend": jax.default_backend(), "rows": summary}))
+
+
+def write(path: Path, rows: dict[str, dict]) -> None:
+    """All rows, or those of before: a kill leaves no half of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(rows, indent=1))
+    part.replace(path)
+
+
+def numbers_of(log: dict[str, Any]) -> dict[str, Any]:
+    """A calibrator's log without the numbers of each update, but for the last."""
+    return {
+        name: value[-1:] if isinstance(value, list) and name != "image_mse" else value for name, value in log.items()
+    }
 
 
 def key_of_images(seed: int) -> jax.Array:

@@ -19,6 +19,8 @@ from jaxdq.calibration._base import Evidence, tables_of
 from jaxdq.grid import QParams, Scheme, fake_quantize
 from jaxdq.observers import points_and_shares
 
+_MOST_SHORTEST_SPANS = 64
+
 
 class Proxy(NamedTuple):
     """Errors of candidate grids.
@@ -60,7 +62,8 @@ def build_proxy(evidence: Evidence, weight: np.ndarray, schemes: tuple[Scheme, .
     """Prices the grids that would be best for spans of steps, at every step.
 
     Candidates are the observer's own grids for each single step and for spans of 2, 4, 8, ... steps (overlapping by
-    half), which hold those that any contiguous group would choose, or ones close to them.
+    half), which hold those that any contiguous group would choose, or ones close to them. Of more than 64 steps the
+    shortest spans are left out: the table would grow with the square of the steps, and neighbours differ little.
 
     Args:
         evidence: histograms by step.
@@ -116,12 +119,14 @@ def _span_costs(proxy: Proxy) -> np.ndarray:
 
 
 def _spans(num_steps: int) -> list[tuple[int, int]]:
-    spans = [(step, step + 1) for step in range(num_steps)]
-    length = 2
-    while length < 2 * num_steps:
+    length = 1
+    while num_steps > _MOST_SHORTEST_SPANS * length:
+        length *= 2
+    spans = [(step, min(step + length, num_steps)) for step in range(0, num_steps, length)]
+    while length < num_steps:
+        length *= 2
         starts = range(0, max(1, num_steps - length // 2), length // 2)
         spans += [(start, min(start + length, num_steps)) for start in starts]
-        length *= 2
     return list(dict.fromkeys(spans))
 
 
@@ -130,15 +135,21 @@ def _candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(f32[C, A], int32[C, A]): the observer's grids for these spans."""
     observer = evidence.observer
-    tables = jax.jit(lambda states: tables_of(observer, states, schemes))
-    merge = jax.jit(jax.vmap(observer.merge))
-    rows: list[Any] = []
-    for start, stop in spans:
-        state = jax.tree.map(lambda leaf, start=start: leaf[start], evidence.states)
-        for step in range(start + 1, stop):
-            state = merge(state, jax.tree.map(lambda leaf, step=step: leaf[step], evidence.states))
-        rows.append(state)
-    scale, zero_point = tables(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+
+    @jax.jit
+    def tables(states: Any, spans: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def of_span(span: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def add(step: jax.Array, union: Any) -> Any:
+                return jax.vmap(observer.merge)(union, jax.tree.map(lambda leaf: leaf[step], states))
+
+            first = jax.tree.map(lambda leaf: leaf[span[0]], states)
+            union = jax.lax.fori_loop(span[0] + 1, span[1], add, first)
+            scale, zero_point = tables_of(observer, jax.tree.map(lambda leaf: leaf[None], union), schemes)
+            return scale[0], zero_point[0]
+
+        return jax.lax.map(of_span, spans)  # one span at a time: the histograms of all would fill the memory
+
+    scale, zero_point = tables(evidence.states, jnp.asarray(spans))
     return np.asarray(scale), np.asarray(zero_point)
 
 
@@ -154,5 +165,9 @@ def _errors(states: Any, scale: jax.Array, zero_point: jax.Array, scheme: Scheme
 
         return jax.lax.map(of_grid, (scale, zero_point))
 
-    over_columns = jax.vmap(of_state, in_axes=(0, 1, 1))
-    return jax.jit(lambda states: jax.lax.map(lambda row: over_columns(row, scale, zero_point), states))(states)
+    @jax.jit
+    def of_all(states: Any, *grids: jax.Array) -> jax.Array:
+        over_columns = jax.vmap(of_state, in_axes=(0, 1, 1))
+        return jax.lax.map(lambda row: over_columns(row, *grids), states)
+
+    return of_all(states, scale, zero_point)

@@ -115,6 +115,14 @@ def test_spans_hold_every_step_and_something_near_every_contiguous_group(num_ste
     assert len(spans) <= 5 * num_steps
 
 
+@pytest.mark.parametrize("num_steps", [65, 128, 250, 1000])
+def test_many_steps_have_no_more_candidates_than_some_sixty(num_steps):
+    spans = _spans(num_steps)
+    assert len(spans) < 5 * 64
+    assert set(range(num_steps)) == {step for first, last in spans for step in range(first, last)}
+    assert (0, num_steps) in spans and min(last - first for first, last in spans) >= 1
+
+
 def ranges() -> Observer:
     """Histograms as `mse` keeps them, and the full range as the grid: known by hand."""
     return mse()._replace(

@@ -38,7 +38,7 @@ class SearchSettings:
     learning_rate: float = 0.2
     entropy: float = 0.1
     task: float = 0.03
-    rows: int = 24
+    rows: int = 12
 
     def __post_init__(self) -> None:
         check_at_least(1, num_updates=self.num_updates, rows=self.rows)

@@ -12,6 +12,8 @@ from jaxdq._errors import InputError
 from jaxdq.grid import QTensor, dequantize
 from jaxdq.ops._dot import code_sum
 from jaxdq.ops._epilogue import check_leaves_contraction, check_terms, finish
+from jaxdq.ops._forms import convolve
+from jaxdq.ops._lowering import convolve_codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +81,12 @@ def conv_general_dilated(
     lhs_codes, rhs_codes = lhs.qvalue.astype(jnp.int8), rhs.qvalue.astype(jnp.int8)
     if lhs_zero is not None:
         lhs_codes, pads = _pad_with_code(lhs_codes, lhs_zero, pads), [(0, 0)] * len(pads)
-    total = _convolve(lhs_codes, rhs_codes, window, pads)
+    total = convolve_codes(lhs_codes, rhs_codes, window, pads)
     if lhs_zero is not None:
         total = total - lhs_zero * _per_channel(code_sum(rhs, tuple(range(rhs.ndim - 1))), total.ndim)
     if rhs_zero is not None:
         ones = jnp.ones((*rhs.shape[:-1], window.groups), jnp.int8)
-        window_sum = jnp.repeat(_convolve(lhs_codes, ones, window, pads), rhs.shape[-1] // window.groups, axis=-1)
+        window_sum = jnp.repeat(convolve_codes(lhs_codes, ones, window, pads), rhs.shape[-1] // window.groups, axis=-1)
         if lhs_zero is not None:
             window_sum = window_sum - terms * lhs_zero
         total = total - _per_channel(rhs_zero, total.ndim) * window_sum
@@ -101,24 +103,8 @@ def conv_general_dilated_float(
 ) -> jax.Array:
     """The float twin of `conv_general_dilated`: dequantize both, pad with 0.0, one float32 convolution."""
     pads = window.pads(lhs.shape, rhs.shape)
-    out = _convolve(dequantize(lhs), dequantize(rhs), window, pads)
+    out = convolve(dequantize(lhs), dequantize(rhs), window, pads, jnp.float32)
     return (out if bias is None else out + bias).astype(out_dtype or jnp.float32)
-
-
-def _convolve(lhs: jax.Array, rhs: jax.Array, window: Window, pads: list[tuple[int, int]]) -> jax.Array:
-    space = "".join(chr(ord("a") + axis) for axis in range(lhs.ndim - 2))
-    integers = jnp.issubdtype(lhs.dtype, jnp.integer)
-    return lax.conv_general_dilated(
-        lhs,
-        rhs,
-        window.strides,
-        pads,
-        rhs_dilation=window.dilation or None,
-        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
-        feature_group_count=window.groups,
-        preferred_element_type=jnp.int32 if integers else None,
-        precision=None if integers else lax.Precision.HIGHEST,
-    )
 
 
 def _pad_with_code(codes: jax.Array, zero_point: jax.Array, pads: list[tuple[int, int]]) -> jax.Array:

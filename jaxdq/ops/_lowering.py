@@ -1,0 +1,82 @@
+"""Which form an integer convolution takes: one table, read from the top; the first row that applies is taken.
+
+Rows come from measurements: those of TPUs are the compiler's simulated schedule for v5e (no chip was at hand), those of
+the CPU are seconds (`scripts/bench_lowering.py` makes them again).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from jaxdq.ops._forms import FORMS, LANES, Pads
+
+
+class Shapes(NamedTuple):
+    """What a choice depends on.
+
+    Attributes:
+        batch: B.
+        width: the smallest space axis of the input.
+        channels: C.
+        taps: of the window.
+        strides: the largest.
+    """
+
+    batch: int
+    width: int
+    channels: int
+    taps: int
+    strides: int
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        platform: as JAX names it: cpu, tpu, cuda, rocm.
+        applies: whether to these shapes.
+        form: of `FORMS`.
+        why: what was measured.
+    """
+
+    platform: str
+    applies: Callable[[Shapes], bool]
+    form: str
+    why: str
+
+
+TABLE = (
+    Row("tpu", lambda s: s.taps == 1, "im2col", "a dot; the same program as the 1x1 convolution"),
+    Row("tpu", lambda s: s.batch < 8 and s.width <= 16, "im2col", "8x8, B=2: native is 4 times slower than bf16"),
+    Row("tpu", lambda s: s.channels % LANES != 0, "padded", "C=320: 38 kcyc, native 56, bf16 48"),
+    Row("cuda", lambda s: True, "im2col", "cuDNN knows few patterns of s8 convolutions; cuBLAS has s8 dots"),
+    Row("rocm", lambda s: True, "im2col", "as cuda"),
+)
+OTHERWISE = "native"
+
+
+def form_of(platform: str, shapes: Shapes) -> str:
+    """The name of the form that the table gives."""
+    return next((row.form for row in TABLE if row.platform == platform and row.applies(shapes)), OTHERWISE)
+
+
+def convolve_codes(lhs: jax.Array, rhs: jax.Array, window: Any, pads: Pads) -> jax.Array:
+    """int8 x int8 -> int32 in the form that the platform likes best for these shapes.
+
+    Chosen when the program is lowered, so that one traced function serves every platform, also one compiled for from
+    afar; the program of one platform holds one form and no conditional.
+    """
+    taps, space = rhs.shape[:-2], lhs.shape[1:-1]
+    shapes = Shapes(lhs.shape[0], min(space), lhs.shape[-1], math.prod(taps), max(window.strides))
+    chosen: dict[str, str] = {platform: form_of(platform, shapes) for platform in ("cpu", "tpu", "cuda", "rocm")}
+
+    def call(form: str) -> Callable[..., jax.Array]:
+        return lambda lhs, rhs: FORMS[form](lhs, rhs, window, pads)
+
+    if len(set(chosen.values())) == 1:
+        return call(chosen["cpu"])(lhs, rhs)
+    calls = {platform: call(form) for platform, form in chosen.items()}
+    return lax.platform_dependent(lhs, rhs, default=call(OTHERWISE), **calls)

@@ -1,0 +1,60 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdq.ops import Window
+from jaxdq.ops._forms import FORMS
+from jaxdq.ops._lowering import TABLE, Shapes, convolve_codes, form_of
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def traced(lhs_shape, rhs_shape):
+    window, pads = Window((1, 1)), [(1, 1), (1, 1)]
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int8) for shape in (lhs_shape, rhs_shape)]
+    return jax.jit(lambda lhs, rhs: convolve_codes(lhs, rhs, window, pads)).trace(*shapes)
+
+
+def test_rows_name_forms_and_platforms_and_say_why():
+    assert {row.form for row in TABLE} <= set(FORMS)
+    assert {row.platform for row in TABLE} <= set(PLATFORMS)
+    assert all(row.why for row in TABLE)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "form"),
+    [
+        (Shapes(batch=8, width=32, channels=640, taps=9, strides=1), "native"),
+        (Shapes(batch=8, width=32, channels=320, taps=9, strides=1), "padded"),
+        (Shapes(batch=2, width=8, channels=1280, taps=9, strides=1), "im2col"),
+        (Shapes(batch=8, width=32, channels=320, taps=1, strides=1), "im2col"),
+    ],
+)
+def test_golden_forms_on_tpu(shapes, form):
+    assert form_of("tpu", shapes) == form
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_program_holds_the_form_of_its_platform_alone(platform):
+    text = traced((2, 8, 8, 320), (3, 3, 320, 64)).lower(lowering_platforms=(platform,)).as_text()
+    form = form_of(platform, Shapes(2, 8, 320, 9, 1))
+    assert text.count("stablehlo.convolution") == (form in ("native", "padded"))
+    assert text.count("stablehlo.dot_general") == (form == "im2col")
+    assert "xi8>" in text and "xi32>" in text and "xf32>" not in text
+
+
+def test_the_compiled_program_has_no_conditional():
+    text = traced((2, 8, 8, 320), (3, 3, 320, 8)).lower().compile().as_text()
+    assert " conditional(" not in text
+    assert len(re.findall(r" = \S+ (?:convolution|dot|custom-call)\(", text)) == 1
+
+
+def test_the_choice_changes_no_number():
+    rng = np.random.default_rng(0)
+    lhs, rhs = (jnp.asarray(rng.integers(-128, 128, shape), jnp.int8) for shape in ((1, 4, 4, 6), (3, 3, 6, 2)))
+    window, pads = Window((1, 1)), [(1, 1), (1, 1)]
+    ours = jax.jit(lambda lhs, rhs: convolve_codes(lhs, rhs, window, pads))(lhs, rhs)
+    np.testing.assert_array_equal(ours, FORMS["native"](lhs, rhs, window, pads))

@@ -9,15 +9,17 @@ PACKAGE = Path(__file__).parents[1] / "jaxdq"
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 # Imports point to a lower floor, or to the same part of the house.
 FLOORS = (
-    ("_errors", "_folders", "_progress"),
+    ("_errors", "_folders", "_foreign", "_progress"),
     ("grid",),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),
     ("sampling", "checkpoint", "unet"),
+    ("decoding",),
     ("evaluation", "text"),
     ("calibration", "pipelines"),
     ("recipes", "report"),
-    ("run",),
+    ("run", "prospect"),
+    ("_tables",),
     ("cli", "__main__"),
     ("__init__",),
 )

@@ -25,25 +25,25 @@ class Evaluation(NamedTuple):
         t: int32[S], the sampler's times, the noisiest first.
         noise_sqnr_db: f64[S], `10 log10(sum eps^2 / sum (eps - eps_q)^2)` at each step, on states of the float model.
         image_psnr_db: of the quantized images against the float ones, peak 2.
-        image_space: "pixels", or "latents" where the model draws those and there was no `decode`; in the latter case
-            what is said of images here is true of latents.
         fd_to_float: Fréchet distance between the two sets of images, features as `FEATURES` says of the image space.
         fd_float_floor: the same between the float images and as many float images from other noise: what equally good
             models would score.
         float_images: f32[N, H, W, C].
         quantized_images: f32[N, H, W, C], from the same noise.
         seconds: phase -> wall-clock seconds, compilation included.
+        image_space: "pixels", or "latents" where the model draws those and there was no `decode`; in the latter case
+            what is said of images here is true of latents.
     """
 
     t: np.ndarray
     noise_sqnr_db: np.ndarray
     image_psnr_db: float
-    image_space: str
     fd_to_float: float
     fd_float_floor: float
     float_images: np.ndarray
     quantized_images: np.ndarray
     seconds: dict[str, float]
+    image_space: str = "pixels"
 
 
 def evaluate(
@@ -114,13 +114,13 @@ def evaluate(
         t=data.t,
         noise_sqnr_db=noise_sqnr_db,
         image_psnr_db=float(psnr_db(drawn[0], drawn[1])),
-        # Latents have no bounds, so samplers don't clip them.
-        image_space="latents" if decode is None and denoiser.schedule.clip_range is None else "pixels",
         fd_to_float=frechet_distance(features[0], features[1]),
         fd_float_floor=frechet_distance(features[0], features[2]),
         float_images=drawn[0],
         quantized_images=drawn[1],
         seconds=seconds,
+        # Latents have no bounds, so samplers don't clip them.
+        image_space="latents" if decode is None and denoiser.schedule.clip_range is None else "pixels",
     )
 
 

@@ -61,10 +61,11 @@ class TextEncoder(NamedTuple):
             encoder(jnp.asarray(rows), params=params, output_hidden_states=with_states)
             for encoder, rows, params in zip(self.encoders, ids, self.params, strict=True)
         ]
+        # float32 also of encoders in bfloat16, which numpy's own files can't hold: what takes them in casts them again.
         if not with_states:
-            return (np.asarray(outs[0].last_hidden_state),)
-        states = [np.asarray(out.hidden_states[-2]) for out in outs]
-        return np.concatenate(states, axis=-1), np.asarray(outs[1].text_embeds)
+            return (np.asarray(outs[0].last_hidden_state, np.float32),)
+        states = [np.asarray(out.hidden_states[-2], np.float32) for out in outs]
+        return np.concatenate(states, axis=-1), np.asarray(outs[1].text_embeds, np.float32)
 
 
 def conditions_of(encoder: TextEncoder, prompts: Sequence[str], side: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -3,7 +3,7 @@
     python scripts/count_stable_diffusion.py --models v1-4 v2-1 xl
 
 Prints one JSON line for each: sites, and how many of them are products of attention; the share of multiply-accumulates
-on integers with and without those products (a rule switches them on); bytes in float32, at W8 and at W4, and the ratios.
+on integers with and without those products (a rule switches them on); bytes in float32, at W8 and at W4, as ratios too.
 """
 
 import argparse

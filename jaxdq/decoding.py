@@ -134,16 +134,23 @@ def _is_count(value: Any) -> bool:
 
 def _load(folder: Path, config: Mapping[str, Any]) -> Decode:
     """The decoder of the weights in a folder, PyTorch's or Flax's."""
-    cls = autoencoder_class()
-    fields = {name: value for name, value in config.items() if name in cls.__dataclass_fields__ and name != "dtype"}
-    for name, prefix in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
-        rows = fields.get(name, (f"{prefix}Block2D",))
-        if set(rows) != {f"{prefix}Block2D"} or len(rows) != len(fields["block_out_channels"]):
+    cls, channels = autoencoder_class(), config["block_out_channels"]
+    groups = config.get("norm_num_groups", 32)
+    if any(count % groups for count in channels):
+        raise InputError(f"{folder / 'config.json'} has norm_num_groups {groups}; expected a divisor of {channels}.")
+    for name, row in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if config.get(name, [row]) != [row] * len(channels):
             raise InputError(
-                f"{folder / 'config.json'} has {name} {rows}; expected {prefix}Block2D, one for each entry of "
+                f"{folder / 'config.json'} has {name} {config.get(name)}; expected {row}, one for each entry of "
                 "block_out_channels."
             )
-    network = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    names = ("scaling_factor", "block_out_channels", "down_block_types", "up_block_types", *_COUNTS)
+    fields = {name: config[name] for name in names if name in config}
+    network = cls(
+        # No weight depends on sample_size.
+        sample_size=2 ** len(channels),
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()},
+    )
     expected = jax.eval_shape(network.init_weights, jax.random.key(0))
     params = read_params(folder, expected, _CLASSES[0])
     used = {name: params[name] for name in ("decoder", "post_quant_conv")}

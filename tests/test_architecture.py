@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "jaxdq"
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 # Imports point to a lower floor, or to the same part of the house.
 FLOORS = (
-    ("_errors", "_folders", "_foreign", "_progress"),
-    ("grid",),
+    ("_errors", "_folders", "_progress"),
+    ("grid", "_foreign"),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),
     ("sampling", "checkpoint", "unet"),

@@ -79,6 +79,8 @@ def test_models_of_pixels_have_no_decoder_and_no_reason(model):
         ({"shift_factor": 0.1}, "sets shift_factor"),
         ({"act_fn": "relu", "latents_mean": [0.0]}, "sets act_fn, latents_mean"),
         ({"up_block_types": ["AttnUpDecoderBlock2D"] * 2}, "has up_block_types"),
+        ({"down_block_types": 3}, "has down_block_types 3"),
+        ({"norm_num_groups": 3}, "norm_num_groups 3; expected a divisor of [8, 16]"),
         ({}, "has no weights"),
     ],
 )

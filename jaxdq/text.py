@@ -17,6 +17,7 @@ from jaxdq.unet import load_denoiser, model_folder, read_json
 
 _BATCH_SIZE = 8
 _CONDITIONS = "conditions.npz"
+_ENCODER_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 
 
@@ -136,7 +137,7 @@ def _encoder_of(folder: Path) -> TextEncoder:
             "that has, or the embeddings: jaxdq.load_denoiser(folder, conditions=...) and jaxdq.guided."
         )
     for name in names:
-        read_json(folder / f"text_encoder{name}" / "config.json")  # a sentence for a file that is no JSON object
+        _check_encoder_config(folder / f"text_encoder{name}" / "config.json")
     tokenizer_class, *classes = text_classes()
     try:
         tokenizers = tuple(tokenizer_class.from_pretrained(folder / f"tokenizer{name}") for name in names)
@@ -150,6 +151,17 @@ def _encoder_of(folder: Path) -> TextEncoder:
             "weights must be safetensors or Flax msgpack: download the model anew, or pass embeddings."
         ) from None
     return TextEncoder(tokenizers, encoders, tuple(encoder.params for encoder in encoders))
+
+
+def _check_encoder_config(file: Path) -> None:
+    """Raise InputError for a text encoder's configuration of which transformers would make another network."""
+    config = read_json(file)
+    wrong = [name for name in _ENCODER_SIZES if not isinstance(config.get(name), int) or config[name] < 1]
+    if wrong:
+        raise InputError(
+            f"{file} has no usable {', '.join(wrong)}; expected the config.json of a CLIP text encoder: download the "
+            "file again or mend it."
+        )
 
 
 def save_conditions(denoiser: Denoiser, folder: Path) -> None:

@@ -109,18 +109,26 @@ def test_refuses_folders_without_a_text_encoder(tmp_path):
         load_text_denoiser(folder, PROMPTS)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"hidden_size": "wide"}', '{"model_type": "bert"}'])
 @pytest.mark.parametrize(
-    "file", ["text_encoder/config.json", "tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "vae/config.json"]
+    ("file", "content", "message"),
+    [
+        ("text_encoder/config.json", "", "not readable JSON"),
+        ("text_encoder/config.json", "[]", "holds a JSON list"),
+        ("text_encoder/config.json", "{}", "no usable hidden_size, intermediate_size"),
+        ("text_encoder/config.json", '{"hidden_size": "wide"}', "no usable hidden_size"),
+        ("tokenizer/vocab.json", "{", "can't be read"),
+        ("tokenizer/vocab.json", "[]", "can't be read"),
+        ("tokenizer/tokenizer_config.json", "{", "can't be read"),
+        ("vae/config.json", "{", "not readable JSON"),
+        ("vae/config.json", "{}", "no usable block_out_channels"),
+    ],
 )
-def test_damaged_parts_are_one_sentence_or_do_no_harm(small, tmp_path, file, content):
+def test_a_damaged_part_is_one_sentence(small, tmp_path, file, content, message):
     folder = shutil.copytree(small, tmp_path / "model")
     (folder / file).write_text(content)
-    try:
+    with pytest.raises(InputError, match=message) as caught:
         load_text_denoiser(folder, PROMPTS)
-        assert file == "tokenizer/tokenizer_config.json", "the defaults of a tokenizer serve too"
-    except InputError as error:
-        assert "\n" not in str(error) and str(folder) in str(error) and str(error).endswith(".")
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value) and str(caught.value).endswith(".")
 
 
 def test_a_hub_id_brings_its_text_encoders(small, tmp_path, monkeypatch):

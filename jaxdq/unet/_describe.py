@@ -45,7 +45,8 @@ def describe(name_or_path: str | Path) -> ModelFiles:
     layout = locate(name_or_path, weights=False)
     family, config = read_unet_config(layout.unet)
     scheduler = read_json(layout.scheduler)
-    weights, no_weights = None, ""
+    weights: StoredWeights | None = None
+    no_weights = ""
     try:
         weights = stored_weights(layout.unet, family.class_name)
     except InputError as error:

@@ -104,7 +104,8 @@ def test_latents_are_compared_decoded_where_there_is_a_decode():
     latents = measure(denoiser, params)
     assert latents.image_space == "latents" and latents.float_images.shape == (4, *SHAPE)
     np.testing.assert_allclose(latents.image_psnr_db, 20 * np.log10(20), atol=1e-4)
-    np.testing.assert_allclose(found.noise_sqnr_db, latents.noise_sqnr_db)
+    # Sums of other numbers of images, in float32.
+    np.testing.assert_allclose(found.noise_sqnr_db, latents.noise_sqnr_db, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,12 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from jaxdq._errors import InputError
-
-if TYPE_CHECKING:
-    from jaxdq.run import Prospect
 
 app = typer.Typer(
     help="Post-training quantization of diffusion models, as real integers.",
@@ -30,22 +26,6 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `jaxdq quantize` wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the metrics, as JSON.")]
-# (label, path in metrics.json, format) of the lines that summaries and comparisons show.
-_LINES = (
-    ("recipe", ("recipe",), "{}"),
-    ("bits", ("weight_bits", "act_bits"), "W{}A{}"),
-    ("time groups", ("groups",), "{}"),
-    ("sampler", ("sampler", "steps"), "{} {}"),
-    ("images, seed", ("images", "seed"), "{}, {}"),
-    ("noise SQNR (dB)", ("noise_sqnr_db.mean",), "{:.2f}"),
-    ("image PSNR (dB)", ("image_psnr_db",), "{:.2f}"),
-    ("Fréchet distance to float", ("fd_to_float",), "{:.4g}"),
-    ("  between float sets", ("fd_float_floor",), "{:.4g}"),
-    ("weights, float (kB)", ("weight_bytes.float",), "{:,.1f}"),
-    ("weights, quantized (kB)", ("weight_bytes.quantized",), "{:,.1f}"),
-    ("integer sites", ("sites.integer", "sites.total"), "{} of {}"),
-    ("integer arithmetic", ("integer_mac_fraction",), "{:.1%}"),
-)
 
 
 @app.callback(invoke_without_command=True)
@@ -145,20 +125,23 @@ def evaluate(
 @app.command()
 def inspect(
     what: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A run folder, a bundled model or a model folder.")],
+    sites: Annotated[bool, typer.Option("--sites", help="Of a model too, list every site.")] = False,
 ) -> None:
-    """Show a run with its plan; or, of a model, what would be quantized and what that saves."""
-    from jaxdq import report, run
+    """Show a run with its plan; or, of a model, what would be quantized and what that saves. No weights are read."""
+    from jaxdq import prospect, report
+    from jaxdq._tables import tables_of_prospect
     from jaxdq.checkpoint import restore
 
     if (Path(what) / report.METRICS).exists() or (Path(what) / report.QUANTIZED).exists():
-        metrics = report.read_metrics(what)
-        plan = restore(Path(what) / report.QUANTIZED).plan
-        _show(metrics, as_json=False)
+        _show(report.read_metrics(what), as_json=False)
+        typer.echo(f"\n{restore(Path(what) / report.QUANTIZED).plan}")
+        return
+    found = prospect.inspect_model(what)
+    Console().print(tables_of_prospect(found))
+    if sites:
+        typer.echo(str(found.plan))
     else:
-        found = run.inspect_model(what)
-        plan = found.plan
-        _show_model(found)
-    typer.echo(f"\n{plan}")
+        typer.echo(f"--sites lists all {len(found.plan.sites)} sites.")
 
 
 @app.command()
@@ -168,13 +151,14 @@ def compare(
 ) -> None:
     """Put runs side by side."""
     from jaxdq import report
+    from jaxdq._tables import table_of_runs
 
     runs = [report.read_metrics(folder) for folder in folders]
     if as_json:
         rows = [{"folder": str(folder), **metrics} for folder, metrics in zip(folders, runs, strict=True)]
         typer.echo(json.dumps(rows, indent=1, allow_nan=False))
     else:
-        Console().print(_table(runs, [str(folder) for folder in folders]))
+        Console().print(table_of_runs(runs, [str(folder) for folder in folders]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -196,53 +180,9 @@ def _show(metrics: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(metrics, indent=1, allow_nan=False))
     else:
-        Console().print(_table([metrics], [Path(metrics["model"]).name]))
+        from jaxdq._tables import table_of_runs
 
-
-def _table(runs: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Table:
-    """The lines of `_LINES`, one column for each run."""
-    table = Table(box=None, header_style="bold")
-    table.add_column("")
-    for head in heads:
-        table.add_column(head, justify="right", overflow="fold")
-    for label, paths, form in _LINES:
-        cells = []
-        for metrics in runs:
-            values = [_at(metrics, path) for path in paths]
-            # null stands for a number that JSON does not have: two models that do not differ have infinitely many dB.
-            missing = "exact" if "dB" in label else "-"
-            cells.append(missing if None in values else form.format(*values))
-        table.add_row(label, *cells)
-    return table
-
-
-def _at(metrics: Mapping[str, Any], path: str) -> Any:
-    value: Any = metrics
-    for key in path.split("."):
-        value = value[key]
-    return value / 1000 if path.startswith("weight_bytes") else value
-
-
-def _show_model(found: "Prospect") -> None:
-    from jaxdq.grid import stored_bytes
-
-    denoiser, plan, _ = found
-    now = stored_bytes(denoiser.params)
-    schedule = denoiser.schedule
-    rows = {
-        "model": f"{denoiser.name} ({type(denoiser.module).__name__})",
-        "images": " x ".join(map(str, denoiser.shape)),
-        "schedule": f"{schedule.num_timesteps} timesteps, predicts {schedule.prediction_type}",
-        "integer sites": f"{sum(site.is_integer for site in plan.sites)} of {len(plan.sites)}",
-        "integer arithmetic": f"{plan.integer_mac_fraction:.1%}",
-        "weights now (kB)": f"{now / 1000:,.1f}",
-    }
-    for bits, count in found.bytes_at.items():
-        rows[f"weights at {bits} (kB)"] = f"{count / 1000:,.1f} ({now / count:.2f}x smaller)"
-    table = Table(box=None, show_header=False)
-    for label, value in rows.items():
-        table.add_row(label, value)
-    Console().print(table)
+        Console().print(table_of_runs([metrics], [Path(metrics["model"]).name]))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._errors import InputError
+from jaxdq.decoding import Decode, decoded
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.linen import QuantizedParams, apply
 from jaxdq.metrics import frechet_distance, pooled_pixels, psnr_db
 from jaxdq.sampling import BATCH_SIZE, Trajectories, batch_at, sample, trajectories
 
-FEATURES = "pixels, area-averaged to 8 x 8"
+FEATURES = "{}, area-averaged to 8 x 8"
 
 
 class Evaluation(NamedTuple):
@@ -24,12 +25,14 @@ class Evaluation(NamedTuple):
         t: int32[S], the sampler's times, the noisiest first.
         noise_sqnr_db: f64[S], `10 log10(sum eps^2 / sum (eps - eps_q)^2)` at each step, on states of the float model.
         image_psnr_db: of the quantized images against the float ones, peak 2.
-        fd_to_float: Fréchet distance between the two sets of images, features as `FEATURES` says.
+        fd_to_float: Fréchet distance between the two sets of images, features as `FEATURES` says of the image space.
         fd_float_floor: the same between the float images and as many float images from other noise: what equally good
             models would score.
         float_images: f32[N, H, W, C].
         quantized_images: f32[N, H, W, C], from the same noise.
         seconds: phase -> wall-clock seconds, compilation included.
+        image_space: "pixels", or "latents" where the model draws those and there was no `decode`; in the latter case
+            what is said of images here is true of latents.
     """
 
     t: np.ndarray
@@ -40,6 +43,7 @@ class Evaluation(NamedTuple):
     float_images: np.ndarray
     quantized_images: np.ndarray
     seconds: dict[str, float]
+    image_space: str = "pixels"
 
 
 def evaluate(
@@ -50,6 +54,7 @@ def evaluate(
     key: jax.Array,
     num_images: int = 64,
     batch_size: int = BATCH_SIZE,
+    decode: Decode | None = None,
 ) -> Evaluation:
     """Measures the integer network against the float one.
 
@@ -60,12 +65,15 @@ def evaluate(
         key: another key than the calibration's: these are held-out trajectories.
         num_images: N >= 2 (a Fréchet distance needs a spread).
         batch_size: images at a time.
+        decode: of a model that draws latents: `latents f32[B, h, w, c] -> images f32[B, H, W, 3]` in [-1, 1], called
+            with up to `batch_size` of them; images are then compared decoded. The noise is compared as it is.
 
     Returns:
         Evaluation.
 
     Raises:
-        InputError: fewer than 2 images, or quantized images that are not finite, naming what to look at.
+        InputError: fewer than 2 images, quantized images that are not finite, naming what to look at, or a decode that
+            returns no images.
 
     Example:
         `jaxdq.evaluate(denoiser, qparams, sampler=jaxdq.ddim(50), key=jax.random.key(1)).image_psnr_db`
@@ -97,16 +105,22 @@ def evaluate(
             "the quantized network draws images with NaN; a scale or a weight is not finite: quantize again from "
             "parameters that are."
         )
-    features = pooled_pixels(data.images)
+    drawn = [data.images, quantized, floor]
+    if decode is not None:
+        drawn = [decoded(decode, latents, batch_size) for latents in drawn]
+        lap("decode")
+    features = [pooled_pixels(images) for images in drawn]
     return Evaluation(
         t=data.t,
         noise_sqnr_db=noise_sqnr_db,
-        image_psnr_db=float(psnr_db(data.images, quantized)),
-        fd_to_float=frechet_distance(features, pooled_pixels(quantized)),
-        fd_float_floor=frechet_distance(features, pooled_pixels(floor)),
-        float_images=data.images,
-        quantized_images=quantized,
+        image_psnr_db=float(psnr_db(drawn[0], drawn[1])),
+        fd_to_float=frechet_distance(features[0], features[1]),
+        fd_float_floor=frechet_distance(features[0], features[2]),
+        float_images=drawn[0],
+        quantized_images=drawn[1],
         seconds=seconds,
+        # Latents have no bounds, so samplers don't clip them.
+        image_space="latents" if decode is None and denoiser.schedule.clip_range is None else "pixels",
     )
 
 

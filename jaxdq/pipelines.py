@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._errors import InputError
+from jaxdq._foreign import INSTALL
 from jaxdq.diffusion import Denoiser, guided, schedule_from_config
 from jaxdq.linen import Calibration, QuantizedParams, apply, quantize
-from jaxdq.text import INSTALL, TextEncoder, conditions_of
+from jaxdq.text import TextEncoder, conditions_of
 
 
 # Both wrappers are compared by identity: a UNet read from a config.json has lists in its fields, so it has no hash.

@@ -19,7 +19,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,14 +27,15 @@ import numpy as np
 from jaxdq import recipes, report, text
 from jaxdq._errors import InputError
 from jaxdq._folders import state_beside
-from jaxdq.calibration import Recipe, check_num_groups, observed_ranges, plan_for, run_recipe
+from jaxdq.calibration import Recipe, check_num_groups, observed_ranges, run_recipe
 from jaxdq.checkpoint import check_same_model, restore, save, versions
+from jaxdq.decoding import Decode, Decoder, decoded, decoder_of
 from jaxdq.diffusion import Denoiser, Sampler, ddim, ddpm
 from jaxdq.evaluation import Evaluation, evaluate
-from jaxdq.linen import Plan, QuantizedParams, quantize
+from jaxdq.linen import QuantizedParams, quantize
 from jaxdq.report import QUANTIZED, check_free, read_metrics, staged
 from jaxdq.sampling import BATCH_SIZE, sample
-from jaxdq.unet import bundled_models, load_denoiser, write_configs
+from jaxdq.unet import bundled_models, write_configs
 
 DEFAULT_RECIPE = "uniform_groups"
 MODEL = "model"
@@ -97,7 +98,9 @@ class Settings:
         return Path("out") / f"{Path(self.model).resolve().name}-{self.recipe}-{bits}{groups}"
 
 
-def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Any]:
+def quantize_model(
+    settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = False, decode: Decode | None = None
+) -> dict[str, Any]:
     """Quantizes a model and writes the run folder: load, calibrate, quantize, evaluate, report.
 
     While it calibrates, what was learned so far is kept in a hidden folder beside `out`; the same call after a kill
@@ -107,6 +110,7 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
         settings: what is asked for.
         out: the folder to write; one that holds anything is refused.
         overwrite: whether an earlier run there is replaced, once the new one is whole.
+        decode: as in `jaxdq.evaluate`; None takes the decoder in the model's `vae/`, if it can be read.
 
     Returns:
         The contents of metrics.json.
@@ -122,6 +126,7 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
     with _timed(seconds, "load"):
         num_prompts = max(settings.images, settings.calibration_images)
         denoiser = text.load(settings.model, settings.prompts, settings.guidance, num_prompts)
+        decoder = _decoder(decode, settings.model)
         sampler.coefficients(denoiser.schedule)  # refuses too many steps before any work is done
     with state_beside(out) as state, staged(out, overwrite=overwrite) as folder:
         with _timed(seconds, "calibrate"):
@@ -140,8 +145,8 @@ def quantize_model(settings: Settings, out: str | os.PathLike[str], *, overwrite
             save(folder / QUANTIZED, qparams)
             write_configs(settings.model, folder / MODEL)
             text.save_conditions(denoiser, folder / MODEL)
-        evaluation = _evaluate(denoiser, qparams, sampler, settings)
-        measured = report.measured(denoiser, qparams, evaluation)
+        evaluation = _evaluate(denoiser, qparams, sampler, settings, decoder)
+        measured = {**report.measured(denoiser, qparams, evaluation), "no_decoder": decoder.reason}
         metrics = report.to_json_values(
             {**_asked(settings, recipe, out), **measured, "seconds": {**seconds, **evaluation.seconds}}
         )
@@ -157,6 +162,7 @@ def evaluate_run(
     images: int | None = None,
     steps: int | None = None,
     seed: int | None = None,
+    decode: Decode | None = None,
 ) -> dict[str, Any]:
     """Measures the run's quantized model against the float one again; unchanged settings give the run's own numbers.
 
@@ -166,6 +172,7 @@ def evaluate_run(
         images: to draw; None takes the run's.
         steps: of the sampler; None takes the run's.
         seed: None takes the run's.
+        decode: as in `quantize_model`.
 
     Returns:
         As metrics.json, without what belongs to the making of the run.
@@ -182,11 +189,18 @@ def evaluate_run(
     qparams = restore(Path(folder) / QUANTIZED)
     denoiser = text.load_with_conditions(settings.model, Path(folder) / MODEL)
     check_same_model(denoiser.params, qparams, settings.model)
-    evaluation = _evaluate(denoiser, qparams, sampler, settings)
+    evaluation = _evaluate(denoiser, qparams, sampler, settings, _decoder(decode, settings.model))
     return report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation)})
 
 
-def sample_run(folder: str | os.PathLike[str], *, images: int = 16, steps: int | None = None, seed: int = 0) -> Any:
+def sample_run(
+    folder: str | os.PathLike[str],
+    *,
+    images: int = 16,
+    steps: int | None = None,
+    seed: int = 0,
+    decode: Decode | None = None,
+) -> np.ndarray:
     """Draws images from a run folder alone.
 
     Args:
@@ -194,9 +208,10 @@ def sample_run(folder: str | os.PathLike[str], *, images: int = 16, steps: int |
         images: to draw, at least 1.
         steps: of the sampler; None takes the run's.
         seed: of the noise.
+        decode: as in `quantize_model`, where the model still is at the place that metrics.json names.
 
     Returns:
-        float32[N, H, W, C], as `jaxdq.sample`.
+        float32[N, H, W, C], as `jaxdq.sample`; decoded, where there is a decoder.
 
     Raises:
         InputError: the folder is no run, or a number is out of its range.
@@ -207,34 +222,10 @@ def sample_run(folder: str | os.PathLike[str], *, images: int = 16, steps: int |
     denoiser = text.load_with_conditions(Path(folder) / MODEL, Path(folder) / MODEL, weights=False)
     qparams = restore(Path(folder) / QUANTIZED)
     settings = {"num_images": images, "key": _key(seed, _SAMPLE), "batch_size": metrics["batch_size"]}
-    drawn = sample(denoiser, qparams, sampler=sampler, **settings)
-    return np.asarray(drawn)
-
-
-class Prospect(NamedTuple):
-    """What quantization would make of a model.
-
-    Attributes:
-        denoiser: the float model, its params abstract.
-        plan: what the default recipe would do at 8 bits.
-        bytes_at: "W8" or "W4" -> bytes of the quantized params.
-    """
-
-    denoiser: Denoiser
-    plan: Plan
-    bytes_at: dict[str, int]
-
-
-def inspect_model(model: str) -> Prospect:
-    """What a float model is and what the default recipe would quantize of it; its weights stay unread.
-
-    Raises:
-        InputError: no such model, or one that jaxdq does not support.
-    """
-    denoiser = load_denoiser(model, weights=False)
-    plans = {bits: plan_for(denoiser, make_recipe(Settings(model, weight_bits=bits))) for bits in (8, 4)}
-    bytes_at = {f"W{bits}": report.planned_bytes(denoiser.params, plan) for bits, plan in plans.items()}
-    return Prospect(denoiser, plans[8], bytes_at)
+    drawn = np.asarray(sample(denoiser, qparams, sampler=sampler, **settings))
+    is_there = metrics["model"] in bundled_models() or Path(metrics["model"]).is_dir()
+    decode = decode or (decoder_of(metrics["model"]).decode if is_there else None)
+    return drawn if decode is None else decoded(decode, drawn, metrics["batch_size"])
 
 
 def recipes_by_name() -> dict[str, Callable[..., Recipe]]:
@@ -298,7 +289,13 @@ def _key(seed: int, use: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
-def _evaluate(denoiser: Denoiser, qparams: QuantizedParams, sampler: Sampler, settings: Settings) -> Evaluation:
+def _decoder(decode: Decode | None, model: str) -> Decoder:
+    return Decoder(decode) if decode is not None else decoder_of(model)
+
+
+def _evaluate(
+    denoiser: Denoiser, qparams: QuantizedParams, sampler: Sampler, settings: Settings, decoder: Decoder
+) -> Evaluation:
     return evaluate(
         denoiser,
         qparams,
@@ -306,6 +303,7 @@ def _evaluate(denoiser: Denoiser, qparams: QuantizedParams, sampler: Sampler, se
         key=_key(settings.seed, _EVALUATE),
         num_images=settings.images,
         batch_size=settings.batch_size,
+        decode=decoder.decode,
     )
 
 

@@ -1,9 +1,5 @@
-"""Text for text-to-image models: prompts from a file, and what a model's own text encoders make of them.
+"""Text for text-to-image models: prompts from a file, and what a model's own text encoders make of them."""
 
-The one door to transformers, which is loaded only when a folder's text encoders are asked for.
-"""
-
-import json
 import os
 import zipfile
 from collections.abc import Sequence
@@ -14,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._errors import InputError
+from jaxdq._foreign import text_classes
+from jaxdq.decoding import pixels_per_latent
 from jaxdq.diffusion import Denoiser, Guided, guided
-from jaxdq.unet import load_denoiser
+from jaxdq.unet import load_denoiser, model_folder, read_json
 
-INSTALL = "pip install 'jaxdq[diffusers]' (diffusers from 0.34 to below 0.40, transformers below 5)"
 _BATCH_SIZE = 8
 _CONDITIONS = "conditions.npz"
+_ENCODER_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 
 
 class TextEncoder(NamedTuple):
@@ -63,10 +62,11 @@ class TextEncoder(NamedTuple):
             encoder(jnp.asarray(rows), params=params, output_hidden_states=with_states)
             for encoder, rows, params in zip(self.encoders, ids, self.params, strict=True)
         ]
+        # float32 also of encoders in bfloat16, which numpy's own files can't hold: what takes them in casts them again.
         if not with_states:
-            return (np.asarray(outs[0].last_hidden_state),)
-        states = [np.asarray(out.hidden_states[-2]) for out in outs]
-        return np.concatenate(states, axis=-1), np.asarray(outs[1].text_embeds)
+            return (np.asarray(outs[0].last_hidden_state, np.float32),)
+        states = [np.asarray(out.hidden_states[-2], np.float32) for out in outs]
+        return np.concatenate(states, axis=-1), np.asarray(outs[1].text_embeds, np.float32)
 
 
 def conditions_of(encoder: TextEncoder, prompts: Sequence[str], side: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -108,7 +108,8 @@ def load_text_denoiser(folder: str | Path, prompts: Sequence[str], *, guidance_s
     """A text-to-image model from a folder in diffusers' layout, its prompts embedded by its own text encoders.
 
     Args:
-        folder: with `tokenizer/` and `text_encoder/` (and a second of each in XL) beside `unet/` and `scheduler/`.
+        folder: with `tokenizer/` and `text_encoder/` (and a second of each in XL) beside `unet/` and `scheduler/`; or a
+            Hub id, as `jaxdq.load_denoiser` takes it.
         prompts: P >= 1 texts; image i takes prompt i % P.
         guidance_scale: of classifier-free guidance.
 
@@ -120,16 +121,11 @@ def load_text_denoiser(folder: str | Path, prompts: Sequence[str], *, guidance_s
     """
     check_prompts(prompts)
     height, _, _ = load_denoiser(folder, weights=False).shape
-    side = height * _pixels_per_latent(Path(folder))
-    conditional, unconditional = conditions_of(_encoder_of(Path(folder)), prompts, side)
+    root = model_folder(folder, _TEXT_PARTS)
+    side = height * pixels_per_latent(root)
+    conditional, unconditional = conditions_of(_encoder_of(root), prompts, side)
     denoiser = load_denoiser(folder, conditions=conditional)
     return guided(denoiser, unconditional, guidance_scale=guidance_scale)
-
-
-def _pixels_per_latent(folder: Path) -> int:
-    """How much larger than a latent the image is; what all of Stable Diffusion has where there is no VAE to ask."""
-    config = folder / "vae" / "config.json"
-    return 2 ** (len(json.loads(config.read_text())["block_out_channels"]) - 1) if config.is_file() else 8
 
 
 def _encoder_of(folder: Path) -> TextEncoder:
@@ -140,25 +136,32 @@ def _encoder_of(folder: Path) -> TextEncoder:
             f"'{folder}' has no tokenizer and text_encoder folders, so its prompts can't be embedded; pass a folder "
             "that has, or the embeddings: jaxdq.load_denoiser(folder, conditions=...) and jaxdq.guided."
         )
+    for name in names:
+        _check_encoder_config(folder / f"text_encoder{name}" / "config.json")
+    tokenizer_class, *classes = text_classes()
     try:
-        from transformers import CLIPTokenizer, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
-    except ImportError:
-        raise InputError(
-            f"embedding prompts takes transformers' Flax text encoders, which can't be imported; {INSTALL}, or pass "
-            "embeddings: jaxdq.load_denoiser(folder, conditions=...) and jaxdq.guided."
-        ) from None
-    classes = (FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection)
-    try:
-        tokenizers = tuple(CLIPTokenizer.from_pretrained(folder / f"tokenizer{name}") for name in names)
+        tokenizers = tuple(tokenizer_class.from_pretrained(folder / f"tokenizer{name}") for name in names)
         encoders = tuple(
             cls.from_pretrained(folder / f"text_encoder{name}") for cls, name in zip(classes, names, strict=False)
         )
-    except (OSError, ValueError, TypeError) as error:  # what transformers raises of absent and damaged files
+    except Exception as error:  # transformers lets through whatever a damaged file makes it stumble over
+        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".")
         raise InputError(
-            f"the tokenizer or text encoder of '{folder}' can't be read ({str(error).strip().splitlines()[0]}); its "
+            f"the tokenizer or text encoder of '{folder}' can't be read ({type(error).__name__}: {reason}); its "
             "weights must be safetensors or Flax msgpack: download the model anew, or pass embeddings."
         ) from None
     return TextEncoder(tokenizers, encoders, tuple(encoder.params for encoder in encoders))
+
+
+def _check_encoder_config(file: Path) -> None:
+    """Raise InputError for a text encoder's configuration of which transformers would make another network."""
+    config = read_json(file)
+    wrong = [name for name in _ENCODER_SIZES if not isinstance(config.get(name), int) or config[name] < 1]
+    if wrong:
+        raise InputError(
+            f"{file} has no usable {', '.join(wrong)}; expected the config.json of a CLIP text encoder: download the "
+            "file again or mend it."
+        )
 
 
 def save_conditions(denoiser: Denoiser, folder: Path) -> None:

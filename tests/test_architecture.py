@@ -10,14 +10,16 @@ FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("
 # Imports point to a lower floor, or to the same part of the house.
 FLOORS = (
     ("_errors", "_folders", "_progress"),
-    ("grid",),
+    ("grid", "_foreign"),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),
     ("sampling", "checkpoint", "unet"),
+    ("decoding",),
     ("evaluation", "text"),
     ("calibration", "pipelines"),
     ("recipes", "report"),
-    ("run",),
+    ("run", "prospect"),
+    ("_tables",),
     ("cli", "__main__"),
     ("__init__",),
 )

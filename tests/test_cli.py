@@ -118,6 +118,7 @@ def test_quantize_writes_a_whole_run(made):
     }
     assert not list(made.parent.glob(".*"))
     metrics = strict((made / "metrics.json").read_text())
+    assert metrics["image_space"] == "pixels" and metrics["no_decoder"] == ""
     assert metrics["groups"] == 2 and metrics["steps"] == 3 and len(metrics["noise_sqnr_db"]["per_step"]) == 3
     assert metrics["weight_bytes"]["quantized"] == jaxdq.stored_bytes(jaxdq.restore(made / "quantized"))
     assert "<svg" in (made / "report.html").read_text()
@@ -183,10 +184,44 @@ def test_sample_needs_the_run_alone(made, tmp_path, capsys):
     assert not list(tmp_path.rglob(".*"))
 
 
+def test_inspect_a_model_says_what_it_is_and_what_would_become_of_it(model, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = output_of(capsys, ["inspect", model])
+    assert max(map(len, said.splitlines())) <= 80
+    number = sum(tensor.size for tensor in load_file(model / WEIGHTS).values())
+    for part in ("UNet2DModel", f"{number:,} parameters", "images 8 x 8 x 1", "DDPMScheduler", "predicts epsilon"):
+        assert part in said
+    assert "diffusion_pytorch_model.safetensors, float32" in said
+    assert re.search(rf"as stored +\S+ k?B +{4 * number:,} +1\.000", said)
+    assert re.search(r"W8 +\S+ kB", said) and re.search(r"W4 +\S+ kB", said)
+    assert re.search(r"float +reads or writes the image +2 ", said)
+    assert re.search(r"On integers: \d+\.\d\d% of the arithmetic\.", said), "it has no products"
+    assert "up_blocks_0/resnets_0/conv1" not in said
+    assert "up_blocks_0/resnets_0/conv1" in output_of(capsys, ["inspect", model, "--sites"])
+
+
 def test_inspect_a_model_reads_no_weights(model, tmp_path, capsys):
-    said = output_of(capsys, ["inspect", truncated(copy_of(model, tmp_path))])
-    assert "UNet2D" in said and "weights at W4 (kB)" in said
-    assert "up_blocks_0/resnets_0/conv1" in said and "float: reads or writes the image" in said
+    folder = truncated(copy_of(model, tmp_path))
+    assert "is damaged or not a safetensors file" in " ".join(output_of(capsys, ["inspect", folder]).split())
+    (folder / WEIGHTS).unlink()
+    said = " ".join(output_of(capsys, ["inspect", folder]).split())
+    assert "has no weights; put diffusion_pytorch_model.safetensors there." in said
+    assert "as stored" not in said and "W4" in said
+
+
+def test_inspect_counts_half_precision_as_it_is_stored(model, tmp_path, capsys):
+    folder = copy_of(model, tmp_path)
+    save_file({name: w.astype(np.float16) for name, w in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    said = output_of(capsys, ["inspect", folder])
+    assert ", float16, " in said and re.search(r"as stored .* 0\.500", said)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_inspect_refuses_damaged_configurations_of_other_parts(model, tmp_path, capsys, content):
+    folder = copy_of(model, tmp_path)
+    (folder / "vae").mkdir()
+    (folder / "vae" / "config.json").write_text(content)
+    assert "vae/config.json" in refusal_of(capsys, ["inspect", folder])
 
 
 def test_inspect_a_run(made, capsys):
@@ -208,7 +243,7 @@ def test_the_run_is_named_after_its_options(model):
 
 
 def test_a_folder_in_use_is_refused_before_any_work(model, made, monkeypatch, capsys):
-    monkeypatch.setattr(run, "load_denoiser", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(run.text, "load", lambda *_: pytest.fail("work was done"))
     assert "--force" in refusal_of(capsys, ["quantize", model, *SMALL, "--out", made])
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +79,41 @@ def test_noise_error_does_not_depend_on_the_batch_size():
     # Sums of 5 * 128 equal numbers in float32: relative 640 * 2**-24, 2e-4 dB.
     np.testing.assert_allclose(whole, parts, atol=2e-4)
     assert whole.shape == (4,) and whole.dtype == np.float64
+
+
+def says_latents(bias):
+    return dataclasses.replace(
+        says(bias), schedule=linear_schedule(4, 0.1, 0.5, prediction_type="sample", clip_range=None)
+    )
+
+
+def test_latents_are_compared_decoded_where_there_is_a_decode():
+    denoiser, params = says_latents([0.5] * 4), {"bias": jnp.array([0.6, 0.5, 0.5, 0.5])}
+    seen = []
+
+    def decode(latents):
+        seen.append(latents.shape)
+        return jnp.repeat(latents[..., :1] / 2, 3, -1).repeat(2, 1).repeat(2, 2)
+
+    found = measure(denoiser, params, decode=decode, num_images=5, batch_size=3)
+    assert found.image_space == "pixels" and "decode" in found.seconds
+    assert found.float_images.shape == found.quantized_images.shape == (5, 16, 16, 3)
+    assert seen == [(3, 8, 8, 2), (2, 8, 8, 2)] * 3
+    # Half of 0.1 apart: 6 dB more than the latents are.
+    np.testing.assert_allclose(found.image_psnr_db, 20 * np.log10(40), atol=1e-4)
+    latents = measure(denoiser, params)
+    assert latents.image_space == "latents" and latents.float_images.shape == (4, *SHAPE)
+    np.testing.assert_allclose(latents.image_psnr_db, 20 * np.log10(20), atol=1e-4)
+    # Sums of other numbers of images, in float32.
+    np.testing.assert_allclose(found.noise_sqnr_db, latents.noise_sqnr_db, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "decode", [lambda latents: latents[:1], lambda latents: latents[0], lambda latents: latents * jnp.nan]
+)
+def test_a_decode_that_returns_no_images_is_refused(decode):
+    with pytest.raises(InputError, match=r"decode returned shape .* for latents of shape \(4, 8, 8, 2\)"):
+        measure(says_latents([0.5] * 4), {"bias": jnp.full(4, 0.4)}, decode=decode)
 
 
 def test_one_image_has_no_spread_and_is_refused():

@@ -18,7 +18,9 @@ from readme import block
 
 import jaxdq
 from jaxdq import InputError
-from jaxdq.linen import find_sites
+from jaxdq.calibration import plan_for, weight_ranges
+from jaxdq.linen import find_sites, kernel_at
+from jaxdq.observers import minmax_weights
 
 PROMPTS = ["a cat", "a dog on a hill"]
 STEPS = 2
@@ -196,6 +198,63 @@ def test_importing_jaxdq_imports_neither_diffusers_nor_transformers():
     code = "import sys, jaxdq, jaxdq.run; assert not {'diffusers', 'transformers', 'torch'} & set(sys.modules)"
     path = os.pathsep.join([str(Path(jaxdq.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True)
+
+
+def in_half(params):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf, params)
+
+
+@pytest.fixture(scope="module")
+def half(folder, family):
+    """The pipeline in bfloat16: modules and params."""
+    absent = {} if family == "xl" else {"safety_checker": None, "feature_extractor": None}
+    pipeline, params = CLASSES[family].from_pretrained(folder, dtype=jnp.bfloat16, **absent)
+    return pipeline, {name: part if name == "scheduler" else in_half(part) for name, part in params.items()}
+
+
+@pytest.mark.parametrize("family", ["v1"], indirect=True)
+def test_in_bfloat16_kernels_become_the_integers_of_their_values(half):
+    pipeline, params = half
+    denoiser = jaxdq.denoiser_from_pipeline(pipeline, params, PROMPTS)
+    plan = plan_for(denoiser, jaxdq.recipes.minmax())
+    assert {site.site.dtype for site in plan.sites if site.site.kind != "product"} == {"bfloat16"}
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params["unet"])
+    ranges = weight_ranges(params["unet"], plan, minmax_weights())
+    tables = jnp.ones((1, len(plan.tables))), jnp.zeros((1, len(plan.tables)), jnp.int32), jnp.zeros(1000, jnp.int32)
+    calib = jaxdq.Calibration(ranges, *tables, plan)
+    narrow, same = (jax.jit(jaxdq.quantize)(tree, calib) for tree in (params["unet"], wide))
+    for site in plan.sites:
+        if site.weight is not None:
+            kernels = [kernel_at(qparams.params, site.path) for qparams in (narrow, same)]
+            np.testing.assert_array_equal(kernels[0].qvalue, kernels[1].qvalue)
+            assert kernels[0].qparams.scale.dtype == jnp.float32
+    assert narrow.params["conv_in"]["kernel"].dtype == jnp.bfloat16, "what stays in float stays as it was"
+    called, new_params = jaxdq.quantize_pipeline(pipeline, params, narrow)
+    text = jnp.zeros((2, small_pipelines.TOKENS, small_pipelines.WIDTH), jnp.bfloat16)
+    out = jax.eval_shape(
+        lambda unet, x: called.unet.apply({"params": unet}, x, jnp.full(2, 501), text).sample,
+        new_params["unet"],
+        jax.ShapeDtypeStruct((2, 4, 8, 8), jnp.bfloat16),
+    )
+    assert (out.dtype, out.shape) == (jnp.bfloat16, (2, 4, 8, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["v1"], indirect=True)
+def test_in_bfloat16_the_pipeline_is_calibrated_and_draws(half, latents):
+    pipeline, params = half
+    denoiser = jaxdq.denoiser_from_pipeline(pipeline, params, PROMPTS)
+    recipe = jaxdq.recipes.uniform_groups(num_groups=2)
+    calib = jaxdq.calibrate(denoiser, recipe, sampler=jaxdq.ddim(STEPS), key=jax.random.key(0), num_images=2)
+    on_integers, new_params = jaxdq.quantize_pipeline(pipeline, params, calib)
+    assert jaxdq.stored_bytes(new_params["unet"]) < 0.7 * jaxdq.stored_bytes(params["unet"])
+    text = jnp.asarray(denoiser.conditions[1])
+    of_float, of_integers = (unet_output(*pair, latents, [text]) for pair in (half, (on_integers, new_params)))
+    # bfloat16 has 8 bits of its own, so the two differ by both roundings.
+    assert sqnr_db(of_float, of_integers) > 18
+    ids, keys = shard(pipeline.prepare_inputs(PROMPTS)), jax.random.split(jax.random.key(0), 1)
+    images = on_integers(ids, replicate(new_params), keys, STEPS, latents=shard(latents), jit=True).images
+    assert images.shape == (1, 2, 16, 16, 3) and np.isfinite(np.asarray(images, np.float32)).all()
 
 
 PIPELINE = SimpleNamespace(unet=1, scheduler=1, tokenizer=1, text_encoder=1)

@@ -21,6 +21,12 @@ from jaxdq.text import check_prompts, load_text_denoiser, load_with_conditions, 
 PROMPTS = ["a cat", "a dog on a hill"]
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A pipeline's folder; tests that change it take a copy."""
+    return write_pipeline(tmp_path_factory.mktemp("text") / "model")
+
+
 def test_prompts_are_lines_and_empty_ones_are_ignored(tmp_path):
     (tmp_path / "prompts.txt").write_text("\ufeffa cat\n\n  a dog, \r\n \t\nein Fuß", encoding="utf-8")
     assert read_prompts(tmp_path / "prompts.txt") == ["a cat", "a dog,", "ein Fuß"]
@@ -103,6 +109,37 @@ def test_refuses_folders_without_a_text_encoder(tmp_path):
         load_text_denoiser(folder, PROMPTS)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("text_encoder/config.json", "", "not readable JSON"),
+        ("text_encoder/config.json", "[]", "holds a JSON list"),
+        ("text_encoder/config.json", "{}", "no usable hidden_size, intermediate_size"),
+        ("text_encoder/config.json", '{"hidden_size": "wide"}', "no usable hidden_size"),
+        ("tokenizer/vocab.json", "{", "can't be read"),
+        ("tokenizer/vocab.json", "[]", "can't be read"),
+        ("tokenizer/tokenizer_config.json", "{", "can't be read"),
+        ("vae/config.json", "{", "not readable JSON"),
+        ("vae/config.json", "{}", "no usable block_out_channels"),
+    ],
+)
+def test_a_damaged_part_is_one_sentence(small, tmp_path, file, content, message):
+    folder = shutil.copytree(small, tmp_path / "model")
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_text_denoiser(folder, PROMPTS)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_a_hub_id_brings_its_text_encoders(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    download = SimpleNamespace(snapshot_download=lambda hub_id, allow_patterns: str(small))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", download)
+    ours, again = (load_text_denoiser(model, PROMPTS) for model in ("someone/model", small))
+    for given, expected in zip(ours.conditions, again.conditions, strict=True):
+        np.testing.assert_array_equal(given, expected)
+
+
 def test_says_what_to_install_where_transformers_has_no_flax_classes(tmp_path, monkeypatch):
     folder = write_pipeline(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace())
@@ -123,6 +160,7 @@ def test_the_command_line_takes_prompts_from_a_file_and_reads_its_run_back(tmp_p
     assert metrics["prompts"] == "prompts.txt" and metrics["guidance"] == 2.0
     assert "--guidance 2.0" in metrics["command"]
     assert metrics["noise_sqnr_db"]["mean"] > 20
+    assert (metrics["image_space"], metrics["no_decoder"]) == ("pixels", ""), "the folder's vae made images"
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "run", "--json"])
     assert not stop.value.code

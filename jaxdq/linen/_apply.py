@@ -174,12 +174,15 @@ def _out_dtype(site: Site, module: nn.Module, inputs: tuple) -> Any:
 
 def _float_where_weight_only(qparams: QuantizedParams) -> Any:
     """The params tree with float kernels at sites whose inputs are float: those compute in float."""
-    weight_only = {site.path for site in qparams.plan.sites if site.weight is not None and site.act is None}
+    # In the kernel's own dtype: in a network of bfloat16 a float32 kernel would make float32 of all that follows.
+    weight_only = {
+        site.path: site.site.dtype for site in qparams.plan.sites if site.weight is not None and site.act is None
+    }
 
     def walk(node: Any, path: str) -> Any:
         if not hasattr(node, "items"):
             return node
         out = {key: walk(value, f"{path}/{key}" if path else key) for key, value in node.items()}
-        return {**out, "kernel": dequantize(out["kernel"])} if path in weight_only else out
+        return {**out, "kernel": dequantize(out["kernel"]).astype(weight_only[path])} if path in weight_only else out
 
     return walk(qparams.params, "") if weight_only else qparams.params

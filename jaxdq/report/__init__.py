@@ -8,6 +8,7 @@ from jaxdq.report._metrics import measured as measured
 from jaxdq.report._metrics import read_metrics as read_metrics
 from jaxdq.report._metrics import to_json_values as to_json_values
 from jaxdq.report._metrics import write_metrics as write_metrics
+from jaxdq.report._page import nice_bytes as nice_bytes
 from jaxdq.report._page import write_pages as write_pages
 from jaxdq.report._samples import image_grid as image_grid
 from jaxdq.report._samples import paired_grid as paired_grid

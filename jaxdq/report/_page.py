@@ -65,9 +65,11 @@ def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"{_share(sqnr_db)} from the float model's at a typical step, {_share(worst_db)} at the worst.",
         ),
         (
-            "Images",
+            "Images" if metrics["image_space"] == "pixels" else "Latents",
             _db(psnr_db),
-            f"{_levels(psnr_db)} from the float model's images, pixel by pixel, from the same noise.",
+            f"{_levels(psnr_db)} from the float model's images, pixel by pixel, from the same noise."
+            if metrics["image_space"] == "pixels"
+            else "between the float model's latents and these, from the same noise (peak 2).",
         ),
         (
             "Weights",

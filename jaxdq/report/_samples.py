@@ -1,4 +1,4 @@
-"""Pictures of samples: pixels enlarged so that a person sees them."""
+"""Pictures of samples: small images enlarged so that a person sees their pixels, large ones made smaller."""
 
 import io
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 MAX_COLUMNS = 16
-_SIDE = 64  # small images are enlarged to about this many pixels
+_SIDE, _MAX_SIDE = 64, 192  # small images are enlarged to about the first, large ones made as small as the second
 _GAP, _PAIR_GAP, _MARGIN = 2, 14, 14
 # Dark, and lighter between the tiles: images with black and with white backgrounds both keep their edges.
 _BACKGROUND, _TILE_EDGE, _INK = (24, 26, 29), (52, 55, 60), (158, 164, 172)
@@ -83,4 +83,6 @@ def _tile(image: np.ndarray) -> Image.Image:
     colours = image if image.shape[-1] == 3 else np.repeat(image.mean(-1, keepdims=True), 3, axis=-1)
     pixels = np.clip(np.round((colours + 1.0) * 127.5), 0, 255).astype(np.uint8)
     times = max(1, _SIDE // max(pixels.shape[:2]))
-    return Image.fromarray(pixels.repeat(times, 0).repeat(times, 1))
+    tile = Image.fromarray(pixels.repeat(times, 0).repeat(times, 1))
+    tile.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    return tile

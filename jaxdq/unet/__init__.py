@@ -1,9 +1,14 @@
 """Diffusers' UNets in Flax and NHWC, and the folders that they come in."""
 
 from jaxdq.unet._build import abstract_params as abstract_params
+from jaxdq.unet._describe import ModelFiles as ModelFiles
+from jaxdq.unet._describe import describe as describe
+from jaxdq.unet._files import read_json as read_json
+from jaxdq.unet._files import read_params as read_params
 from jaxdq.unet._folder import bundled_models as bundled_models
 from jaxdq.unet._folder import load_denoiser as load_denoiser
 from jaxdq.unet._folder import load_unet_folder as load_unet_folder
+from jaxdq.unet._folder import model_folder as model_folder
 from jaxdq.unet._folder import save_unet_folder as save_unet_folder
 from jaxdq.unet._folder import write_configs as write_configs
 from jaxdq.unet._unet2d import UNet2D as UNet2D

@@ -4,10 +4,11 @@ A pickle (``.bin``, ``.ckpt``, ``.pt``) can run code when it is opened, so none 
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +65,40 @@ def read_params(folder: Path, expected: Any, class_name: str) -> dict[str, Any]:
     """
     file = _find_weights(folder, class_name)
     if file.suffix == ".msgpack":
-        return params_from_flax(_read_msgpack(file), expected, str(file))
+        return params_from_flax(_read_msgpack(file, _array), expected, str(file))
     tensors = _open_shards(file) if file.suffix == ".json" else _open_safetensors(file)
     return params_from_torch(tensors, expected, str(file))
+
+
+class StoredWeights(NamedTuple):
+    """What a UNet's folder holds, told without reading the numbers.
+
+    Attributes:
+        file: the file, or the index of several.
+        num_params: the numbers in it.
+        num_bytes: what they take there.
+        dtypes: of the tensors, the most numbers first.
+    """
+
+    file: Path
+    num_params: int
+    num_bytes: int
+    dtypes: tuple[str, ...]
+
+
+def stored_weights(folder: Path, class_name: str) -> StoredWeights:
+    """Describe the weights in a UNet's folder; arguments and errors as in ``read_params``."""
+    file = _find_weights(folder, class_name)
+    if file.suffix == ".msgpack":
+        tensors = _read_msgpack(file, _described)
+    else:
+        tensors = _open_shards(file) if file.suffix == ".json" else _open_safetensors(file)
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        name = jnp.dtype(tensor.dtype).name
+        sizes[name] = sizes.get(name, 0) + math.prod(tensor.shape)
+    num_bytes = sum(count * jnp.dtype(name).itemsize for name, count in sizes.items())
+    return StoredWeights(file, sum(sizes.values()), num_bytes, tuple(sorted(sizes, key=lambda name: -sizes[name])))
 
 
 @dataclass(frozen=True)
@@ -135,11 +167,11 @@ def _open_shards(index: Path) -> dict[str, Stored]:
     return tensors
 
 
-def _read_msgpack(file: Path) -> Mapping[str, Stored]:
-    """Read a Flax file from its beginning to its end, each array becoming a jax array as it comes."""
+def _read_msgpack(file: Path, decode: Callable[[int, bytes], Any]) -> Mapping[str, Stored]:
+    """Read a Flax file from its beginning to its end, each array becoming what `decode` makes of it as it comes."""
     try:
         with file.open("rb") as stream:
-            unpacker = msgpack.Unpacker(stream, ext_hook=_array, strict_map_key=True, max_buffer_size=0)
+            unpacker = msgpack.Unpacker(stream, ext_hook=decode, strict_map_key=True, max_buffer_size=0)
             tree = unpacker.unpack()
     except (msgpack.exceptions.UnpackException, ValueError, TypeError) as error:
         raise InputError(
@@ -149,13 +181,24 @@ def _read_msgpack(file: Path) -> Mapping[str, Stored]:
     if not isinstance(tree, dict):
         raise InputError(f"{file} holds a {type(tree).__name__}, not a tree of parameters; download it again.")
     leaves = flatten_dict(tree, sep="/")
-    return {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in leaves.items()}
+    decoded = (jax.Array, jax.ShapeDtypeStruct)
+    return {name: leaf if isinstance(leaf, decoded) else np.asarray(leaf) for name, leaf in leaves.items()}
 
 
 def _array(code: int, data: bytes) -> jax.Array:
     """Decode one array of flax's msgpack, floats as float32."""
+    array = _as_stored(code, data)
+    return jnp.asarray(array, jnp.float32 if jnp.issubdtype(array.dtype, jnp.floating) else None)
+
+
+def _described(code: int, data: bytes) -> jax.ShapeDtypeStruct:
+    """Decode the shape and the dtype of one array."""
+    array = _as_stored(code, data)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _as_stored(code: int, data: bytes) -> np.ndarray:
     if code != _MSGPACK_ARRAY:
         raise ValueError(f"extension type {code}")
     shape, dtype, content = msgpack.unpackb(data, raw=True)
-    array = np.frombuffer(content, jnp.dtype(dtype.decode())).reshape(shape)
-    return jnp.asarray(array, jnp.float32 if jnp.issubdtype(array.dtype, jnp.floating) else None)
+    return np.frombuffer(content, jnp.dtype(dtype.decode())).reshape(shape)

@@ -16,7 +16,7 @@ from jaxdq._errors import InputError
 from jaxdq.diffusion import Denoiser, schedule_from_config
 from jaxdq.unet._build import FAMILIES, Family, UNet, abstract_params
 from jaxdq.unet._files import WEIGHTS_FILE, read_json, read_params
-from jaxdq.unet._hub import download, is_hub_id
+from jaxdq.unet._hub import download, download_parts, is_hub_id
 from jaxdq.unet._unet2d_condition import UNet2DCondition
 from jaxdq.unet._weights import params_from_torch, torch_from_params
 
@@ -24,10 +24,11 @@ UNET_CLASS = "UNet2DModel"
 _BUNDLED = Path(__file__).parents[1] / "bundled"
 
 
-class _Layout(NamedTuple):
-    """Where one model lies: its name, the folder of its UNet, and its scheduler_config.json."""
+class Layout(NamedTuple):
+    """Where one model lies: its name, its whole folder, that of its UNet, and its scheduler_config.json."""
 
     name: str
+    root: Path
     unet: Path
     scheduler: Path
 
@@ -63,9 +64,9 @@ def load_denoiser(
         >>> load_denoiser("digits").shape
         (16, 16, 1)
     """
-    layout = _locate(name_or_path, weights=weights)
+    layout = locate(name_or_path, weights=weights)
     schedule = schedule_from_config(read_json(layout.scheduler))
-    family, config = _read_unet_config(layout.unet)
+    family, config = read_unet_config(layout.unet)
     module = family.build(config)
     shape = _image_shape(family.complete(config), layout.unet)
     rows = _conditions(module, weights) if conditions is None else tuple(conditions)
@@ -87,7 +88,7 @@ def load_unet_folder(path: str | Path) -> tuple[UNet, dict[str, Any], dict[str, 
     Raises:
         InputError: a file is absent, damaged or does not fit the others, or the model is of an unsupported kind.
     """
-    family, config = _read_unet_config(Path(path))
+    family, config = read_unet_config(Path(path))
     module = family.build(config)
     return module, read_params(Path(path), abstract_params(module), family.class_name), family.complete(config)
 
@@ -123,8 +124,8 @@ def write_configs(source: str | Path, path: str | Path) -> None:
         InputError: the source can't be loaded.
     """
     load_denoiser(source, weights=False)
-    layout = _locate(source, weights=False)
-    _write_configs(Path(path), _read_unet_config(layout.unet)[1], read_json(layout.scheduler))
+    layout = locate(source, weights=False)
+    _write_configs(Path(path), read_unet_config(layout.unet)[1], read_json(layout.scheduler))
 
 
 def _write_configs(path: Path, module_config: Mapping[str, Any], scheduler_config: Mapping[str, Any]) -> None:
@@ -148,7 +149,7 @@ def _write_configs(path: Path, module_config: Mapping[str, Any], scheduler_confi
         (path / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _locate(name_or_path: str | Path, *, weights: bool) -> _Layout:
+def locate(name_or_path: str | Path, *, weights: bool) -> Layout:
     """Find the UNet's folder and the scheduler's file of a bundled name, a folder or a Hub id."""
     name = str(name_or_path)
     if name in bundled_models():
@@ -165,7 +166,7 @@ def _locate(name_or_path: str | Path, *, weights: bool) -> _Layout:
     return _layout(root)
 
 
-def _layout(root: Path, name: str = "") -> _Layout:
+def _layout(root: Path, name: str = "") -> Layout:
     """Find the UNet's folder and the scheduler's file of a folder; the name is the folder's unless it is given."""
     unet = root / "unet" if (root / "unet").is_dir() else root
     # The first models on the Hub have all their files side by side; a pipeline's unet/ may also be named by itself.
@@ -178,10 +179,30 @@ def _layout(root: Path, name: str = "") -> _Layout:
             "the model's scheduler folder, or build jaxdq.Denoiser(module, params, schedule, shape) by hand."
         )
     whole = root.resolve().parent if found[0] == beside else root.resolve()
-    return _Layout(name or whole.name, unet, found[0])
+    return Layout(name or whole.name, whole, unet, found[0])
 
 
-def _read_unet_config(folder: Path) -> tuple[Family, dict[str, Any]]:
+def model_folder(name_or_path: str | Path, parts: Sequence[str]) -> Path:
+    """Find a model's whole folder, with those of these parts of its pipeline that it has.
+
+    Args:
+        name_or_path: what ``load_denoiser`` takes.
+        parts: names of folders beside ``unet``, such as "vae"; a Hub model's are downloaded, or found in the cache.
+
+    Returns:
+        The folder; it need not have the parts.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    name = str(name_or_path)
+    if name not in bundled_models() and not Path(name).is_dir() and is_hub_id(name):
+        return download_parts(name, parts)
+    return locate(name, weights=False).root
+
+
+def read_unet_config(folder: Path) -> tuple[Family, dict[str, Any]]:
+    """Read the configuration of the UNet in a folder, and find the family that its class belongs to."""
     config = read_json(folder / "config.json")
     return _family(config, folder), config
 

@@ -55,7 +55,8 @@ def torch_name(path: tuple[str, ...]) -> str:
         >>> torch_name(("mid_block", "attentions_0", "to_out_0", "kernel"))
         'mid_block.attentions.0.to_out.0.weight'
     """
-    return ".".join([*(_LIST_ITEM.sub(r"\1.\2", part) for part in path[:-1]), _LEAVES[path[-1]]])
+    # The Flax class of the autoencoder has attention by its old names.
+    return _modern_name(".".join([*(_LIST_ITEM.sub(r"\1.\2", part) for part in path[:-1]), _LEAVES[path[-1]]]))
 
 
 def params_from_torch(tensors: Mapping[str, Stored], expected: Any, source: str) -> dict[str, Any]:

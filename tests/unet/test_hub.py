@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from jaxdq._errors import InputError
-from jaxdq.unet import load_denoiser
+from jaxdq.unet import load_denoiser, model_folder
 from jaxdq.unet._folder import _BUNDLED
 from jaxdq.unet._hub import is_hub_id
 
@@ -79,3 +79,43 @@ def test_no_client_is_one_sentence(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["digits", "/models/mine", "./models/mine", "../mine", "a/b/c", "with space/model"])
 def test_paths_are_no_hub_ids(name):
     assert not is_hub_id(name)
+
+
+def test_other_parts_are_downloaded_when_they_are_asked_for_one_file_of_weights_each(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    files = [
+        *("unet/config.json", "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt"),
+        *(
+            "text_encoder/flax_model.msgpack",
+            "text_encoder/pytorch_model.bin",
+            "tokenizer/vocab.json",
+            "vae/config.json",
+        ),
+        *("vae/diffusion_pytorch_model.bin", "vae/diffusion_flax_model.msgpack", "safety_checker/config.json"),
+    ]
+    fetched = set()
+
+    def snapshot_download(hub_id, allow_patterns):
+        for file in files:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "cache" / file).touch()
+                fetched.add(file)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert model_folder("someone/model", ("tokenizer", "text_encoder", "text_encoder_2")) == tmp_path / "cache"
+    text = {
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+    }
+    assert fetched == text
+    model_folder("someone/model", ("vae",))
+    assert fetched == text | {"vae/config.json", "vae/diffusion_flax_model.msgpack"}
+
+
+def test_the_whole_folder_of_a_model_is_found_from_its_unet():
+    root = _BUNDLED / "digits"
+    assert model_folder("digits", ()) == model_folder(root, ()) == model_folder(root / "unet", ()) == root.resolve()

@@ -1,0 +1,139 @@
+"""Tables for the terminal: runs side by side, and what would become of a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+
+from jaxdq.prospect import Prospect
+from jaxdq.report import nice_bytes
+
+# (label, path in metrics.json, format) of the lines that summaries and comparisons show.
+_LINES = (
+    ("recipe", ("recipe",), "{}"),
+    ("bits", ("weight_bits", "act_bits"), "W{}A{}"),
+    ("time groups", ("groups",), "{}"),
+    ("sampler", ("sampler", "steps"), "{} {}"),
+    ("images, seed", ("images", "seed"), "{}, {}"),
+    ("images compared as", ("image_space",), "{}"),
+    ("noise SQNR (dB)", ("noise_sqnr_db.mean",), "{:.2f}"),
+    ("image PSNR (dB)", ("image_psnr_db",), "{:.2f}"),
+    ("Fréchet distance to float", ("fd_to_float",), "{:.4g}"),
+    ("  between float sets", ("fd_float_floor",), "{:.4g}"),
+    ("weights, float (kB)", ("weight_bytes.float",), "{:,.1f}"),
+    ("weights, quantized (kB)", ("weight_bytes.quantized",), "{:,.1f}"),
+    ("integer sites", ("sites.integer", "sites.total"), "{} of {}"),
+    ("integer arithmetic", ("integer_mac_fraction",), "{:.1%}"),
+)
+_PATHS_SHOWN = 3
+
+
+def table_of_runs(runs: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Table:
+    """The lines of `_LINES`, one column for each run.
+
+    Args:
+        runs: contents of metrics.json.
+        heads: what to call them.
+    """
+    table = Table(box=None, header_style="bold")
+    table.add_column("")
+    for head in heads:
+        table.add_column(head, justify="right", overflow="fold")
+    for label, paths, form in _LINES:
+        cells = []
+        for metrics in runs:
+            values = [_at(metrics, path) for path in paths]
+            # null stands for a number that JSON does not have: two models that do not differ have infinitely many dB.
+            missing = "exact" if "dB" in label else "-"
+            cells.append(missing if None in values else form.format(*values))
+        table.add_row(label, *cells)
+    return table
+
+
+def _at(metrics: Mapping[str, Any], path: str) -> Any:
+    value: Any = metrics
+    for key in path.split("."):
+        value = value.get(key)  # an earlier version's run may not have a field that nothing depends on
+    return value / 1000 if path.startswith("weight_bytes") else value
+
+
+def tables_of_prospect(found: Prospect) -> Group:
+    """What a model is, its bytes, its sites by how they run, and the float ones by reason."""
+    parts = [_model_table(found), _bytes_table(found), _sites_table(found), _float_table(found)]
+    return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
+
+
+def _model_table(found: Prospect) -> Table:
+    schedule, files, module = found.denoiser.schedule, found.files, type(found.denoiser.module).__name__
+    sides = " x ".join(map(str, found.denoiser.shape))
+    steps = f"{schedule.num_timesteps} timesteps, predicts {schedule.prediction_type}"
+    rows = {
+        "model": f"{found.denoiser.name} ({module}), {found.num_params:,} parameters",
+        "draws": f"{'latents' if schedule.clip_range is None else 'images'} {sides}",
+        "takes": ", ".join(("x", "t", *found.takes)),
+        "schedule": steps,
+    }
+    if files is not None:
+        rows["model"] = f"{found.denoiser.name} ({files.unet_class}), {found.num_params:,} parameters"
+        rows["schedule"] = ", ".join(filter(None, (files.scheduler_class, files.beta_schedule, steps)))
+        stored = files.weights
+        rows["on disk"] = (
+            files.no_weights
+            if stored is None
+            else f"{stored.file.name}, {' and '.join(stored.dtypes)}, {nice_bytes(stored.num_bytes)}"
+        )
+        if files.parts:
+            rows["beside it"] = f"{', '.join(files.parts)}: not quantized, not counted"
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows.items():
+        table.add_row(label, value)
+    return table
+
+
+def _bytes_table(found: Prospect) -> Table:
+    sizes = {"float32": found.float32_bytes, **found.bytes_at}
+    if found.files is not None and found.files.weights is not None:
+        sizes = {"as stored": found.files.weights.num_bytes, **sizes}
+    table = Table(box=None, header_style="bold")
+    table.add_column("weights")
+    for name in ("size", "bytes", "of float32"):
+        table.add_column(name, justify="right")
+    for label, size in sizes.items():
+        table.add_row(label, nice_bytes(size), f"{size:,}", f"{size / found.float32_bytes:.3f}")
+    return table
+
+
+def _sites_table(found: Prospect) -> Table:
+    plan = found.plan
+    table = Table(box=None, header_style="bold", show_footer=True)
+    table.add_column("runs as", "all", no_wrap=True)
+    table.add_column("what, or why not", overflow="fold")
+    table.add_column("sites", str(len(plan.sites)), justify="right")
+    table.add_column("arithmetic", f"{sum(row.mac_fraction for row in found.site_rows()):.2%}", justify="right")
+    for row in found.site_rows():
+        table.add_row(row.runs_as, row.what, str(len(row.paths)), f"{row.mac_fraction:.2%}")
+    table.caption = f"On integers: {plan.integer_mac_fraction:.2%} of the arithmetic" + (
+        f"; {found.mac_fraction_with_products:.2%} if a rule switches the {found.num_products} products on."
+        if found.mac_fraction_with_products > plan.integer_mac_fraction
+        else "."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _float_table(found: Prospect) -> Table:
+    """The sites that do not run on integers, by name and reason, a few of each."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("in float because")
+    table.add_column("sites", overflow="fold")
+    rows = [(row.what, row.paths) for row in found.site_rows() if not row.is_integer]
+    reasons = dict.fromkeys(reason for *_, reason in found.plan.unplanned)  # a set that keeps its order
+    rows += [(name, tuple(path for path, _, why in found.plan.unplanned if why == name)) for name in reasons]
+    for reason, paths in rows:
+        more = f"\nand {len(paths) - _PATHS_SHOWN} more" if len(paths) > _PATHS_SHOWN else ""
+        table.add_row(reason, "\n".join(paths[:_PATHS_SHOWN]) + more)
+    return table

@@ -1,0 +1,79 @@
+"""What quantization makes of Stable Diffusion's UNets at their own size, told from shapes: no weights are needed.
+
+    python scripts/count_stable_diffusion.py --models v1-4 v2-1 xl
+
+Prints one JSON line for each: sites, and how many of them are products of attention; the share of multiply-accumulates
+on integers with and without those products (a rule switches them on); bytes in float32, at W8 and at W4, as ratios too.
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import jaxdq
+from jaxdq.prospect import prospect_of
+from jaxdq.unet import abstract_params, unet2d_condition_from_config
+
+MODELS: dict[str, dict[str, Any]] = {  # unet/config.json where it differs from the class's defaults
+    "v1-4": {  # CompVis/stable-diffusion-v1-4
+        "sample_size": 64,
+        "cross_attention_dim": 768,
+    },
+    "v2-1": {  # stabilityai/stable-diffusion-2-1
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+        "upcast_attention": True,
+    },
+    "xl": {  # stabilityai/stable-diffusion-xl-base-1.0
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "cross_attention_dim": 2048,
+        "attention_head_dim": [5, 10, 20],
+        "transformer_layers_per_block": [1, 2, 10],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Count and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    for name in parser.parse_args(argv).models:
+        start = time.perf_counter()
+        row = count(MODELS[name])
+        print(json.dumps({"model": name, **row, "seconds": round(time.perf_counter() - start, 1)}), flush=True)
+
+
+def count(config: dict[str, Any]) -> dict[str, Any]:
+    """Count the sites, the arithmetic and the bytes of the network that a configuration describes."""
+    module = unet2d_condition_from_config(config)
+    side = config["sample_size"]
+    # The noise schedule plays no part in any count.
+    denoiser = jaxdq.Denoiser(
+        module, abstract_params(module), jaxdq.linear_schedule(), (side, side, 4), module.abstract_conditions()
+    )
+    found = prospect_of(denoiser)
+    sizes = {"float32": found.float32_bytes, **found.bytes_at}
+    return {
+        "params": found.num_params,
+        "sites": len(found.plan.sites),
+        "products": found.num_products,
+        "integer_sites": sum(site.is_integer for site in found.plan.sites),
+        "integer_mac_fraction": round(found.plan.integer_mac_fraction, 4),
+        "integer_mac_fraction_with_products": round(found.mac_fraction_with_products, 4),
+        "bytes": sizes,
+        "of_float32": {name: round(size / found.float32_bytes, 4) for name, size in sizes.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What is foretold of a model equals what becomes of it."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+from toys import toy_denoiser
+
+import jaxdq
+from jaxdq.calibration import weight_ranges
+from jaxdq.linen import kernel_at
+from jaxdq.observers import minmax_weights
+from jaxdq.prospect import prospect_of
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "count_stable_diffusion.py"
+
+
+def test_rows_add_up_to_the_plan():
+    found = prospect_of(toy_denoiser())
+    rows = found.site_rows()
+    assert [path for row in rows for path in sorted(row.paths)] and sum(row.mac_fraction for row in rows) == (
+        pytest.approx(1)
+    )
+    assert sorted(path for row in rows for path in row.paths) == sorted(site.path for site in found.plan.sites)
+    integer = sum(row.mac_fraction for row in rows if row.is_integer)
+    assert integer == pytest.approx(found.plan.integer_mac_fraction)
+    products = sum(row.mac_fraction for row in rows if row.what == "attention stays in float")
+    assert found.num_products == 2 and products > 0
+    assert found.mac_fraction_with_products == pytest.approx(integer + products)
+
+
+def test_bytes_are_those_of_the_quantized_params():
+    denoiser = toy_denoiser()
+    found = prospect_of(denoiser)
+    assert found.num_params == sum(leaf.size for leaf in jax.tree.leaves(denoiser.params))
+    ranges = weight_ranges(denoiser.params, found.plan, minmax_weights())
+    tables = (1, len(found.plan.tables))
+    zeros = jax.numpy.zeros(tables, jax.numpy.int32)
+    calib = jaxdq.Calibration(ranges, zeros + 1.0, zeros, jax.numpy.zeros(1, jax.numpy.int32), found.plan)
+    made = jax.jit(jaxdq.quantize)(denoiser.params, calib)
+    assert found.bytes_at["W8"] == jaxdq.stored_bytes(made)
+    assert found.bytes_at["W4"] < found.bytes_at["W8"] < found.float32_bytes
+    assert kernel_at(made.params, "query").scheme.bits == 8
+
+
+def test_golden_counts_of_stable_diffusion_1():
+    spec = importlib.util.spec_from_file_location("count_stable_diffusion", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    row = script.count(script.MODELS["v1-4"])
+    assert (row["params"], row["sites"], row["products"], row["integer_sites"]) == (859_520_964, 346, 64, 256)
+    assert (row["integer_mac_fraction"], row["integer_mac_fraction_with_products"]) == (0.8428, 0.9997)
+    assert row["bytes"]["float32"] == 4 * row["params"]
+    assert 0.25 < row["of_float32"]["W8"] < 0.26 and 0.125 < row["of_float32"]["W4"] < 0.13

@@ -202,7 +202,11 @@ def batch_at(
     denoiser: Denoiser, data: Trajectories, step: int, images: slice | np.ndarray, *, mesh: Mesh | None = None
 ) -> Batch:
     """The batch of these images (positions 0..N-1) at this step, as device arrays; rows sharded where they divide."""
-    rows: Any = data.states[step, images], data.outputs[step, images], denoiser.args(jnp.asarray(data.image_index[images]))
+    rows: Any = (
+        data.states[step, images],
+        data.outputs[step, images],
+        denoiser.args(jnp.asarray(data.image_index[images])),
+    )
     x, target, args = shard(rows, mesh)
     t, index = replicate((jnp.asarray(data.t[step], jnp.int32), jnp.asarray(step, jnp.int32)), mesh)
     return Batch(x=x, t=t, step=index, target=target, args=args)

@@ -12,7 +12,7 @@ from jaxdq.linen._quantized import QuantizedParams
 
 
 def shard_by_output(qparams: QuantizedParams, mesh: Mesh, axis: str) -> QuantizedParams:
-    """A sharding for every array: quantized kernels split along their output channels, their grids and biases with them.
+    """A sharding for every array: kernels split along their output channels, their grids and biases with them.
 
     A site is split along the first of its output axes that the devices can share out evenly; scales, zero points, code
     sums and the bias follow where they vary along it. Everything else is replicated: sites without such an axis, and

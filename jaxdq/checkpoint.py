@@ -259,11 +259,12 @@ def restore_state(path: str | os.PathLike[str], like: Any) -> tuple[int, Any]:
     return int(tree["update"]), state
 
 
-def _checkpointer() -> ocp.PyTreeCheckpointer:
+def _checkpointer() -> ocp.Checkpointer:
     """One that works for this process alone, and waits for no other."""
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
-    return ocp.PyTreeCheckpointer(multiprocessing_options=alone)
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _read_arrays(location: Path) -> Any:

@@ -89,6 +89,7 @@ def is_first_process() -> bool:
 
 
 def _sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    num_devices(mesh)  # refuses what is no mesh of one axis
     # jax.make_mesh makes axes that every operation has to be told about; jit shall partition by itself.
     return NamedSharding(Mesh(mesh.devices, mesh.axis_names), PartitionSpec(*axes))
 

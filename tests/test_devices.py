@@ -111,8 +111,8 @@ def test_bad_meshes_are_refused():
         sample(denoiser, denoiser.params, sampler=ddim(2), num_images=1, key=KEY, mesh=two_axes)
     with pytest.raises(InputError, match="mesh has type str and one axis was expected"):
         jaxdq.calibrate(denoiser, recipes.minmax(), sampler=ddim(2), key=KEY, mesh="batch")
-    with pytest.raises(InputError, match="qparams is dict; pass what jaxdq.quantize returned"):
+    with pytest.raises(InputError, match=r"qparams is dict; pass what jaxdq.quantize returned"):
         shard_by_output(denoiser.params, two_axes, "model")
     empty = jaxdq.QuantizedParams({}, None, None, None, jaxdq.Plan(()))
-    with pytest.raises(InputError, match="has axes .* and not 'batch'; name one of them"):
+    with pytest.raises(InputError, match=r"has axes .* and not 'batch'; name one of them"):
         shard_by_output(empty, two_axes, "batch")

@@ -10,8 +10,10 @@ from toys import SHAPE, Tiny, toy_denoiser
 
 import jaxdq
 from jaxdq import ddpm, recipes
+from jaxdq._devices import replicate, replicated, shard
 from jaxdq.calibration import RangeSettings, SearchSettings
 from jaxdq.linen import shard_by_output
+from jaxdq.observers import minmax, mse
 from jaxdq.sampling import batch_at, one_pass, trajectories
 
 KEY = jax.random.key(0)
@@ -63,6 +65,14 @@ def test_a_batch_lies_on_all_devices_and_its_rest_on_each():
     assert [shard.data.shape for shard in tail.x.addressable_shards] == [(3, *SHAPE)] * 8
     np.testing.assert_array_equal(np.concatenate([head.x, tail.x]), data.states[0])
     assert batch_at(DENOISER, data, 0, slice(0, 8)).x.devices() == {jax.devices()[0]}
+
+
+@pytest.mark.parametrize("observer", [minmax(), mse()])
+def test_devices_add_up_what_they_saw_and_send_no_activations(observer):
+    states, x = replicate(observer.init(), MESH), shard(np.ones((16, 4, 4, 2), np.float32), MESH)
+    program = jax.jit(observer.update, out_shardings=replicated(MESH)).lower(states, x).compile().as_text()
+    assert "all-reduce(" in program
+    assert not any(word in program for word in ("all-gather(", "all-to-all(", "collective-permute("))
 
 
 def test_images_are_those_of_one_device():

@@ -60,7 +60,7 @@ def save(path: str | os.PathLike[str], qparams: QuantizedParams, *, overwrite: b
     except OSError as error:
         raise InputError(f"can't write beside '{path}' ({error.strerror}); choose another folder.") from None
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save((staged / ARRAYS).absolute(), _to_arrays(qparams))
         manifest = {
             "format": FORMAT,
@@ -234,7 +234,7 @@ def save_state(path: str | os.PathLike[str], update: int, state: Any) -> None:
     shutil.rmtree(staged, ignore_errors=True)
     leaves = {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(staged.absolute(), {"update": np.asarray(update), "leaves": leaves})
         move_into_place(staged, path)
     finally:
@@ -259,8 +259,16 @@ def restore_state(path: str | os.PathLike[str], like: Any) -> tuple[int, Any]:
     return int(tree["update"]), state
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """One that works for this process alone, and waits for no other."""
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _read_arrays(location: Path) -> Any:
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         metadata = checkpointer.metadata(location).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
         return checkpointer.restore(location, restore_args=as_numpy)

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxdq import diffusion
+from jaxdq._devices import gather, num_devices, replicate, round_up, shard
 from jaxdq._errors import InputError
 from jaxdq._progress import track
 from jaxdq.diffusion import Coefficients, Denoiser, Sampler
@@ -62,6 +64,7 @@ def sample(
     num_images: int,
     key: jax.Array,
     batch_size: int = BATCH_SIZE,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Draws images by one `lax.scan` over the sampler's steps; the network is traced once.
 
@@ -75,23 +78,26 @@ def sample(
         num_images: N >= 1.
         key: a random key.
         batch_size: images at a time; the last batch is filled up and cut, so that nothing is traced again.
+        mesh: of one axis, over whose devices the images of a batch are sharded (a multiple of their number is drawn at
+            a time) and the params replicated; None is one device. Over several hosts every process makes the same call
+            and has all images.
 
     Returns:
         float32[N, H, W, C], clipped to the schedule's `clip_range` (images: [-1, 1]); where that is None the model
         draws latents, which have no bounds, and they are returned as they are.
 
     Raises:
-        InputError: num_images or batch_size below 1, a sampler that doesn't fit the schedule.
+        InputError: num_images or batch_size below 1, a sampler that doesn't fit the schedule, a mesh of
+            more axes than one.
 
     Example:
         `images = jaxdq.sample(denoiser, qparams, sampler=jaxdq.ddim(50), num_images=64, key=jax.random.key(1))`
     """
-    coefficients = sampler.coefficients(denoiser.schedule)
-    batches = _batches(num_images, batch_size)
-    images = [
-        _sample_batch(denoiser.module, sampler, denoiser.shape, params, coefficients, key, index, denoiser.args(index))
-        for index in track(batches, "sample")
-    ]
+    fixed = replicate((params, sampler.coefficients(denoiser.schedule), key), mesh)
+    images = []
+    for index in track(_batches(num_images, batch_size, mesh), "sample"):
+        rows = shard((index, denoiser.args(index)), mesh)
+        images.append(gather(_sample_batch(denoiser.module, sampler, denoiser.shape, *fixed, *rows), mesh))
     return jnp.clip(jnp.concatenate(images)[:num_images], *_bounds(denoiser))
 
 
@@ -103,19 +109,20 @@ def trajectories(
     num_images: int,
     key: jax.Array,
     batch_size: int = BATCH_SIZE,
+    mesh: Mesh | None = None,
 ) -> Trajectories:
     """The states of N trajectories and the model's outputs there, moved to the host batch by batch.
 
     Args and errors as in `sample`.
     """
     coefficients = sampler.coefficients(denoiser.schedule)
+    fixed = replicate((params, coefficients, key), mesh)
     parts = []
-    for index in track(_batches(num_images, batch_size), "trajectories"):
-        images, states, outputs = _trajectory_batch(
-            denoiser.module, sampler, denoiser.shape, params, coefficients, key, index, denoiser.args(index)
-        )
-        parts.append((np.asarray(states), np.asarray(outputs), np.asarray(images)))
-    all_states, all_outputs, all_images = zip(*parts, strict=True)
+    for index in track(_batches(num_images, batch_size, mesh), "trajectories"):
+        rows = shard((index, denoiser.args(index)), mesh)
+        part = _trajectory_batch(denoiser.module, sampler, denoiser.shape, *fixed, *rows)
+        parts.append(jax.tree.map(np.asarray, gather(part, mesh)))
+    all_images, all_states, all_outputs = zip(*parts, strict=True)
     return Trajectories(
         states=np.concatenate(all_states, axis=1)[:, :num_images],
         outputs=np.concatenate(all_outputs, axis=1)[:, :num_images],
@@ -131,14 +138,14 @@ def _bounds(denoiser: Denoiser) -> tuple[float, float]:
     return (-np.inf, np.inf) if clip_range is None else (-clip_range, clip_range)
 
 
-def _batches(num_images: int, batch_size: int) -> list[jax.Array]:
+def _batches(num_images: int, batch_size: int, mesh: Mesh | None) -> list[jax.Array]:
     """Image indices in batches of one size, so that one program serves all of them."""
     whole = isinstance(num_images, int | np.integer) and isinstance(batch_size, int | np.integer)
     if not whole or num_images < 1 or batch_size < 1:
         raise InputError(f"num_images is {num_images} and batch_size {batch_size}; give at least 1 of each.")
     # Even batches: 65 images at 64 at a time are two batches of 33, not one of 64 and one of 64 with 63 thrown away.
-    count = -(-num_images // batch_size)
-    size = -(-num_images // count)
+    count = -(-num_images // round_up(batch_size, mesh))
+    size = round_up(-(-num_images // count), mesh)
     return [jnp.arange(start, start + size, dtype=jnp.int32) for start in range(0, count * size, size)]
 
 
@@ -191,39 +198,56 @@ class Batch(NamedTuple):
     args: tuple[jax.Array, ...] = ()
 
 
-def batch_at(denoiser: Denoiser, data: Trajectories, step: int, images: slice | np.ndarray) -> Batch:
-    """The batch of these images (positions 0..N-1) at this step, as device arrays."""
-    return Batch(
-        x=jnp.asarray(data.states[step, images]),
-        t=jnp.asarray(data.t[step], jnp.int32),
-        step=jnp.asarray(step, jnp.int32),
-        target=jnp.asarray(data.outputs[step, images]),
-        args=denoiser.args(jnp.asarray(data.image_index[images])),
+def batch_at(
+    denoiser: Denoiser, data: Trajectories, step: int, images: slice | np.ndarray, *, mesh: Mesh | None = None
+) -> Batch:
+    """The batch of these images (positions 0..N-1) at this step, as device arrays; rows sharded where they divide."""
+    rows: Any = (
+        data.states[step, images],
+        data.outputs[step, images],
+        denoiser.args(jnp.asarray(data.image_index[images])),
     )
+    x, target, args = shard(rows, mesh)
+    t, index = replicate((jnp.asarray(data.t[step], jnp.int32), jnp.asarray(step, jnp.int32)), mesh)
+    return Batch(x=x, t=t, step=index, target=target, args=args)
 
 
 def one_pass(
-    denoiser: Denoiser, data: Trajectories, batch_size: int, counts: np.ndarray | None = None
+    denoiser: Denoiser,
+    data: Trajectories,
+    batch_size: int,
+    counts: np.ndarray | None = None,
+    *,
+    mesh: Mesh | None = None,
 ) -> Iterator[Batch]:
     """Every state once, step by step, in batches of one size: a step's last batch is filled up with its own images.
+
+    Over a mesh these are the same batches as on one device, which its devices share; where they can't share one evenly,
+    the rows that are left over follow as a batch that each of them holds whole.
 
     Args:
         denoiser: gives the module's further arguments.
         data: the states.
         batch_size: images at a time.
         counts: int[S], how many images of each step are shown; None is all.
+        mesh: whose devices share a batch.
     """
     counts = np.full(data.num_steps, data.num_images) if counts is None else counts
     size = batch_size_of(counts, batch_size)
+    shared = size - size % num_devices(mesh)
     for step in np.flatnonzero(counts):
         images = np.resize(np.arange(counts[step]), (-(-counts[step] // size), size))
         for batch in images:
-            yield batch_at(denoiser, data, int(step), batch)
+            for part in (batch[:shared], batch[shared:]):
+                if len(part):
+                    yield batch_at(denoiser, data, int(step), part, mesh=mesh)
 
 
-def num_batches(counts: np.ndarray, batch_size: int) -> int:
+def num_batches(counts: np.ndarray, batch_size: int, mesh: Mesh | None = None) -> int:
     """How many batches `one_pass` makes."""
-    return int(np.sum(-(-counts // batch_size_of(counts, batch_size))))
+    size = batch_size_of(counts, batch_size)
+    parts = 1 if size < num_devices(mesh) or size % num_devices(mesh) == 0 else 2
+    return parts * int(np.sum(-(-counts // size)))
 
 
 def batch_size_of(counts: np.ndarray, batch_size: int) -> int:

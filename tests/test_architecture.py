@@ -10,7 +10,7 @@ FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("
 # Imports point to a lower floor, or to the same part of the house.
 FLOORS = (
     ("_errors", "_folders", "_progress"),
-    ("grid", "_foreign"),
+    ("_devices", "_foreign", "grid"),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),
     ("sampling", "checkpoint", "unet"),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxdq import diffusion
 from jaxdq._errors import InputError
@@ -52,7 +53,7 @@ class Sensitivity(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What is known so far.
+    """What is known so far: values on the host of every process.
 
     Attributes:
         denoiser: the float model.
@@ -68,6 +69,8 @@ class Work(NamedTuple):
         calib: the calibration, once there is one.
         log: (name, numbers) of each calibrator that has something to report.
         checkpoint_dir: where loops keep their state, so that a killed run goes on; None keeps none.
+        batch_size: images that a network is shown at a time, where a calibrator has no number of its own.
+        mesh: of one axis, whose devices share the rows that a network is shown; None is one device.
     """
 
     denoiser: Denoiser
@@ -83,6 +86,8 @@ class Work(NamedTuple):
     calib: Calibration | None = None
     log: tuple[tuple[str, dict[str, Any]], ...] = ()
     checkpoint_dir: Path | None = None
+    batch_size: int = 32
+    mesh: Mesh | None = None
 
     @property
     def counts_or_all(self) -> np.ndarray:

@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxdq._devices import is_first_process
 from jaxdq._errors import InputError
 from jaxdq.calibration._base import Calibrator, Work
 from jaxdq.checkpoint import versions
@@ -51,6 +53,7 @@ def calibrate(
     num_images: int = 32,
     batch_size: int = 32,
     checkpoint_dir: str | os.PathLike[str] | None = None,
+    mesh: Mesh | None = None,
 ) -> Calibration:
     """Learns a calibration from the denoiser's own samples.
 
@@ -62,14 +65,17 @@ def calibrate(
         num_images: trajectories to sample.
         batch_size: images at a time.
         checkpoint_dir: a folder for the state of loops that learn; the same call after a kill goes on from there and
-            ends in the same bits.
+            ends in the same bits. Of several processes the first writes, and all must see what it wrote.
+        mesh: of one axis, over whose devices the images of a batch (and the rows of loops that learn) are sharded, the
+            params replicated; None is one device. The result is one device's up to the order of float sums. Over
+            several hosts (`jax.distributed`) every process makes the same call and has the result.
 
     Returns:
         Calibration: scales, groups and the plan; a small pytree.
 
     Raises:
         InputError: rules that don't fit the network, more groups than steps, NaN or infinity in weights or activations,
-            a checkpoint_dir of another run.
+            a checkpoint_dir of another run, a mesh of more axes than one.
 
     Example:
         `calib = jaxdq.calibrate(denoiser, recipe, sampler=jaxdq.ddim(50), key=jax.random.key(0))`
@@ -82,6 +88,7 @@ def calibrate(
         num_images=num_images,
         batch_size=batch_size,
         checkpoint_dir=checkpoint_dir,
+        mesh=mesh,
     ).calib
     assert calib is not None
     return calib
@@ -96,6 +103,7 @@ def run_recipe(
     num_images: int = 32,
     batch_size: int = 32,
     checkpoint_dir: str | os.PathLike[str] | None = None,
+    mesh: Mesh | None = None,
 ) -> Work:
     """`calibrate`, with all that was seen on the way: the ranges by step and what the calibrators report.
 
@@ -111,11 +119,17 @@ def run_recipe(
         asked = [recipe.name, dict(recipe.settings), repr(sampler), num_images, batch_size, str(plan)]
         _claim(folder, [*asked, repr(denoiser.module), denoiser.shape, versions(), _digest(denoiser)], key)
     data = trajectories(
-        denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_noise, batch_size=batch_size
+        denoiser,
+        denoiser.params,
+        sampler=sampler,
+        num_images=num_images,
+        key=key_noise,
+        batch_size=batch_size,
+        mesh=mesh,
     )
     _refuse_non_finite(data)
     weights = weight_ranges(denoiser.params, plan, recipe.weight_range)
-    work = Work(denoiser, sampler, plan, weights, data, key_noise)
+    work = Work(denoiser, sampler, plan, weights, data, key_noise, batch_size=batch_size, mesh=mesh)
     for index, calibrator in enumerate(recipe.calibrators):
         # A folder for each, so that a recipe may hold one calibrator twice.
         own = None if folder is None else folder / str(index)
@@ -185,6 +199,8 @@ def _claim(folder: Path, asked: list[Any], key: jax.Array) -> None:
         raise InputError(
             f"'{folder}' holds the state of another run; choose another folder, or remove it to start anew."
         )
+    if not is_first_process():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     staged = mark.with_suffix(".part")
     staged.write_text(ours)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdq._devices import replicate
 from jaxdq._errors import InputError
 from jaxdq.calibration._base import Calibrator, Work, check_at_least, with_tables
 from jaxdq.calibration._loop import learn
@@ -154,7 +155,7 @@ def _search(
     update = make_update(
         work.denoiser.module, columns, optimizer, settings.num_updates, settings.task, settings.entropy
     )
-    rows_of = rows_of_steps(work, step_weights(work), settings.rows, key)
+    rows_of, on_devices = rows_of_steps(work, step_weights(work), settings.rows, key), replicate(problem, work.mesh)
 
     def explain(state: SearchState, inputs: Any) -> str:
         def visitor_at(step: jax.Array) -> Visitor:
@@ -165,10 +166,11 @@ def _search(
     state, infos = learn(
         lambda state, inputs: update(inputs[0], state, inputs[1]),
         state,
-        lambda index: (problem, rows_of(index)),
+        lambda index: (on_devices, rows_of(index)),
         settings.num_updates,
         label="search groups",
         checkpoint=None if work.checkpoint_dir is None else work.checkpoint_dir / "search_groups",
         explain=explain,
+        mesh=work.mesh,
     )
     return np.asarray(state.logits), infos

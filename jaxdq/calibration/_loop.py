@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxdq._devices import gather, is_first_process, is_same_everywhere, replicate, replicated
 from jaxdq._errors import InputError
 from jaxdq._progress import track
 from jaxdq.checkpoint import restore_state, save_state
@@ -26,6 +28,7 @@ def learn(
     judge: Callable[[Any], float] | None = None,
     judge_every: int = SAVE_EVERY,
     explain: Callable[[Any, Any], str] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Any, list[Any]]:
     """Runs `state, info = update(state, batch_of(i))` for i in 0..num_updates-1.
 
@@ -41,15 +44,17 @@ def learn(
             last; the state of least error is returned. None takes the last.
         judge_every: updates between two questions.
         explain: `(state, batch) -> where it began`, asked on the host when an update has made NaN, with what went in.
+        mesh: on which batches lie; the state is replicated over it. Of several processes the first one writes.
 
     Returns:
         The last state, or the best one, and the infos of the updates that this call ran, on the host.
 
     Raises:
         InputError: an info that is NaN or infinite, or a state that is NaN where it would be kept or returned: the
-            update and the quantity are named. The state on disk is the last good one.
+            update and the quantity are named. The state on disk is the last good one. Processes that don't find the
+            same state on disk.
     """
-    jitted = jax.jit(update)
+    jitted = jax.jit(update, out_shardings=replicated(mesh))
     start, best, least = 0, state, np.float32(np.inf)  # float32, as it comes back from disk
     if checkpoint is not None and Path(checkpoint).exists():
         if judge is None:
@@ -63,7 +68,11 @@ def learn(
             f"the state in '{checkpoint}' has seen {start} updates of '{label}' and {num_updates} were asked for; "
             f"remove the folder to start anew."
         )
-    infos = []
+    if checkpoint is not None and not is_same_everywhere(start, mesh):
+        raise InputError(
+            f"the processes found different states in '{checkpoint}'; put the folder on a disk that all of them share."
+        )
+    state, infos = replicate(state, mesh), []
     for index in track(range(start, num_updates), label):
         before, batch = state, batch_of(index)
         state, info = jitted(before, batch)
@@ -73,17 +82,18 @@ def learn(
             # A gradient can be NaN where its loss is a number. Infinity may be meant, such as a best loss so far.
             broken = _first(jax.device_get(state), np.isnan)
         if broken is not None:
-            where = "" if explain is None else f" ({explain(before, batch)})"
+            where = "" if explain is None else f" ({explain(*gather((before, batch), mesh))})"
             raise InputError(
                 f"'{broken}' became NaN or infinite in update {index} of '{label}'{where}; lower the learning rate, or "
                 f"look at the ranges of the calibration that it started from."
             )
         if judge is not None and ((index + 1) % judge_every == 0 or index + 1 == num_updates):
-            error = np.float32(judge(state))
-            best, least = (state, error) if error < least else (best, least)
-        if checkpoint is not None and (index + 1) % SAVE_EVERY == 0:
+            here = gather(state, mesh)
+            error = np.float32(judge(here))
+            best, least = (here, error) if error < least else (best, least)
+        if checkpoint is not None and (index + 1) % SAVE_EVERY == 0 and is_first_process():
             save_state(checkpoint, index + 1, state if judge is None else (state, best, least))
-    return state if judge is None else best, infos
+    return gather(state, mesh) if judge is None else best, infos
 
 
 def _first(tree: Any, is_bad: Callable[[Any], Any]) -> str | None:

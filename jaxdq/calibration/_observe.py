@@ -1,9 +1,12 @@
 """Observing: the ranges of every quantized activation at every step of the float model's trajectories."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._devices import gather, replicate, replicated
 from jaxdq._errors import InputError
 from jaxdq._progress import track
 from jaxdq.calibration._base import Calibrator, Evidence, Work, tables_of
@@ -12,14 +15,14 @@ from jaxdq.observers import Observer
 from jaxdq.sampling import Batch, num_batches, one_pass
 
 
-def observe(observer: Observer, *, batch_size: int = 32) -> Calibrator:
+def observe(observer: Observer) -> Calibrator:
     """Runs an observer at every site and step, in one pass over the trajectories.
 
     Kept by step and not by group, so that any partition of the steps can be fitted afterwards without another pass.
+    Activations of `work.batch_size` images at one step are all that is ever in memory.
 
     Args:
         observer: such as `jaxdq.observers.minmax()`.
-        batch_size: images at a time. Activations of one batch at one step are all that is ever in memory.
 
     Returns:
         A calibrator that sets `work.evidence`; states of A activations at S steps. Steps of which no state was chosen
@@ -30,7 +33,7 @@ def observe(observer: Observer, *, batch_size: int = 32) -> Calibrator:
         column = work.plan.column
         module = work.denoiser.module
 
-        @jax.jit
+        @functools.partial(jax.jit, donate_argnums=1, out_shardings=replicated(work.mesh))
         def update(params: object, states: object, batch: Batch) -> object:
             here = jax.tree.map(lambda leaf: leaf[batch.step], states)
             columns = {name: jax.tree.map(lambda leaf, i=i: leaf[i], here) for name, i in column.items()}
@@ -49,9 +52,11 @@ def observe(observer: Observer, *, batch_size: int = 32) -> Calibrator:
         )
         counts = work.counts_or_all
         if column:
-            batches = one_pass(work.denoiser, work.data, batch_size, counts)
-            for batch in track(batches, "observe ranges", total=num_batches(counts, batch_size)):
-                states = update(work.denoiser.params, states, batch)
+            params, states = replicate((work.denoiser.params, states), work.mesh)
+            batches = one_pass(work.denoiser, work.data, work.batch_size, counts, mesh=work.mesh)
+            for batch in track(batches, "observe ranges", total=num_batches(counts, work.batch_size, work.mesh)):
+                states = update(params, states, batch)
+            states = jax.tree.map(jnp.asarray, gather(states, work.mesh))
         seen = np.flatnonzero(counts)
         nearest = seen[np.argmin(np.abs(np.arange(len(counts))[:, None] - seen), axis=1)]
         evidence = Evidence(observer, jax.tree.map(lambda leaf: leaf[nearest], states))

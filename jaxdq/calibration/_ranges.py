@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdq._devices import replicate
 from jaxdq._errors import InputError
 from jaxdq.calibration._base import Calibrator, Work, check_at_least, with_tables
 from jaxdq.calibration._loop import learn
@@ -118,7 +119,7 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
         optimizer = _optimizer(settings, start)
         loss = _make_loss(work.denoiser.module, work.plan)
         # Handed over as arguments: what a jitted function closes over becomes part of its program.
-        fixed = Fixed(work.denoiser.params, work.weights, jnp.asarray(work.group_of_step))
+        fixed = replicate(Fixed(work.denoiser.params, work.weights, jnp.asarray(work.group_of_step)), work.mesh)
         rows_of = rows_of_steps(work, step_weights(work), settings.rows, key)
 
         def update(state: Any, inputs: tuple[Fixed, Rows]) -> Any:
@@ -150,6 +151,7 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
             judge=judge,
             judge_every=settings.judge_every,
             explain=explain,
+            mesh=work.mesh,
         )
         log = {"loss": [float(value) for value in losses], "image_mse": errors}
         return with_ranges(work, best)._replace(log=(*work.log, ("learn_ranges", log)))

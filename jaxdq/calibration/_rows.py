@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._devices import round_up, shard
 from jaxdq.calibration._base import Work
 from jaxdq.linen import Visitor, apply_visited, quantize
 from jaxdq.sampling import sample
@@ -40,7 +41,8 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
     Args:
         work: whose chosen states are drawn from.
         weight: f64[S], what a squared error counts for at each step.
-        num_rows: R at most, each of another step.
+        num_rows: R at most, each of another step. Over a mesh, its next multiple of the number of devices: rows that
+            weigh nothing are added.
         key: of the draws.
     """
     data, counts = work.data, work.counts_or_all
@@ -52,14 +54,18 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
         draw = np.random.default_rng((seed, index))
         step = np.sort(draw.permutation(seen)[:num_rows])
         image = draw.integers(counts[step])
-        return Rows(
-            x=jnp.asarray(data.states[step, image]),
-            t=jnp.asarray(data.t[step], jnp.int32),
-            step=jnp.asarray(step, jnp.int32),
-            target=jnp.asarray(data.outputs[step, image]),
-            weight=jnp.asarray(weight[step] * len(seen) / num_rows, jnp.float32),
+        added = round_up(num_rows, work.mesh) - num_rows
+        step, image = (np.resize(drawn, num_rows + added) for drawn in (step, image))
+        real = np.arange(num_rows + added) < num_rows
+        rows: Any = Rows(
+            x=data.states[step, image],
+            t=np.int32(data.t[step]),
+            step=np.int32(step),
+            target=data.outputs[step, image],
+            weight=np.float32(real * weight[step] * len(seen) / num_rows),
             args=work.denoiser.args(jnp.asarray(data.image_index[image])),
         )
+        return shard(rows, work.mesh)
 
     return rows_of
 
@@ -130,7 +136,13 @@ def image_error(work: Work, *, num_images: int = 32) -> float:
     num_images = min(num_images, work.data.num_images)
     qparams = _quantize(work.denoiser.params, work.calib)
     images = sample(
-        work.denoiser, qparams, sampler=work.sampler, num_images=num_images, key=work.key, batch_size=num_images
+        work.denoiser,
+        qparams,
+        sampler=work.sampler,
+        num_images=num_images,
+        key=work.key,
+        batch_size=work.batch_size,
+        mesh=work.mesh,
     )
     error = np.mean((np.asarray(images, np.float64) - work.data.images[:num_images]) ** 2, axis=(1, 2, 3))
     mean = np.exp(np.mean(np.log(np.maximum(error, np.finfo(np.float32).tiny))))

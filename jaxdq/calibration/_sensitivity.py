@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._devices import gather, replicate, round_up, shard
 from jaxdq.calibration._base import Calibrator, Sensitivity, Work, check_at_least
 from jaxdq.diffusion import Coefficients, step
 from jaxdq.linen import apply_visited
@@ -54,16 +55,23 @@ def sensitivity(work: Work, key: jax.Array, *, num_images: int = 8, num_draws: i
     Source: the propagation identity of DDIM (weights `sqrt(abar_0) (sigma_{t-1} - sigma_t)`), here with the sampler's
     clipping and the network's reaction to its own drift included.
     """
-    coefficients = work.sampler.coefficients(work.denoiser.schedule)
-    images = slice(0, min(num_images, work.data.num_images))
-    args = work.denoiser.args(jnp.asarray(work.data.image_index[images]))
+    data, mesh = work.data.first(num_images), work.mesh
     names = tuple(name for name, _ in work.plan.tables)
-    states = jnp.asarray(work.data.states[:, images])
-    total = np.zeros((work.data.num_steps, 1 + len(names)))
+    fixed = replicate((work.denoiser.params, work.sampler.coefficients(work.denoiser.schedule)), mesh)
+    size = round_up(min(work.batch_size, data.num_images), mesh)
+    total = np.zeros((data.num_steps, 1 + len(names)))
     for draw in range(num_draws):
-        direction = jax.random.normal(jax.random.fold_in(key, draw), states.shape[1:])
-        out = _sweep(work.denoiser.module, names, work.denoiser.params, coefficients, states, args, direction)
-        total += np.asarray(out, np.float64) / num_draws
+        direction = np.asarray(jax.random.normal(jax.random.fold_in(key, draw), data.states.shape[1:]))
+        for start in range(0, data.num_images, size):
+            # Filled up with images whose v is 0: they add nothing.
+            images = np.arange(start, start + size)
+            v = np.resize(direction, (start + size, *direction.shape[1:]))[images]
+            v[images >= data.num_images] = 0
+            images %= data.num_images
+            states = shard(data.states[:, images], mesh, axis=1)
+            args = work.denoiser.args(jnp.asarray(data.image_index[images]))
+            out = _sweep(work.denoiser.module, names, *fixed, states, *shard((args, v), mesh))
+            total += np.asarray(gather(out, mesh), np.float64) * size / data.num_images / num_draws
     return Sensitivity(sites=total[:, 1:], output=total[:, 0])
 
 

@@ -20,6 +20,7 @@ from jaxdq.linen._quantized import Calibration as Calibration
 from jaxdq.linen._quantized import QuantizedParams as QuantizedParams
 from jaxdq.linen._quantized import quantize as quantize
 from jaxdq.linen._quantized import with_kernels as with_kernels
+from jaxdq.linen._sharding import shard_by_output as shard_by_output
 from jaxdq.linen._sites import Site as Site
 from jaxdq.linen._sites import find_sites as find_sites
 from jaxdq.linen._sites import kernel_at as kernel_at

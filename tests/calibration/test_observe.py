@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize("batch_size", [32, 2, 1])
 def test_oracle_ranges_are_those_of_the_activations(batch_size):
-    low, high = observe(minmax(), batch_size=batch_size)(work(), KEY).evidence.states
+    low, high = observe(minmax())(work()._replace(batch_size=batch_size), KEY).evidence.states
     for step, t in enumerate((10, 0)):
         for column, (lowest, highest) in enumerate(by_hand(STATES[step], t)):
             # One float32 product and one sum, each rounded once.
@@ -54,6 +54,6 @@ def test_infinity_is_named_by_site_and_time():
 def test_compiles_once_for_all_batches_and_steps():
     observer, calls = minmax(), []
     counted = observer._replace(update=lambda state, x: calls.append(x.shape) or observer.update(state, x))
-    observe(counted, batch_size=2)(work(), KEY)
+    observe(counted)(work()._replace(batch_size=2), KEY)
     # Four batches, two sites: one trace sees each site once.
     assert calls == [(2, *SHAPE), (2, *SHAPE)]

@@ -186,6 +186,12 @@ def test_without_quantized_activations_the_output_remains():
     np.testing.assert_allclose(found.output, sensitivity(work, KEY).output, rtol=1e-6)
 
 
+def test_images_at_a_time_change_nothing():
+    # Three images two by two: the second pair is filled up with one that adds nothing.
+    whole, parts = (sensitivity(curved()._replace(batch_size=size), KEY) for size in (32, 2))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), parts, whole)
+
+
 class Twice(nn.Module):
     """One layer that is called twice, on all of x and on a part of it; or two layers of the same params."""
 

@@ -1,0 +1,101 @@
+"""Calibrates and quantizes a model over all devices, of this host or of several, and saves the integers.
+
+    python scripts/calibrate.py digits --recipe adpdm --weight-bits 8 --act-bits 8 --groups 8 --steps 50 --out out/q
+
+On several hosts, the same line on each, with its own number and all with one coordinator (any of them):
+
+    python scripts/calibrate.py digits --out out/q --coordinator HOST:PORT --num-processes 2 --process-id 0
+
+The images of a batch are sharded over the devices, the params replicated; a batch of a multiple of their number wastes
+nothing. Every process calibrates; the first one saves DIR, for `jaxdq.restore(DIR)`, and prints one JSON line: seconds
+for each phase, and the bytes that one device holds in one call of the float network on one batch, as its compiler
+counts them.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxdq
+from jaxdq.run import Settings, make_recipe
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Calibrate, quantize, save and print."""
+    args = parsed(argv)
+    if args.coordinator:
+        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",))
+    settings = Settings(
+        args.model, args.recipe, weight_bits=args.weight_bits, act_bits=args.act_bits, groups=args.groups
+    )
+    laps = [time.perf_counter()]
+    denoiser = jaxdq.load_denoiser(args.model)
+    laps.append(time.perf_counter())
+    calib = jaxdq.calibrate(
+        denoiser,
+        make_recipe(settings),
+        sampler=jaxdq.ddim(args.steps),
+        key=jax.random.key(args.seed),
+        num_images=args.images,
+        batch_size=args.batch_size,
+        checkpoint_dir=args.checkpoint_dir,
+        mesh=mesh,
+    )
+    laps.append(time.perf_counter())
+    if jax.process_index() == 0:
+        jaxdq.save(args.out, jax.jit(jaxdq.quantize)(denoiser.params, calib))
+        laps.append(time.perf_counter())
+        seconds = [round(end - start, 2) for start, end in itertools.pairwise(laps)]
+        report = {
+            "devices": mesh.size,
+            "processes": jax.process_count(),
+            "batch_size": args.batch_size,
+            "seconds": dict(zip(("load", "calibrate", "quantize and save"), seconds, strict=True)),
+            "bytes_per_device": bytes_per_device(denoiser, -(-args.batch_size // mesh.size)),
+        }
+        print(json.dumps(report))
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a bundled name or a diffusers folder")
+    parser.add_argument("--recipe", default="adpdm")
+    parser.add_argument("--weight-bits", type=int, default=8)
+    parser.add_argument("--act-bits", type=int, default=8)
+    parser.add_argument("--groups", type=int)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--images", type=int, default=32, help="to calibrate on")
+    parser.add_argument("--batch-size", type=int, default=32, help="images at a time, over all devices together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", required=True, help="a folder that does not exist yet")
+    parser.add_argument("--checkpoint-dir", help="keeps the state of a run that may be killed; on a shared disk")
+    parser.add_argument("--coordinator", help="HOST:PORT of the first process")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    args = parser.parse_args(argv)
+    if Path(args.out).exists():
+        parser.error(f"'{args.out}' exists already; choose another folder for --out.")
+    return args
+
+
+def bytes_per_device(denoiser: Any, images: int) -> dict[str, int]:
+    """What one device holds while the float network sees its share of a batch."""
+    x = jax.ShapeDtypeStruct((images, *denoiser.shape), jnp.float32)
+    call = jax.jit(lambda params, x, t, *args: jaxdq.apply(denoiser.module, params, x, t, *args))
+    t = jax.ShapeDtypeStruct((), jnp.int32)
+    memory = call.lower(denoiser.params, x, t, *denoiser.abstract_args(images)).compile().memory_analysis()
+    params = jaxdq.stored_bytes(denoiser.params)
+    batch = memory.argument_size_in_bytes - params + memory.output_size_in_bytes
+    return {"params": params, "states and outputs": batch, "activations": memory.temp_size_in_bytes}
+
+
+if __name__ == "__main__":
+    main()

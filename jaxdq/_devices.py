@@ -53,14 +53,14 @@ def shard(tree: Tree, mesh: Mesh | None, *, axis: int = 0) -> Tree:
 
     def one(leaf: Any) -> jax.Array:
         even = leaf.shape[axis] % num_devices(mesh) == 0
-        return _put(leaf, _sharding(mesh, *(None,) * axis, *mesh.axis_names) if even else replicated(mesh))
+        return _put(leaf, _sharding(mesh, *(None,) * axis, *mesh.axis_names) if even else _sharding(mesh))
 
     return jax.tree.map(one, tree)
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     """The tree on each of the devices; unchanged where there is no mesh."""
-    return tree if mesh is None else jax.tree.map(lambda leaf: _put(leaf, replicated(mesh)), tree)
+    return tree if mesh is None else jax.tree.map(lambda leaf: _put(leaf, _sharding(mesh)), tree)
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:

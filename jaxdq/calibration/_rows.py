@@ -57,12 +57,12 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
         added = round_up(num_rows, work.mesh) - num_rows
         step, image = (np.resize(drawn, num_rows + added) for drawn in (step, image))
         real = np.arange(num_rows + added) < num_rows
-        rows: Any = Rows(
+        rows = Rows(
             x=data.states[step, image],
-            t=np.int32(data.t[step]),
-            step=np.int32(step),
+            t=jnp.asarray(data.t[step], jnp.int32),
+            step=jnp.asarray(step, jnp.int32),
             target=data.outputs[step, image],
-            weight=np.float32(real * weight[step] * len(seen) / num_rows),
+            weight=jnp.asarray(real * weight[step] * len(seen) / num_rows, jnp.float32),
             args=work.denoiser.args(jnp.asarray(data.image_index[image])),
         )
         return shard(rows, work.mesh)

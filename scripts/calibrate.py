@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxdq
+from jaxdq import text
 from jaxdq.run import Settings, make_recipe
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         args.model, args.recipe, weight_bits=args.weight_bits, act_bits=args.act_bits, groups=args.groups
     )
     laps = [time.perf_counter()]
-    denoiser = jaxdq.load_denoiser(args.model)
+    denoiser = text.load(args.model, args.prompts, args.guidance, args.images)
     laps.append(time.perf_counter())
     calib = jaxdq.calibrate(
         denoiser,
@@ -74,6 +75,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--images", type=int, default=32, help="to calibrate on")
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time, over all devices together")
+    parser.add_argument("--prompts", help="of a text-to-image model: a text file, one prompt a line")
+    parser.add_argument("--guidance", type=float, default=7.5, help="scale of classifier-free guidance, with --prompts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True, help="a folder that does not exist yet")
     parser.add_argument("--checkpoint-dir", help="keeps the state of a run that may be killed; on a shared disk")

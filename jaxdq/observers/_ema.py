@@ -27,8 +27,8 @@ class EmaState(NamedTuple):
 def ema(decay: float = 0.9) -> Observer:
     """Exponential moving averages of each batch's min and max: `low = decay low + (1 - decay) min x`; high likewise.
 
-    The first batch starts the averages. A batch is what one `update` sees: images that the devices of a mesh can't share
-    out evenly make two of one.
+    The first batch starts the averages. A batch is what one `update` sees: images that the devices of a mesh can't
+    share out evenly make two of one.
 
     Args:
         decay: in [0, 1); 0 is the last batch alone.

@@ -22,7 +22,7 @@ from jaxdq.unet import abstract_params, unet2d_condition_from_config
 # Both sides sum in float32 in another order: about 1e-6 through some forty layers. A wrong detail costs 1e-2 or more.
 TOLERANCE = 1e-4
 
-VARIANTS = FAMILIES | {
+VARIANTS = {
     "scale and shift, scaled middle": V1 | {"resnet_time_scale_shift": "scale_shift", "mid_block_scale_factor": 1.4},
     "no middle, centred": V1 | {"mid_block_type": None, "center_input_sample": True},
     "layers of its own for each row": V1 | {"layers_per_block": [2, 1], "transformer_layers_per_block": [2, 1]},
@@ -31,7 +31,13 @@ VARIANTS = FAMILIES | {
 }
 
 
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(pytest.param(config, id=name) for name, config in FAMILIES.items()),
+        *(pytest.param(config, id=name, marks=pytest.mark.slow) for name, config in VARIANTS.items()),
+    ],
+)
 def test_oracle_equals_diffusers(config):
     network = torch_condition_network(config)
     module, params = jax_condition_network(config, network)

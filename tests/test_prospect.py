@@ -44,6 +44,7 @@ def test_bytes_are_those_of_the_quantized_params():
     assert kernel_at(made.params, "query").scheme.bits == 8
 
 
+@pytest.mark.slow
 def test_golden_counts_of_stable_diffusion_1():
     spec = importlib.util.spec_from_file_location("count_stable_diffusion", SCRIPT)
     script = importlib.util.module_from_spec(spec)

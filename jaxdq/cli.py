@@ -133,8 +133,9 @@ def inspect(
     from jaxdq.checkpoint import restore
 
     if (Path(what) / report.METRICS).exists() or (Path(what) / report.QUANTIZED).exists():
-        _show(report.read_metrics(what), as_json=False)
-        typer.echo(f"\n{restore(Path(what) / report.QUANTIZED).plan}")
+        metrics, plan = report.read_metrics(what), restore(Path(what) / report.QUANTIZED).plan
+        _show(metrics, as_json=False)
+        typer.echo(f"\n{plan}")
         return
     found = prospect.inspect_model(what)
     Console().print(tables_of_prospect(found))

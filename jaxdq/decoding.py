@@ -103,7 +103,10 @@ def decoded(decode: Decode, latents: np.ndarray, batch_size: int) -> np.ndarray:
     parts = []
     for start in range(0, len(latents), batch_size):
         given = latents[start : start + batch_size]
-        images = np.asarray(decode(jnp.asarray(given)), np.float32)
+        returned = np.asarray(decode(jnp.asarray(given)))
+        if not jnp.issubdtype(returned.dtype, jnp.floating):  # bytes from 0 to 255 would all be clipped to white
+            raise InputError(f"decode returned {returned.dtype}; let it return images in [-1, 1], float32[N, H, W, 3].")
+        images = returned.astype(np.float32)
         if images.ndim != 4 or len(images) != len(given) or not np.isfinite(images).all():
             raise InputError(
                 f"decode returned shape {images.shape} for latents of shape {given.shape}; let it return finite images "

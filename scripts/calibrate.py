@@ -15,6 +15,7 @@ counts them.
 import argparse
 import itertools
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,26 +24,45 @@ import jax
 import jax.numpy as jnp
 
 import jaxdq
-from jaxdq import text
-from jaxdq.run import Settings, make_recipe
+from jaxdq import InputError, text
+from jaxdq.calibration import check_num_groups
+from jaxdq.run import Settings, make_recipe, make_sampler
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Calibrate, quantize, save and print."""
+    """Calibrate, quantize, save and print; what the input is at fault for is one sentence and exit code 2."""
     args = parsed(argv)
+    try:
+        calibrate(args)
+    except InputError as error:
+        print(f"calibrate.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    """What the command line asks for."""
+    settings = Settings(
+        args.model,
+        args.recipe,
+        weight_bits=args.weight_bits,
+        act_bits=args.act_bits,
+        groups=args.groups,
+        seed=args.seed,
+        calibration_images=args.images,
+        batch_size=args.batch_size,
+    )
+    recipe, sampler = make_recipe(settings), make_sampler("ddim", args.steps)
+    check_num_groups(recipe.settings.get("groups", 1), args.steps)
     if args.coordinator:
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     mesh = jax.make_mesh((jax.device_count(),), ("batch",))
-    settings = Settings(
-        args.model, args.recipe, weight_bits=args.weight_bits, act_bits=args.act_bits, groups=args.groups
-    )
     laps = [time.perf_counter()]
     denoiser = text.load(args.model, args.prompts, args.guidance, args.images)
     laps.append(time.perf_counter())
     calib = jaxdq.calibrate(
         denoiser,
-        make_recipe(settings),
-        sampler=jaxdq.ddim(args.steps),
+        recipe,
+        sampler=sampler,
         key=jax.random.key(args.seed),
         num_images=args.images,
         batch_size=args.batch_size,
@@ -86,6 +106,13 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if Path(args.out).exists():
         parser.error(f"'{args.out}' exists already; choose another folder for --out.")
+    # Without a coordinator each process would be alone, and take itself for the first.
+    together = (args.coordinator, args.num_processes, args.process_id)
+    if together != (None, None, None):
+        if None in together or not 0 <= args.process_id < args.num_processes:
+            parser.error("give all of --coordinator, --num-processes N and --process-id (0 to N - 1), or none.")
+        if not args.coordinator.rpartition(":")[0] or not args.coordinator.rpartition(":")[2].isdigit():
+            parser.error(f"--coordinator is '{args.coordinator}'; give HOST:PORT.")
     return args
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from jaxdq import InputError
-from jaxdq.decoding import decoder_of, pixels_per_latent
+from jaxdq.decoding import decoded, decoder_of, pixels_per_latent
 
 VAE = {
     "block_out_channels": (8, 16),
@@ -119,3 +119,10 @@ def test_a_damaged_configuration_is_one_sentence(model, content, message):
     for read in (decoder_of, pixels_per_latent):
         with pytest.raises(InputError, match=rf"vae.config.json .*{message}"):
             read(model)
+
+
+def test_images_of_bytes_are_refused():
+    with pytest.raises(InputError, match=r"decode returned uint8; let it return images in \[-1, 1\]"):
+        decoded(lambda latents: np.full((2, 16, 16, 3), 200, np.uint8), np.zeros((2, 8, 8, 4), np.float32), 2)
+    bright = decoded(lambda latents: jnp.full((2, 16, 16, 3), 1.5, jnp.bfloat16), np.zeros((2, 8, 8, 4)), 2)
+    assert bright.dtype == np.float32 and (bright == 1).all()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -95,6 +96,28 @@ def test_the_script_saves_what_two_processes_learned(tmp_path):
     denoiser = jaxdq.load_denoiser("digits")
     one = jaxdq.calibrate(denoiser, recipe, sampler=ddim(2), key=KEY, num_images=4)
     np.testing.assert_allclose(jaxdq.restore(tmp_path / "q").act_scale, one.act_scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("nosuch", "neither a bundled model nor a folder called 'nosuch'"),
+        ("digits --recipe foo", "there is no recipe 'foo'"),
+        ("digits --weight-bits 1", "bits is 1; give a whole number from 2 to 8"),
+        ("digits --steps 0", "takes 0 steps; pass a whole number of at least 1"),
+        ("digits --steps 4 --groups 5", "5 groups were asked for and the sampler has 4 steps"),
+        ("digits --images 0", "calibration_images is 0; give at least 1"),
+        ("digits --seed -1", "seed is -1"),
+        ("digits --process-id 0 --num-processes 2", "give all of --coordinator"),
+        ("digits --coordinator a:1 --process-id 2 --num-processes 2", r"0 to N - 1"),
+        ("digits --coordinator a --process-id 0 --num-processes 2", "--coordinator is 'a'; give HOST:PORT"),
+    ],
+)
+def test_the_script_says_in_one_sentence_what_it_cannot_use(tmp_path, capsys, asked, said):
+    main = runpy.run_path(str(TESTS.parent / "scripts" / "calibrate.py"))["main"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*asked.split(), "--out", str(tmp_path / "q")])
+    assert stopped.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "q").exists()
 
 
 def test_without_a_mesh_nothing_moves():

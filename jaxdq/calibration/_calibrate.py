@@ -193,7 +193,8 @@ def _digest(denoiser: Denoiser) -> str:
 
 def _claim(folder: Path, asked: list[Any], key: jax.Array) -> None:
     """Marks a checkpoint folder as this run's, or refuses it as another's."""
-    ours = json.dumps([*asked, np.asarray(jax.random.key_data(key)).tolist()])
+    # Settings may be numpy's numbers, which JSON does not know.
+    ours = json.dumps([*asked, np.asarray(jax.random.key_data(key)).tolist()], default=lambda number: number.item())
     mark = folder / "run.json"
     if mark.exists() and mark.read_text() != ours:
         raise InputError(

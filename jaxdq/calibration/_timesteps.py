@@ -38,7 +38,7 @@ def select_timesteps(policy: Policy, budget: int) -> Calibrator:
 
     def calibrator(work: Work, key: jax.Array) -> Work:
         available = work.data.num_steps * work.data.num_images
-        if not 1 <= budget <= available:
+        if not isinstance(budget, int | np.integer) or not 1 <= budget <= available:
             raise InputError(
                 f"a budget of {budget} states was asked for and {available} were sampled ({work.data.num_steps} steps "
                 f"of {work.data.num_images} images); give 1 to {available}."

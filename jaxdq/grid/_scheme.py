@@ -42,6 +42,8 @@ class Scheme:
             bits = -1
         if isinstance(self.bits, bool) or not MIN_BITS <= bits <= MAX_BITS:
             raise InputError(f"bits is {self.bits!r}; give a whole number from {MIN_BITS} to {MAX_BITS}.")
+        # A numpy integer of 8 bits would overflow where the bounds are computed, and JSON knows none of any size.
+        object.__setattr__(self, "bits", bits)
 
     @property
     def bounds(self) -> tuple[int, int]:

@@ -120,6 +120,7 @@ def claimed(tmp_path_factory):
 def test_the_same_run_may_come_back(claimed):
     claim(claimed)
     claim(str(claimed), denoiser_of())
+    claim(claimed, DENOISER, recipes.adpdm(np.int64(8), 8, np.int32(2)))
 
 
 OTHERS = {

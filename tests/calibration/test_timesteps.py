@@ -121,7 +121,7 @@ def test_a_step_without_states_borrows_from_the_nearest_step():
         assert jnp.isfinite(leaf).all()
 
 
-@pytest.mark.parametrize("budget", [0, -1, S * N + 1])
+@pytest.mark.parametrize("budget", [0, -1, S * N + 1, 5.5])
 def test_impossible_budgets_are_refused(budget):
     with pytest.raises(InputError, match=f"budget of {budget} states.*60 were sampled"):
         select_timesteps(uniform_timesteps(), budget)(plenty(), KEY)

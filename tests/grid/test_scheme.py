@@ -39,8 +39,12 @@ def test_bits_outside_the_range_are_refused(bits):
         Scheme(bits)
 
 
-def test_numpy_bits_are_bits():
-    assert Scheme(np.int64(8)).bounds == (-127, 127)
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])
+@pytest.mark.parametrize(("bits", "bounds"), [(2, (-2, 1)), (8, (-128, 127))])
+def test_numpy_bits_are_bits(dtype, bits, bounds):
+    scheme = Scheme(dtype(bits), symmetric=False)
+    assert scheme.bounds == bounds and type(scheme.bits) is int
+    assert Scheme(dtype(bits)).bounds == (-bounds[1], bounds[1])
 
 
 @pytest.mark.parametrize(

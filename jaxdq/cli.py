@@ -124,18 +124,23 @@ def evaluate(
 
 @app.command()
 def inspect(
-    what: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="A run folder, a bundled model or a model folder.")],
+    what: Annotated[
+        str, typer.Argument(metavar="DIR|MODEL", help="A run folder, a checkpoint, a bundled model or a model folder.")
+    ],
     sites: Annotated[bool, typer.Option("--sites", help="Of a model too, list every site.")] = False,
 ) -> None:
     """Show a run with its plan; or, of a model, what would be quantized and what that saves. No weights are read."""
     from jaxdq import prospect, report
     from jaxdq._tables import tables_of_prospect
-    from jaxdq.checkpoint import restore
+    from jaxdq.checkpoint import MANIFEST, restore
 
     if (Path(what) / report.METRICS).exists() or (Path(what) / report.QUANTIZED).exists():
         metrics, plan = report.read_metrics(what), restore(Path(what) / report.QUANTIZED).plan
         _show(metrics, as_json=False)
         typer.echo(f"\n{plan}")
+        return
+    if (Path(what) / MANIFEST).exists():
+        typer.echo(str(restore(what).plan))
         return
     found = prospect.inspect_model(what)
     Console().print(tables_of_prospect(found))

@@ -131,7 +131,7 @@ def load_text_denoiser(folder: str | Path, prompts: Sequence[str], *, guidance_s
 def _encoder_of(folder: Path) -> TextEncoder:
     """The text encoders of a model's folder, in Flax, from msgpack or safetensors."""
     names = [name for name in ("", "_2") if (folder / f"text_encoder{name}" / "config.json").is_file()]
-    if not names or not all((folder / f"tokenizer{name}").is_dir() for name in names):
+    if "" not in names or not all((folder / f"tokenizer{name}").is_dir() for name in names):
         raise InputError(
             f"'{folder}' has no tokenizer and text_encoder folders, so its prompts can't be embedded; pass a folder "
             "that has, or the embeddings: jaxdq.load_denoiser(folder, conditions=...) and jaxdq.guided."

@@ -1,6 +1,6 @@
 """Time and bytes of a calibration over 1, 2, 4 and 8 virtual CPU devices: `calibrate.py` once for each.
 
-    python scripts/bench_devices.py digits --recipe uniform_groups --steps 10 --images 64 --batch-size 64
+    python scripts/bench_devices.py digits --recipe uniform_groups --steps 10 --calibration-images 64 --batch-size 64
 
 Takes the arguments of `calibrate.py`, but for --out, and prints its JSON lines. Virtual devices share the machine's
 cores: bytes for each device fall with their number, time does not.

@@ -15,6 +15,7 @@ counts them.
 import argparse
 import itertools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,7 @@ def calibrate(args: argparse.Namespace) -> None:
         act_bits=args.act_bits,
         groups=args.groups,
         seed=args.seed,
-        calibration_images=args.images,
+        calibration_images=args.calibration_images,
         batch_size=args.batch_size,
     )
     recipe, sampler = make_recipe(settings), make_sampler("ddim", args.steps)
@@ -57,14 +58,14 @@ def calibrate(args: argparse.Namespace) -> None:
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     mesh = jax.make_mesh((jax.device_count(),), ("batch",))
     laps = [time.perf_counter()]
-    denoiser = text.load(args.model, args.prompts, args.guidance, args.images)
+    denoiser = text.load(args.model, args.prompts, args.guidance, args.calibration_images)
     laps.append(time.perf_counter())
     calib = jaxdq.calibrate(
         denoiser,
         recipe,
         sampler=sampler,
         key=jax.random.key(args.seed),
-        num_images=args.images,
+        num_images=args.calibration_images,
         batch_size=args.batch_size,
         checkpoint_dir=args.checkpoint_dir,
         mesh=mesh,
@@ -79,7 +80,9 @@ def calibrate(args: argparse.Namespace) -> None:
             "processes": jax.process_count(),
             "batch_size": args.batch_size,
             "seconds": dict(zip(("load", "calibrate", "quantize and save"), seconds, strict=True)),
-            "bytes_per_device": bytes_per_device(denoiser, -(-args.batch_size // mesh.size)),
+            "bytes_per_device": bytes_per_device(
+                denoiser, -(-min(args.batch_size, args.calibration_images) // mesh.size)
+            ),
         }
         print(json.dumps(report))
 
@@ -93,7 +96,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--act-bits", type=int, default=8)
     parser.add_argument("--groups", type=int)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--images", type=int, default=32, help="to calibrate on")
+    parser.add_argument("--calibration-images", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time, over all devices together")
     parser.add_argument("--prompts", help="of a text-to-image model: a text file, one prompt a line")
     parser.add_argument("--guidance", type=float, default=7.5, help="scale of classifier-free guidance, with --prompts")
@@ -106,6 +109,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if Path(args.out).exists():
         parser.error(f"'{args.out}' exists already; choose another folder for --out.")
+    parent = next(folder for folder in Path(args.out).resolve().parents if folder.exists())
+    if not os.access(parent, os.W_OK):
+        parser.error(f"'{parent}' can't be written to; choose another folder for --out.")
     # Without a coordinator each process would be alone, and take itself for the first.
     together = (args.coordinator, args.num_processes, args.process_id)
     if together != (None, None, None):

@@ -87,7 +87,16 @@ def test_two_processes_learn_what_one_does_and_go_on_from_one_state(tmp_path):
 
 @pytest.mark.slow
 def test_the_script_saves_what_two_processes_learned(tmp_path):
-    asked = [TESTS.parent / "scripts" / "calibrate.py", "digits", "--recipe", "minmax", "--steps", 2, "--images", 4]
+    asked = [
+        TESTS.parent / "scripts" / "calibrate.py",
+        "digits",
+        "--recipe",
+        "minmax",
+        "--steps",
+        2,
+        "--calibration-images",
+        4,
+    ]
     asked += ["--out", tmp_path / "q", "--coordinator", free_address(), "--num-processes", 2, "--process-id"]
     printed = [finish(process) for process in [start(*asked, index, devices=2) for index in range(2)]]
     report = json.loads(printed[0].splitlines()[-1])
@@ -106,7 +115,7 @@ def test_the_script_saves_what_two_processes_learned(tmp_path):
         ("digits --weight-bits 1", "bits is 1; give a whole number from 2 to 8"),
         ("digits --steps 0", "takes 0 steps; pass a whole number of at least 1"),
         ("digits --steps 4 --groups 5", "5 groups were asked for and the sampler has 4 steps"),
-        ("digits --images 0", "calibration_images is 0; give at least 1"),
+        ("digits --calibration-images 0", "calibration_images is 0; give at least 1"),
         ("digits --seed -1", "seed is -1"),
         ("digits --process-id 0 --num-processes 2", "give all of --coordinator"),
         ("digits --coordinator a:1 --process-id 2 --num-processes 2", r"0 to N - 1"),

@@ -33,9 +33,11 @@ def share_uniformly(num_groups: int) -> Calibrator:
 
 def check_num_groups(num_groups: int, num_steps: int) -> None:
     """Refuses a number of groups that these steps can't fill."""
-    if not isinstance(num_groups, int | np.integer) or not 1 <= num_groups <= num_steps:
+    whole = isinstance(num_groups, int | np.integer) and not isinstance(num_groups, bool)
+    if not whole or not 1 <= num_groups <= num_steps:
+        at_most = "1 group" if num_steps == 1 else f"1 to {num_steps} groups"
         raise InputError(
-            f"{num_groups} groups were asked for and the sampler has {num_steps} steps; give 1 to {num_steps} groups, "
+            f"{num_groups} groups were asked for and the number of the sampler's steps is {num_steps}; give {at_most}, "
             f"or a sampler of more steps."
         )
 

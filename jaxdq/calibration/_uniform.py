@@ -35,10 +35,10 @@ def check_num_groups(num_groups: int, num_steps: int) -> None:
     """Refuses a number of groups that these steps can't fill."""
     whole = isinstance(num_groups, int | np.integer) and not isinstance(num_groups, bool)
     if not whole or not 1 <= num_groups <= num_steps:
-        at_most = "1 group" if num_steps == 1 else f"1 to {num_steps} groups"
+        steps, groups = ("1 step", "1 group") if num_steps == 1 else (f"{num_steps} steps", f"1 to {num_steps} groups")
         raise InputError(
-            f"{num_groups} groups were asked for and the number of the sampler's steps is {num_steps}; give {at_most}, "
-            f"or a sampler of more steps."
+            f"{num_groups} groups were asked for and the sampler has {steps}; give {groups}, or a sampler of "
+            f"more steps."
         )
 
 

@@ -29,8 +29,9 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
     if low < -half or high >= half:
         raise InputError(f"codes from {low} to {high} do not fit {bits} bits; clip to {-half}..{half - 1}.")
-    planes = (flat.astype(np.int16)[None, :] >> np.arange(bits)[:, None]) & 1
-    return np.packbits(planes.astype(np.uint8), axis=1)
+    flat = flat.astype(np.int8).view(np.uint8)
+    # A plane at a time: all of them as numbers would be sixteen times the codes.
+    return np.stack([np.packbits(flat >> bit & 1) for bit in range(bits)])
 
 
 def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -48,7 +49,9 @@ def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
         raise InputError(
             f"packed codes have shape {packed.shape}; {bits}-bit codes of shape {shape} take {(bits, -(-size // 8))}."
         )
-    planes = np.unpackbits(packed, axis=1, count=size).astype(np.int16)
-    codes = np.sum(planes << np.arange(bits)[:, None], axis=0)
-    # The highest bit is the sign.
-    return (codes - ((codes >> (bits - 1)) << bits)).astype(np.int8).reshape(shape)
+    codes = np.zeros(size, np.uint8)
+    for bit, plane in enumerate(packed):
+        codes |= np.unpackbits(plane, count=size) << bit
+    # The highest bit is the sign: it is worth -half and not half, modulo 256.
+    half = np.uint8(2 ** (bits - 1))
+    return ((codes ^ half) - half).view(np.int8).reshape(shape)

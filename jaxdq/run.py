@@ -37,7 +37,7 @@ from jaxdq.report import QUANTIZED, check_free, read_metrics, staged
 from jaxdq.sampling import BATCH_SIZE, sample
 from jaxdq.unet import bundled_models, write_configs
 
-DEFAULT_RECIPE = "uniform_groups"
+DEFAULT_RECIPE = "adpdm"
 MODEL = "model"
 # One number of the seed for each use, so that no two uses share noise.
 _CALIBRATE, _EVALUATE, _SAMPLE = range(3)
@@ -92,7 +92,7 @@ class Settings:
 
     @property
     def default_folder(self) -> Path:
-        """Where the run goes if nobody says otherwise: `out/digits-uniform_groups-w8a8-g8`."""
+        """Where the run goes if nobody says otherwise: `out/digits-adpdm-w8a8-g8`."""
         groups = "" if self.groups is None else f"-g{self.groups}"
         bits = f"w{self.weight_bits}a{self.act_bits}"
         return Path("out") / f"{Path(self.model).resolve().name}-{self.recipe}-{bits}{groups}"

@@ -241,12 +241,15 @@ def draw(summary: dict[str, dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 1.2 + 0.28 * len(summary)), layout="constrained")
-    names = list(summary)[::-1]
-    for axes, quantity in zip(figure.subplots(1, len(FIGURES), sharey=True), FIGURES, strict=True):
+    names = sorted(summary, key=lambda name: name.split()[:2], reverse=True)
+    titles = ("noise SQNR (dB)", "image PSNR (dB)", "Fréchet distance to float")
+    for axes, quantity, title in zip(figure.subplots(1, len(FIGURES), sharey=True), FIGURES, titles, strict=True):
         mean, spread = zip(*(summary[name][quantity] for name in names), strict=True)
         axes.barh(names, mean, xerr=spread, color="#4878a8", ecolor="#333333")
-        axes.set_title(quantity)
+        axes.set_title(title)
         axes.spines[["top", "right"]].set_visible(False)
+        if quantity == "fd_to_float":
+            axes.set_xscale("log")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

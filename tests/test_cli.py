@@ -31,6 +31,7 @@ UNET = {
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 20, "beta_start": 0.01, "beta_end": 0.3}
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SMALL = ["--steps", "3", "--images", "4", "--calibration-images", "4", "--groups", "2", "--seed", "5"]
+SMALL += ["--recipe", "uniform_groups"]  # seconds; the default recipe learns for minutes
 
 
 @pytest.fixture(scope="session")
@@ -238,7 +239,7 @@ def test_compare_side_by_side(made, capsys):
 
 
 def test_the_run_is_named_after_its_options(model):
-    settings = run.Settings(str(model), weight_bits=4, groups=8)
+    settings = run.Settings(str(model), weight_bits=4, groups=8, recipe="uniform_groups")
     assert settings.default_folder == Path("out/tiny-uniform_groups-w4a8-g8")
 
 

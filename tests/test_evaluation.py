@@ -87,6 +87,7 @@ def says_latents(bias):
     )
 
 
+@pytest.mark.slow
 def test_latents_are_compared_decoded_where_there_is_a_decode():
     denoiser, params = says_latents([0.5] * 4), {"bias": jnp.array([0.6, 0.5, 0.5, 0.5])}
     seen = []

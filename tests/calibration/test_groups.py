@@ -199,4 +199,5 @@ def test_eight_groups_are_the_program_of_one_and_a_switch():
         programs[num_groups] = run.lower(jax.eval_shape(quantize, params, calib), x, t).as_text()
     for op in ("stablehlo.dot_general", "stablehlo.convolution"):
         assert programs[8].count(op) == programs[1].count(op) > 0
-    assert programs[8].count("stablehlo.case") == 1
+    # The choice of each convolution's form, of one branch, is in both; XLA takes it away.
+    assert programs[8].count("stablehlo.case") == programs[1].count("stablehlo.case") + 1

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import jaxdq
 
 SCRIPT = """
@@ -28,6 +30,7 @@ assert np.abs(other - expected[1]).max() > 1e-3
 """
 
 
+@pytest.mark.slow
 def test_two_devices_choose_their_own_scales_and_agree_with_one():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     path = os.pathsep.join([str(Path(jaxdq.__file__).parents[1]), str(Path(__file__).parents[1])])

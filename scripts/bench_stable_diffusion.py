@@ -20,11 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from count_stable_diffusion import MODELS
 
 import jaxdq
 from jaxdq.unet import abstract_params, load_denoiser, save_unet_folder, unet2d_condition_from_config
 
-UNET = {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768}
+UNET = {"_class_name": "UNet2DConditionModel", **MODELS["v1-4"]}
 SCHEDULER = {
     "_class_name": "PNDMScheduler",
     "num_train_timesteps": 1000,

@@ -10,24 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from toys import toy_params
+from toys import UNET2D_CONFIG, toy_params
 
 import jaxdq
 from jaxdq import cli, run
 from jaxdq.unet import save_unet_folder, unet2d_from_config
 
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D"],
-    "mid_block_type": None,
-    "up_block_types": ["UpBlock2D"],
-    "norm_num_groups": 2,
-    "attention_head_dim": None,
-}
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 20, "beta_start": 0.01, "beta_end": 0.3}
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SMALL = ["--steps", "3", "--images", "4", "--calibration-images", "4", "--groups", "2", "--seed", "5"]
@@ -37,8 +25,10 @@ SMALL += ["--recipe", "uniform_groups"]  # seconds; the default recipe learns fo
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "tiny"
-    module = unet2d_from_config(UNET)
-    save_unet_folder(path, UNET, toy_params(module, np.zeros((1, 8, 8, 1), np.float32), np.int32(0)), SCHEDULER)
+    module = unet2d_from_config(UNET2D_CONFIG)
+    save_unet_folder(
+        path, UNET2D_CONFIG, toy_params(module, np.zeros((1, 8, 8, 1), np.float32), np.int32(0)), SCHEDULER
+    )
     return path
 
 

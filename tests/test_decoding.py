@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from toys import UNET2D_CONFIG
 
 from jaxdq import InputError
 from jaxdq.decoding import decoded, decoder_of, pixels_per_latent
@@ -23,18 +24,7 @@ VAE = {
     "sample_size": 16,
     "scaling_factor": 0.5,
 }
-UNET = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [8],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D"],
-    "mid_block_type": None,
-    "up_block_types": ["UpBlock2D"],
-    "norm_num_groups": 2,
-    "attention_head_dim": None,
-}
+UNET = UNET2D_CONFIG | {"in_channels": 4, "out_channels": 4}
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """What is foretold of a model equals what becomes of it."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import pytest
+from scripts_by_name import script
 from toys import toy_denoiser
 
 import jaxdq
@@ -12,8 +10,6 @@ from jaxdq.calibration import weight_ranges
 from jaxdq.linen import kernel_at
 from jaxdq.observers import minmax_weights
 from jaxdq.prospect import prospect_of
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "count_stable_diffusion.py"
 
 
 def test_rows_add_up_to_the_plan():
@@ -46,10 +42,8 @@ def test_bytes_are_those_of_the_quantized_params():
 
 @pytest.mark.slow
 def test_golden_counts_of_stable_diffusion_1():
-    spec = importlib.util.spec_from_file_location("count_stable_diffusion", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    row = script.count(script.MODELS["v1-4"])
+    counting = script("count_stable_diffusion")
+    row = counting.count(counting.MODELS["v1-4"])
     assert (row["params"], row["sites"], row["products"], row["integer_sites"]) == (859_520_964, 346, 64, 256)
     assert (row["integer_mac_fraction"], row["integer_mac_fraction_with_products"]) == (0.8428, 0.9997)
     assert row["bytes"]["float32"] == 4 * row["params"]

@@ -25,6 +25,19 @@ from jaxdq.linen import (
 from jaxdq.observers import minmax, minmax_weights
 
 SHAPE = (8, 8, 2)
+# The smallest UNet2DModel of diffusers, for folders.
+UNET2D_CONFIG = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [8],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D"],
+    "mid_block_type": None,
+    "up_block_types": ["UpBlock2D"],
+    "norm_num_groups": 2,
+    "attention_head_dim": None,
+}
 NUM_TIMESTEPS = 20
 
 

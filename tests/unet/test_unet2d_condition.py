@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts_by_name import script
 from unet.condition_twins import (
     FAMILIES,
     V1,
@@ -53,30 +54,7 @@ def test_a_scalar_t_equals_a_vector_t():
     assert relative_error(apply({"params": params}, x, jnp.asarray([500, 500]), *rest), np.asarray(scalar)) < 1e-5
 
 
-V1_4 = {  # CompVis/stable-diffusion-v1-4 as it is
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-}
-V2_1 = {  # stabilityai/stable-diffusion-2-1
-    "sample_size": 96,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
-    "use_linear_projection": True,
-    "upcast_attention": True,
-}
-XL_BASE = {  # stabilityai/stable-diffusion-xl-base-1.0
-    "sample_size": 128,
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "cross_attention_dim": 2048,
-    "attention_head_dim": [5, 10, 20],
-    "transformer_layers_per_block": [1, 2, 10],
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+V1_4, V2_1, XL_BASE = script("count_stable_diffusion").MODELS.values()
 
 
 def abstract_sites(config):

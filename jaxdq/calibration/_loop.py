@@ -55,14 +55,7 @@ def learn(
             same state on disk.
     """
     jitted = jax.jit(update, out_shardings=replicated(mesh))
-    start, best, least = 0, state, np.float32(np.inf)  # float32, as it comes back from disk
-    if checkpoint is not None and Path(checkpoint).exists():
-        if judge is None:
-            start, state = restore_state(checkpoint, state)
-        else:
-            start, (state, best, least) = restore_state(checkpoint, (state, best, least))
-    elif judge is not None:
-        least = np.float32(judge(state))
+    start, (state, best, least) = _begun(state, judge, checkpoint)
     if start > num_updates:
         raise InputError(
             f"the state in '{checkpoint}' has seen {start} updates of '{label}' and {num_updates} were asked for; "
@@ -77,10 +70,8 @@ def learn(
         before, batch = state, batch_of(index)
         state, info = jitted(before, batch)
         infos.append(jax.device_get(info))
-        broken = _first(infos[-1], lambda leaf: ~np.isfinite(leaf))
-        if broken is None and ((index + 1) % SAVE_EVERY == 0 or index + 1 == num_updates):
-            # A gradient can be NaN where its loss is a number. Infinity may be meant, such as a best loss so far.
-            broken = _first(jax.device_get(state), np.isnan)
+        is_kept = (index + 1) % SAVE_EVERY == 0 or index + 1 == num_updates
+        broken = _broken(infos[-1], state if is_kept else None)
         if broken is not None:
             where = "" if explain is None else f" ({explain(*gather((before, batch), mesh))})"
             raise InputError(
@@ -94,6 +85,28 @@ def learn(
         if checkpoint is not None and (index + 1) % SAVE_EVERY == 0 and is_first_process():
             save_state(checkpoint, index + 1, state if judge is None else (state, best, least))
     return gather(state, mesh) if judge is None else best, infos
+
+
+def _begun(
+    state: Any, judge: Callable[[Any], float] | None, checkpoint: str | os.PathLike[str] | None
+) -> tuple[int, tuple[Any, Any, np.float32]]:
+    """(updates seen, (the state, the best one, its error)), from disk if there is one; unjudged, the error is infinite."""
+    if checkpoint is None or not Path(checkpoint).exists():
+        return 0, (state, state, np.float32(np.inf if judge is None else judge(state)))
+    infinite = np.float32(np.inf)  # float32, as it comes back from disk
+    if judge is not None:
+        return restore_state(checkpoint, (state, state, infinite))
+    start, state = restore_state(checkpoint, state)
+    return start, (state, state, infinite)
+
+
+def _broken(info: Any, state: Any) -> str | None:
+    """What became NaN or infinite in an update, or in the state that is kept after it (None is none).
+
+    A gradient can be NaN where its loss is a number. Infinity may be meant in a state, such as a best loss so far.
+    """
+    broken = _first(info, lambda leaf: ~np.isfinite(leaf))
+    return _first(jax.device_get(state), np.isnan) if broken is None else broken  # "" names an info that is one number
 
 
 def _first(tree: Any, is_bad: Callable[[Any], Any]) -> str | None:

@@ -90,7 +90,7 @@ def learn(
 def _begun(
     state: Any, judge: Callable[[Any], float] | None, checkpoint: str | os.PathLike[str] | None
 ) -> tuple[int, tuple[Any, Any, np.float32]]:
-    """(updates seen, (the state, the best one, its error)), from disk if there is one; unjudged, the error is infinite."""
+    """(updates seen, (the state, the best one, its error)), from disk where there is one; infinity is no error yet."""
     if checkpoint is None or not Path(checkpoint).exists():
         return 0, (state, state, np.float32(np.inf if judge is None else judge(state)))
     infinite = np.float32(np.inf)  # float32, as it comes back from disk

@@ -1,6 +1,7 @@
 """Floor 2: the Flax seam, the only place besides the UNets that imports flax.
 
-What is intercepted: calls of `Dense`, `DenseGeneral`, `Conv` and `Einsum`, wherever they stand in a linen module.
+What is intercepted: calls of `Dense`, `DenseGeneral`, `Conv` and `Einsum`, wherever they stand in a linen module, and
+the two products of `DotProductAttention`.
 What is not: contractions that a module computes by calling `jnp.einsum` itself (they are no modules, so they stay in
 float), transposed, masked and lifted (`nn.remat`, `nn.scan`, `nn.vmap`) layers, and those with arithmetic of their own.
 Everything that stays in float is named in the plan, with the reason; contractions that belong to no site are one line.
@@ -11,6 +12,7 @@ from jaxdq.linen._apply import apply as apply
 from jaxdq.linen._apply import apply_visited as apply_visited
 from jaxdq.linen._apply import dequantize_params as dequantize_params
 from jaxdq.linen._apply import time_argument as time_argument
+from jaxdq.linen._attention import DotProductAttention as DotProductAttention
 from jaxdq.linen._einsum import Einsum as Einsum
 from jaxdq.linen._plan import Plan as Plan
 from jaxdq.linen._plan import Rule as Rule

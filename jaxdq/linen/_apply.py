@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor, dequantize
 from jaxdq.grid import quantize as quantize_tensor
+from jaxdq.linen._plan import Plan
 from jaxdq.linen._quantized import QuantizedParams
-from jaxdq.linen._sites import Site, inputs_of, kind_of, path_of
+from jaxdq.linen._sites import Site, inputs_of, is_attention, kind_of, path_of
 
 TIME_NAMES = ("t", "timestep", "timesteps", "time")
 Visitor = Callable[[str, jax.Array], jax.Array]
@@ -51,6 +52,8 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     scale, zero_point = _tables_at(params, time_argument(module, args, kwargs))
 
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if is_attention(context) and _has_integer_product(params.plan, path_of(context.module)):
+            return context.module.products(*call_args, **call_kwargs)
         kind = kind_of(context.module) if context.method_name == "__call__" else None
         site = params.plan.by_path.get(path_of(context.module)) if kind else None
         if kind is None or site is None or site.act is None:
@@ -82,6 +85,8 @@ def apply_visited(module: nn.Module, params: Any, visitor: Visitor, *args: Any, 
     """
 
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if is_attention(context):
+            return context.module.products(*call_args, **call_kwargs)
         kind = kind_of(context.module) if context.method_name == "__call__" else None
         if kind is None:
             return next_fun(*call_args, **call_kwargs)
@@ -148,6 +153,11 @@ def _tables_at(qparams: QuantizedParams, t: jax.Array) -> tuple[jax.Array, jax.A
     else:
         scale, zero_point = qparams.act_scale[group], qparams.act_zero_point[group]
     return jnp.where(inside[..., None], scale, jnp.nan), zero_point
+
+
+def _has_integer_product(plan: Plan, path: str) -> bool:
+    products = (plan.by_path.get(f"{path}/{name}" if path else name) for name in ("scores", "values"))
+    return any(site is not None and site.is_integer for site in products)
 
 
 def _shown(value: Any) -> str:

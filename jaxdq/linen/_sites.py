@@ -19,6 +19,7 @@ from flax.core.tracers import current_trace
 from jaxdq import ops
 from jaxdq._errors import InputError
 from jaxdq.grid import QTensor
+from jaxdq.linen._attention import DotProductAttention
 from jaxdq.linen._einsum import Einsum
 from jaxdq.linen._macs import count_macs
 
@@ -174,6 +175,11 @@ def kind_of(module: nn.Module) -> Kind | None:
     return next((kind for cls, kind in _KINDS.items() if isinstance(module, cls)), None)
 
 
+def is_attention(context: nn.module.InterceptorContext) -> bool:
+    """Whether a `DotProductAttention` is called: its two products are sites, which a float call has no need of."""
+    return isinstance(context.module, DotProductAttention) and context.method_name == "__call__"
+
+
 def inputs_of(module: nn.Module, args: tuple, kwargs: dict) -> tuple[jax.Array, ...]:
     """The arrays of a call, in the order of the signature, whether they came by position or by name."""
     return inspect.signature(type(module).__call__).bind(module, *args, **kwargs).args[1:]
@@ -233,6 +239,8 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
         nonlocal batch
         if not context.module.path and context.method_name == "__call__" and call_args:
             batch = call_args[0].shape[0]
+        if is_attention(context):
+            return context.module.products(*call_args, **call_kwargs)
         kind = kind_of(context.module)
         out = next_fun(*call_args, **call_kwargs)
         if kind is None or context.method_name != "__call__":

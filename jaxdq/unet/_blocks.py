@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdq.linen._einsum import Einsum
+from jaxdq.linen._attention import DotProductAttention
 
 
 class Style(NamedTuple):
@@ -97,7 +97,7 @@ class ResnetBlock(nn.Module):
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, head_dim: int) -> jax.Array:
     """Attention of several heads, ``softmax(q k^T / sqrt(head_dim)) v`` in each; call it in a compact method.
 
-    The two products are submodules, ``scores`` and ``values``, of the module that calls.
+    It is the submodule ``attention`` of the module that calls.
 
     Args:
         q: float[B, L, heads * head_dim].
@@ -109,10 +109,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, head_dim: int) -> jax.Array
         float[B, L, heads * head_dim].
     """
     q, k, v = (x.reshape(*x.shape[:2], -1, head_dim) for x in (q, k, v))
-    logits = Einsum("blhd,bmhd->bhlm", name="scores")(q, k) * head_dim**-0.5
-    # The exponentials are summed over M tokens: bfloat16 would keep eight bits of that sum.
-    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(v.dtype)
-    mixed = Einsum("bhlm,bmhd->blhd", name="values")(weights, v)
+    mixed = DotProductAttention(name="attention")(q, k, v)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
@@ -120,7 +117,7 @@ class Attention(nn.Module):
     """Self-attention over the pixels of an image, with a shortcut.
 
     ``(x + to_out_0(softmax(q k^T / sqrt(head_dim)) v)) / output_scale`` with ``q, k, v`` linear in ``group_norm(x)``.
-    The two products are the modules ``scores`` and ``values``.
+    The two products are ``attention/scores`` and ``attention/values``.
 
     Attributes:
         head_dim: channels of one head, or None for one head; C // head_dim heads.

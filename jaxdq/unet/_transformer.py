@@ -42,7 +42,7 @@ class CrossAttention(nn.Module):
     """Attention whose queries come from one sequence and whose keys and values come from another, or from the same.
 
     ``to_out_0(softmax(q k^T / sqrt(C / num_heads)) v)`` with ``q = to_q(x)`` and ``k, v`` linear in ``context``. The
-    two products are the modules ``scores`` and ``values``.
+    two products are ``attention/scores`` and ``attention/values``.
 
     Attributes:
         num_heads: a divisor of the channels.

@@ -83,7 +83,10 @@ def test_golden_every_contraction_is_a_site(config, num_params, num_blocks):
     assert {site.path for site in sites if site.kind != "product"} == kernels
     products = [site.path for site in sites if site.kind == "product"]
     assert len(products) == 4 * num_blocks
-    assert all(path.endswith(("/attn1/scores", "/attn1/values", "/attn2/scores", "/attn2/values")) for path in products)
+    assert all(
+        path.endswith(tuple(f"/attn{i}/attention/{name}" for i in (1, 2) for name in ("scores", "values")))
+        for path in products
+    )
     assert not any(site.unsupported for site in sites)
 
 

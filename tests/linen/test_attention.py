@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdq
+from jaxdq.grid import Scheme
+from jaxdq.linen import DotProductAttention, Rule, apply, apply_visited, find_sites, make_plan
+from jaxdq.linen._attention import BLOCK, MANY_QUERIES
+from jaxdq.linen._quantized import QuantizedParams
+
+ATTENTION = DotProductAttention()
+
+
+def qkv(length, tokens, heads=2, width=4):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((2, length, heads, width), (2, tokens, heads, width), (2, tokens, heads, width))
+    return tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+
+
+def by_hand(q, k, v):
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    scores = np.einsum("blhd,bmhd->bhlm", q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhlm,bmhd->blhd", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("length", [1, 5, MANY_QUERIES - 1, MANY_QUERIES, MANY_QUERIES + 3])
+def test_the_equation_whole_and_in_blocks(length):
+    args = qkv(length, 7)
+    np.testing.assert_allclose(ATTENTION.apply({}, *args), by_hand(*args), atol=2e-6)
+
+
+def test_blocks_and_products_agree_and_so_do_their_gradients():
+    args = qkv(MANY_QUERIES + BLOCK, 9)
+
+    def loss(method):
+        return lambda *args: jnp.sum(ATTENTION.apply({}, *args, method=method) ** 2)
+
+    for ours, theirs in zip(
+        jax.grad(loss("__call__"), (0, 1, 2))(*args), jax.grad(loss("products"), (0, 1, 2))(*args), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scores_never_stand_in_memory_as_a_whole():
+    args = qkv(4096, 4096, heads=1)
+    scores = 2 * 4096 * 4096 * 4
+
+    def temporaries(fun):
+        return jax.jit(fun).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+    def backward(method):
+        return jax.grad(lambda *args: jnp.sum(ATTENTION.apply({}, *args, method=method)), (0, 1, 2))
+
+    assert temporaries(lambda *args: ATTENTION.apply({}, *args)) < scores / 2
+    assert temporaries(backward("__call__")) < scores
+    assert temporaries(backward("products")) > scores
+
+
+def test_its_products_are_sites_that_visitors_see():
+    args = qkv(5, 7)
+    sites = find_sites(ATTENTION, {}, *args)
+    assert [(site.path, site.macs) for site in sites] == [("scores", 5 * 7 * 8), ("values", 5 * 7 * 8)]
+    seen = []
+    apply_visited(ATTENTION, {}, lambda name, x: seen.append(name) or x, *args)
+    assert seen == ["scores:lhs", "scores:rhs", "values:lhs", "values:rhs"]
+
+
+@pytest.mark.parametrize("act", [None, Scheme(8)])
+def test_a_plan_with_integer_products_makes_them_whole(act):
+    args = qkv(MANY_QUERIES, 7)
+    plan = make_plan([Rule(".*", act=act)], find_sites(ATTENTION, {}, *args))
+    columns = len(plan.tables)
+    qparams = QuantizedParams(
+        {}, jnp.full((1, columns), 0.05), jnp.zeros((1, columns), jnp.int32), jnp.zeros(10, jnp.int32), plan
+    )
+
+    def call(*args):
+        return apply(Timed(), qparams, *args)
+
+    class Timed:
+        def apply(self, variables, q, k, v, t):
+            return ATTENTION.apply(variables, q, k, v)
+
+    text = str(jax.make_jaxpr(call)(*args, 0))
+    assert ("preferred_element_type=int32" in text) == (act is not None)
+    assert ("scan[" in text) == (act is None)
+    np.testing.assert_allclose(jaxdq.apply(Timed(), qparams, *args, 0), by_hand(*args), atol=0.3)

@@ -137,3 +137,25 @@ def _float_table(found: Prospect) -> Table:
         more = f"\nand {len(paths) - _PATHS_SHOWN} more" if len(paths) > _PATHS_SHOWN else ""
         table.add_row(reason, "\n".join(paths[:_PATHS_SHOWN]) + more)
     return table
+
+
+def table_of_bench(found: Mapping[str, Any]) -> Table:
+    """One line for each variant: its time, how many times as fast as the baseline, and what it needs."""
+    kinds = sorted({kind for row in found["rows"].values() for kind in row.get("parts", ())})
+    table = Table(box=None, header_style="bold", title_justify="left")
+    table.title = f"{found['model']}, batch {found['batch_size']}, {found['how']} on {found['platform']}"
+    table.add_column("", no_wrap=True)
+    for head in ("ms", "times as fast", "arguments", "temporaries", "integer, float dots", *kinds):
+        table.add_column(head, justify="right")
+    for name, row in found["rows"].items():
+        counts = row["contractions"]
+        cells = [
+            name,
+            f"{row['milliseconds']:.3g}",
+            f"{row['ratio']:.2f}",
+            nice_bytes(row["argument_bytes"]),
+            nice_bytes(row["temp_bytes"]),
+            f"{counts['integer']}, {counts['float']}",
+        ]
+        table.add_row(*cells, *(f"{row['parts'][kind]:.3g}" for kind in kinds))
+    return table

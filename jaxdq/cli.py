@@ -1,4 +1,4 @@
-"""The command line: `jaxdq quantize`, `sample`, `evaluate`, `inspect`, `compare`.
+"""The command line: `jaxdq quantize`, `sample`, `evaluate`, `inspect`, `compare`, `bench`.
 
 No decisions here: each command hands its options to a function of `jaxdq.run` and prints what comes back. JAX is
 imported inside the commands, so that `--help` does not wait for it.
@@ -165,6 +165,28 @@ def compare(
         typer.echo(json.dumps(rows, indent=1, allow_nan=False))
     else:
         Console().print(table_of_runs(runs, [str(folder) for folder in folders]))
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, or a folder in diffusers' layout.")],
+    platform: Annotated[
+        str, typer.Option(help="cpu, gpu or tpu, measured there; or tpu:v5e or tpu:v6e, modelled without one.")
+    ] = "cpu",
+    batch_size: Annotated[int, typer.Option(help="Rows of the batch.")] = 8,
+    variant: Annotated[list[str] | None, typer.Option(help="One to compare; repeat it. All if not given.")] = None,
+    rounds: Annotated[int, typer.Option(help="Calls of each variant that are timed.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the speed of a model in float and on integers, here or on a TPU that is not at hand."""
+    from jaxdq._tables import table_of_bench
+    from jaxdq.bench import bench_model
+
+    found = bench_model(model, platform=platform, batch_size=batch_size, variants=variant or (), rounds=rounds)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, allow_nan=False))
+    else:
+        Console().print(table_of_bench(found))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,19 +13,19 @@ FLOORS = (
     ("_devices", "_foreign", "grid"),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),
-    ("sampling", "checkpoint", "unet"),
+    ("sampling", "checkpoint", "unet", "cost"),
     ("decoding",),
     ("evaluation", "text"),
     ("calibration", "pipelines"),
     ("recipes", "report"),
-    ("run", "prospect"),
+    ("run", "prospect", "bench"),
     ("_tables",),
     ("cli", "__main__"),
     ("__init__",),
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 BORDERS = {
-    "flax": ("linen", "unet", "checkpoint"),  # checkpoint asks for its version only
+    "flax": ("linen", "unet", "cost", "bench", "checkpoint"),  # checkpoint asks for its version only
     "optax": ("calibration",),
     "orbax": ("checkpoint",),
     "safetensors": ("unet",),

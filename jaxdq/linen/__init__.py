@@ -9,11 +9,15 @@ Everything that stays in float is named in the plan, with the reason; contractio
 
 from jaxdq.linen._apply import Visitor as Visitor
 from jaxdq.linen._apply import apply as apply
+from jaxdq.linen._apply import apply_dynamic as apply_dynamic
 from jaxdq.linen._apply import apply_visited as apply_visited
+from jaxdq.linen._apply import call_on_integers as call_on_integers
 from jaxdq.linen._apply import dequantize_params as dequantize_params
 from jaxdq.linen._apply import time_argument as time_argument
+from jaxdq.linen._attention import ATTENTION_BLOCK as ATTENTION_BLOCK
 from jaxdq.linen._attention import DotProductAttention as DotProductAttention
 from jaxdq.linen._einsum import Einsum as Einsum
+from jaxdq.linen._macs import count_macs as count_macs
 from jaxdq.linen._plan import Plan as Plan
 from jaxdq.linen._plan import Rule as Rule
 from jaxdq.linen._plan import SitePlan as SitePlan

@@ -1,7 +1,7 @@
 """Running a network: on integers, or in float with its activations shown to a visitor."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._errors import InputError
-from jaxdq.grid import QParams, QTensor, dequantize
+from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_range
 from jaxdq.grid import quantize as quantize_tensor
-from jaxdq.linen._plan import Plan
+from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._quantized import QuantizedParams
-from jaxdq.linen._sites import Site, inputs_of, is_attention, kind_of, path_of
+from jaxdq.linen._sites import inputs_of, is_attention, kind_of, path_of
 
 TIME_NAMES = ("t", "timestep", "timesteps", "time")
 Visitor = Callable[[str, jax.Array], jax.Array]
@@ -51,6 +51,40 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         return module.apply({"params": params}, *args, **kwargs)
     scale, zero_point = _tables_at(params, time_argument(module, args, kwargs))
 
+    def grid_of(site: SitePlan, name: str, x: jax.Array) -> QParams:
+        if scale.ndim == 2 and not site.site.batch_first:
+            raise InputError(
+                f"t is a vector and the batch is not the leading axis of the inputs of '{site.path}', so rows can't "
+                f"have scales of their own; call with one scalar t."
+            )
+        assert site.act is not None
+        column = params.plan.column[name]
+        zero = None if site.act.symmetric else _per_row(zero_point[..., column], x)
+        return QParams(_per_row(scale[..., column], x), zero)
+
+    return _apply_on_integers(module, params, grid_of, args, kwargs)
+
+
+def apply_dynamic(module: nn.Module, params: QuantizedParams, *args: Any, **kwargs: Any) -> Any:
+    """`apply` with the range of every tensor measured at every call in place of calibrated ones: to compare with.
+
+    One pass more over each input, which can't join what makes it; the tables of `params` play no part.
+    """
+
+    def grid_of(site: SitePlan, name: str, x: jax.Array) -> QParams:
+        assert site.act is not None
+        return qparams_from_range(jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32), site.act)
+
+    return _apply_on_integers(module, params, grid_of, args, kwargs)
+
+
+def _apply_on_integers(
+    module: nn.Module,
+    params: QuantizedParams,
+    grid_of: Callable[[SitePlan, str, jax.Array], QParams],
+    args: tuple,
+    kwargs: dict,
+) -> Any:
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if is_attention(context) and _has_integer_product(params.plan, path_of(context.module)):
             return context.module.products(*call_args, **call_kwargs)
@@ -58,23 +92,36 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         site = params.plan.by_path.get(path_of(context.module)) if kind else None
         if kind is None or site is None or site.act is None:
             return next_fun(*call_args, **call_kwargs)
-        inputs, quantized = inputs_of(context.module, call_args, call_kwargs), []
-        if scale.ndim == 2 and not site.site.batch_first:
-            raise InputError(
-                f"t is a vector and the batch is not the leading axis of the inputs of '{site.path}', so rows can't "
-                f"have scales of their own; call with one scalar t."
-            )
-        for name, x in zip(site.site.inputs, kind.prepare(context.module, *inputs), strict=True):
-            column = params.plan.column[name]
-            qparams = QParams(
-                _per_row(scale[..., column], x), None if site.act.symmetric else _per_row(zero_point[..., column], x)
-            )
-            quantized.append(quantize_tensor(x, qparams, site.act))
-        rhs = quantized[1] if kind.name == "product" else context.module.get_variable("params", "kernel")
-        return kind.integer(context.module, quantized[0], rhs, _out_dtype(site.site, context.module, inputs))
+        inputs = inputs_of(context.module, call_args, call_kwargs)
+        grids = [grid_of(site, name, x) for name, x in zip(site.site.inputs, inputs, strict=True)]
+        return call_on_integers(context.module, inputs, grids, site.act, site.site.dtype)
 
     with nn.intercept_methods(visit):
         return module.apply({"params": _float_where_weight_only(params)}, *args, **kwargs)
+
+
+def call_on_integers(
+    module: nn.Module, inputs: Sequence[jax.Array], grids: Sequence[QParams], scheme: Scheme, dtype: str
+) -> jax.Array:
+    """The call of one site, bound and with a `QTensor` for its kernel, on integers.
+
+    Args:
+        module: `Dense`, `DenseGeneral`, `Conv` or `Einsum`.
+        inputs: float arrays: one, or both sides of a product.
+        grids: one for each input, a scalar each or broadcastable with size 1 along contracted axes.
+        scheme: of the inputs.
+        dtype: of the float kernel, which flax's promotion takes part in.
+    """
+    kind = kind_of(module)
+    assert kind is not None
+    prepared = zip(kind.prepare(module, *inputs), grids, strict=True)
+    quantized = [quantize_tensor(x, grid, scheme) for x, grid in prepared]
+    is_product = kind.name == "product"
+    rhs = quantized[1] if is_product else module.get_variable("params", "kernel")
+    promoted = inputs if is_product else (inputs[0], jnp.dtype(dtype))
+    out = None if is_product else getattr(module, "dtype", None)
+    # What the float module would return: flax promotes inputs, kernel and bias.
+    return kind.integer(module, quantized[0], rhs, out or jnp.result_type(*promoted))
 
 
 def apply_visited(module: nn.Module, params: Any, visitor: Visitor, *args: Any, **kwargs: Any) -> Any:
@@ -173,13 +220,6 @@ def _per_row(value: jax.Array, x: jax.Array) -> jax.Array:
             f"t has {value.shape[0]} entries and a site's input has shape {x.shape}; give one t per row of the batch."
         )
     return value.reshape(value.shape + (1,) * (x.ndim - 1))
-
-
-def _out_dtype(site: Site, module: nn.Module, inputs: tuple) -> Any:
-    """The dtype that the float module would return: flax promotes inputs, kernel and bias."""
-    if site.kind == "product":
-        return jnp.result_type(*inputs)
-    return getattr(module, "dtype", None) or jnp.result_type(inputs[0], jnp.dtype(site.dtype))
 
 
 def _float_where_weight_only(qparams: QuantizedParams) -> Any:

@@ -10,7 +10,7 @@ from jaxdq.linen._einsum import Einsum
 # From so many queries on they are taken in blocks. Below, all scores fit into a TPU's fast memory anyway.
 MANY_QUERIES = 1024
 # The TPU compiler's schedule is the same within 2% for 256 and 512.
-BLOCK = 512
+ATTENTION_BLOCK = 512
 
 
 class DotProductAttention(nn.Module):
@@ -36,9 +36,9 @@ class DotProductAttention(nn.Module):
         length = q.shape[1]
         if length < MANY_QUERIES:
             return _attend(q, k, v)
-        count = -(-length // BLOCK)
-        q = jnp.pad(q, ((0, 0), (0, count * BLOCK - length), (0, 0), (0, 0)))
-        blocks = jnp.moveaxis(q.reshape(q.shape[0], count, BLOCK, *q.shape[2:]), 1, 0)
+        count = -(-length // ATTENTION_BLOCK)
+        q = jnp.pad(q, ((0, 0), (0, count * ATTENTION_BLOCK - length), (0, 0), (0, 0)))
+        blocks = jnp.moveaxis(q.reshape(q.shape[0], count, ATTENTION_BLOCK, *q.shape[2:]), 1, 0)
         # The gradient makes the scores of a block again: kept, they would be as large as if they had never been split.
         out = lax.map(jax.checkpoint(lambda block: _attend(block, k, v)), blocks)
         return jnp.moveaxis(out, 0, 1).reshape(q.shape)[:, :length]

@@ -6,7 +6,7 @@ import pytest
 import jaxdq
 from jaxdq.grid import Scheme
 from jaxdq.linen import DotProductAttention, Rule, apply, apply_visited, find_sites, make_plan
-from jaxdq.linen._attention import BLOCK, MANY_QUERIES
+from jaxdq.linen._attention import ATTENTION_BLOCK, MANY_QUERIES
 from jaxdq.linen._quantized import QuantizedParams
 
 ATTENTION = DotProductAttention()
@@ -32,7 +32,7 @@ def test_the_equation_whole_and_in_blocks(length):
 
 
 def test_blocks_and_products_agree_and_so_do_their_gradients():
-    args = qkv(MANY_QUERIES + BLOCK, 9)
+    args = qkv(MANY_QUERIES + ATTENTION_BLOCK, 9)
 
     def loss(method):
         return lambda *args: jnp.sum(ATTENTION.apply({}, *args, method=method) ** 2)

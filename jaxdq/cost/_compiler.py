@@ -1,0 +1,179 @@
+"""Asking the TPU compiler, on a machine without a TPU: workers that compile, and a cache of what they said."""
+
+import concurrent.futures
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax import export
+
+from jaxdq._errors import InputError
+from jaxdq._progress import track
+from jaxdq.cost._chips import Chip
+from jaxdq.cost._program import Program, read_program
+
+NEEDS = ("libtpu", "flatbuffers")
+_FORMAT = 1  # of what is kept; a new one where `Compiled` or `read_program` changes
+_LIMIT_S = {True: 120.0, False: 900.0}  # for one program, with the profiler and without it
+_PROFILE = "--xla_jf_dump_static_llo_profile_to="
+
+
+class Compiled(NamedTuple):
+    """What the compiler made of one program.
+
+    Attributes:
+        program: what its text says.
+        temp_bytes: of buffers in HBM beside arguments and results.
+        code_bytes: of the program.
+        seconds: to compile.
+    """
+
+    program: Program
+    temp_bytes: int
+    code_bytes: int
+    seconds: float
+
+
+def cache_folder() -> Path:
+    """Where answers of the compiler are kept: `JAXDQ_CACHE`, else jaxdq's folder in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("JAXDQ_CACHE") or Path(base) / "jaxdq") / "compiled"
+
+
+def check_installed() -> None:
+    """Refuses in one sentence where the compiler is not installed."""
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed, and the TPU's compiler is "
+            f"asked through them; pip install 'jaxdq[tpu-model]' (no TPU is needed)."
+        )
+
+
+def compile_for(
+    programs: Sequence[export.Exported], chip: Chip, *, profile: bool = True, jobs: int | None = None
+) -> list[Compiled]:
+    """Compiles each program for a chip and reads what became of it; what was asked before is read from disk.
+
+    Args:
+        programs: exported for the platform "tpu".
+        chip: whose compiler is asked.
+        profile: simulate the final schedule. Where the profiler gives up on a program, the cycles are the heuristic's.
+        jobs: compilers at a time; None is one for each processor.
+
+    Raises:
+        InputError: the compiler is not installed, or refuses a program.
+    """
+    check_installed()
+    local, jobs = threading.local(), jobs or os.cpu_count() or 1
+    workers: list[_Worker] = []
+
+    def ask(program: export.Exported) -> Compiled:
+        kept = cache_folder() / f"{_key(program, chip, profile)}.json"
+        if (answer := _read(kept)) is not None:
+            return answer
+        if not hasattr(local, "worker"):
+            local.worker = _Worker(chip)
+            workers.append(local.worker)
+        answer = local.worker.compiled(program, profile)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_name(f".{kept.name}.{os.getpid()}.{threading.get_ident()}.part")
+        part.write_text(json.dumps(answer))
+        part.replace(kept)
+        return answer
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(ask, program) for program in programs]
+        try:
+            for future in track(futures, f"compile for {chip.name}"):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            for worker in workers:
+                worker.stop()
+    return [future.result() for future in futures]
+
+
+class _Worker:
+    """One compiler: a process with the profiler, and one without for what that gives up on, started when needed."""
+
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
+        self.processes: dict[bool, subprocess.Popen] = {}
+        self.folder = tempfile.TemporaryDirectory(prefix="jaxdq-", ignore_cleanup_errors=True)
+
+    def compiled(self, program: export.Exported, profile: bool) -> Compiled:
+        frame = bytes(program.serialize())
+        answer = self._ask(frame, profile)
+        if answer is None and profile:
+            answer = self._ask(frame, False)
+        if answer is None or "error" in answer:
+            why = "it ended without a word" if answer is None else answer["error"]
+            raise InputError(f"the compiler for {self.chip.name} refused a program: {why}")
+        return Compiled(read_program(answer["hlo"]), answer["temp_bytes"], answer["code_bytes"], answer["seconds"])
+
+    def _ask(self, frame: bytes, profile: bool) -> dict[str, Any] | None:
+        """The worker's answer; None if it died or took too long."""
+        if profile not in self.processes:
+            self.processes[profile] = self._started(profile)
+        process = self.processes[profile]
+        assert process.stdin is not None and process.stdout is not None
+        alarm = threading.Timer(_LIMIT_S[profile], process.kill)
+        alarm.start()
+        try:
+            process.stdin.write(len(frame).to_bytes(8, "big") + frame)
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        finally:
+            alarm.cancel()
+        if not line:
+            self.processes.pop(profile).wait()
+            return None
+        return json.loads(line)
+
+    def _started(self, profile: bool) -> subprocess.Popen:
+        # The flag makes the compiler simulate its schedule; the files that it writes too are of no use.
+        flags = {"LIBTPU_INIT_ARGS": f"{_PROFILE}{self.folder.name}"} if profile else {}
+        own = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu", **flags}
+        return subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("_worker.py")), self.chip.topology],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder.name,
+            env=os.environ | own,
+        )
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        self.folder.cleanup()
+
+
+def _key(program: export.Exported, chip: Chip, profile: bool) -> str:
+    versions = [importlib.metadata.version(name) for name in ("libtpu", "jax")]
+    parts = (str(_FORMAT), chip.topology, str(profile), *versions, program.mlir_module())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
+
+
+def _read(path: Path) -> Compiled | None:
+    """What was kept; None where nothing was, or something that can't be read."""
+    try:
+        program, *rest = json.loads(path.read_text())
+        return Compiled(Program(*program), *rest)
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,132 @@
+"""What a whole network costs on a chip, composed from its distinct calls."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxdq.cost._calls import Call, Network
+from jaxdq.cost._chips import Chip
+from jaxdq.cost._compiler import Compiled, compile_for
+from jaxdq.cost._units import Ways, ends_bytes, unit_of
+from jaxdq.linen import Plan
+
+BETWEEN = "between modules"
+
+
+class Variant(NamedTuple):
+    """A network in one of the ways that it can run.
+
+    Attributes:
+        network: what `network_of` found in the variant's dtype.
+        ways: how its calls run.
+        plan: which sites are quantized, where the variant quantizes.
+    """
+
+    network: Network
+    ways: Ways
+    plan: Plan
+
+
+class Modelled(NamedTuple):
+    """The modelled cost of one call of a network.
+
+    Attributes:
+        milliseconds: the sum over calls of the longer of schedule and memory, and what stands between the calls.
+        parts: kind of call -> milliseconds.
+        schedule_milliseconds: of the final schedules alone, as if memory never made them wait.
+        memory_milliseconds: of the bytes alone.
+        memory_bytes: from and to the chip's memory.
+        guessed_fraction: share of the cycles that no schedule was simulated for.
+        contractions: "s8 x s8" -> number of dots and convolutions of these operands.
+        temp_bytes: the most that is alive at one time: between calls, or within one.
+        code_bytes: of the distinct calls' programs, each once.
+        compile_seconds: of all compilations, done now or earlier.
+        num_programs: distinct programs.
+    """
+
+    milliseconds: float
+    parts: dict[str, float]
+    schedule_milliseconds: float
+    memory_milliseconds: float
+    memory_bytes: int
+    guessed_fraction: float
+    contractions: dict[str, int]
+    temp_bytes: int
+    code_bytes: int
+    compile_seconds: float
+    num_programs: int
+
+
+def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = None) -> dict[str, Modelled]:
+    """Models several variants of a network on a chip; calls that they share are compiled once.
+
+    The time of a call is `max(cycles / clock, bytes / bandwidth)`: cycles from the compiler's simulation of its own
+    final schedule, on fewer rows where cycles are in proportion to them; bytes are those of inputs, output and weights.
+    Calls are priced one by one, so a fusion across them is not seen; a call counts its input as it is stored before it.
+
+    Args:
+        variants: by name.
+        chip: which chip.
+        jobs: compilers at a time; None is one for each processor.
+    """
+    units: dict[Any, Any] = {}
+    wanted = {}
+    for name, (network, ways, plan) in variants.items():
+        wanted[name] = [(call, _same(call, ways, plan)) for call in network.calls]
+        for call, same in wanted[name]:
+            if same not in units:
+                units[same] = unit_of(call, ways, plan.by_path.get(call.path))
+    answers = compile_for([unit.exported for unit in units.values()], chip, jobs=jobs)
+    priced = {same: (unit, answer) for (same, unit), answer in zip(units.items(), answers, strict=True)}
+    return {
+        name: _sum([(call, *priced[same]) for call, same in wanted[name]], network, ways, chip)
+        for name, (network, ways, _) in variants.items()
+    }
+
+
+def _same(call: Call, ways: Ways, plan: Plan) -> tuple:
+    """What two calls have in common that are one program."""
+    site = plan.by_path.get(call.path)
+    schemes = (site.weight, site.act) if site is not None and ways.quantized else (None, None)
+    shapes = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((call.inputs, call.params))]
+    how = ways if schemes != (None, None) else ways._replace(quantized=False, act="float")
+    how = how._replace(blocked=True)  # which changes the bytes and not the program
+    return (repr(call.module), call.equation, tuple(shapes), *map(str, schemes), str(how))
+
+
+def _sum(calls: Sequence[tuple[Call, Any, Compiled]], network: Network, ways: Ways, chip: Chip) -> Modelled:
+    parts: dict[str, float] = collections.defaultdict(float)
+    contractions: collections.Counter[str] = collections.Counter()
+    schedule, total_bytes, cycles, guessed, inside = 0.0, network.moved_bytes, 0, 0, 0
+    for call, unit, answer in calls:
+        own, moved = sum(answer.program.cycles.values()), unit.param_bytes + ends_bytes(call, ways)
+        seconds = unit.ratio * own / chip.clock
+        parts[call.kind] += max(seconds, moved / chip.bandwidth) * 1e3
+        schedule += seconds * 1e3
+        total_bytes += moved
+        cycles, guessed = cycles + own, guessed + answer.program.guessed
+        inside = max(inside, _scores_bytes(call, ways))
+        if call.kind != "norms":
+            contractions.update(answer.program.contractions)
+    parts[BETWEEN] = network.moved_bytes / chip.bandwidth * 1e3
+    distinct = {id(answer): answer for _, _, answer in calls}.values()
+    return Modelled(
+        milliseconds=sum(parts.values()),
+        parts=dict(parts),
+        schedule_milliseconds=schedule,
+        memory_milliseconds=total_bytes / chip.bandwidth * 1e3,
+        memory_bytes=total_bytes,
+        guessed_fraction=guessed / max(1, cycles),
+        contractions=dict(contractions),
+        temp_bytes=network.live_bytes + inside,
+        code_bytes=sum(answer.code_bytes for answer in distinct),
+        compile_seconds=sum(answer.seconds for answer in distinct),
+        num_programs=len(distinct),
+    )
+
+
+def _scores_bytes(call: Call, ways: Ways) -> int:
+    """What is alive within a call of attention that makes its scores whole."""
+    return (ends_bytes(call, ways) - ends_bytes(call, ways._replace(blocked=True))) // 2

@@ -1,0 +1,150 @@
+"""What a compiled program says of itself, read from its text (HLO as the TPU compiler leaves it)."""
+
+import collections
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
+_SCHEDULED = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
+_GUESSED = re.compile(r'"window_config":\{.*?"estimated_cycles":"(\d+)"')
+_CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
+CONTRACTIONS = ("convolution", "dot")  # a TPU program has its dots as convolutions too
+FRAME = "around_the_unit"  # a named scope: what stands around the call that is priced, and is not counted
+
+
+class Instruction(NamedTuple):
+    """One line of the text.
+
+    Attributes:
+        name: unique in the program.
+        type: of the result, such as "bf16[8,128]{1,0}".
+        op: "fusion", "convolution", "while", ...
+        rest: from the operands on.
+    """
+
+    name: str
+    type: str
+    op: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the operands."""
+        return re.findall(r"%([\w.\-]+)", self.rest.split(")")[0])
+
+
+class Program(NamedTuple):
+    """What was read.
+
+    Attributes:
+        cycles: kind ("matrix", "copy" or "other") -> cycles, every loop's body as often as it runs.
+        guessed: of those, the cycles of instructions that the schedule did not price, as the tiling heuristic has it.
+        contractions: "s8 x s8" -> number of dots and convolutions of these operands.
+        conditionals: number of conditionals.
+        kernels: number of custom kernels.
+    """
+
+    cycles: dict[str, int]
+    guessed: int
+    contractions: dict[str, int]
+    conditionals: int
+    kernels: int
+
+
+def read_program(text: str) -> Program:
+    """Reads the optimized HLO of a program, compiled for a TPU or for another platform.
+
+    `cycles` are those of the final schedule where it was simulated (`bundle_analysis_data`), else the heuristic's
+    (`window_config`), which is right for plain dots and up to eight times too high elsewhere. Neither counts waiting
+    for memory.
+    """
+    computations, entry = _computations(text)
+    every = [instruction for lines in computations.values() for instruction in lines]
+    cycles, guessed = _cycles(computations, entry)
+    return Program(
+        cycles=dict(cycles),
+        guessed=guessed,
+        contractions=dict(collections.Counter(_contractions(computations))),
+        conditionals=sum(instruction.op == "conditional" for instruction in every),
+        kernels=sum("tpu_custom_call" in instruction.rest for instruction in every),
+    )
+
+
+def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    found: dict[str, list[Instruction]] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            current = head.group(2)
+            found[current] = []
+            entry = current if head.group(1) else entry
+        elif current and (match := _INSTRUCTION.match(line)):
+            found[current].append(Instruction(*match.groups()))
+    return found, entry
+
+
+def _contractions(computations: dict[str, list[Instruction]]) -> Iterator[str]:
+    for lines in computations.values():
+        types = {instruction.name: instruction.type.split("[")[0] for instruction in lines}
+        for instruction in lines:
+            if instruction.op in CONTRACTIONS:
+                yield " x ".join(types.get(operand, "?") for operand in instruction.operands[:2])
+
+
+def _cycles(computations: dict[str, list[Instruction]], entry: str) -> tuple[collections.Counter[str], int]:
+    def has_contraction(name: str) -> bool:
+        return any(
+            line.op in CONTRACTIONS or any(has_contraction(inner) for inner in _CALLED.findall(line.rest))
+            for line in computations.get(name, ())
+        )
+
+    def kind_of(line: Instruction) -> str:
+        called = _CALLED.findall(line.rest)
+        if line.op in CONTRACTIONS or any(map(has_contraction, called)):
+            return "matrix"
+        return "copy" if line.op in ("copy", "transpose") or any("copy" in name for name in called) else "other"
+
+    def walk(name: str) -> tuple[collections.Counter[str], int]:
+        total: collections.Counter[str] = collections.Counter()
+        guessed = 0
+        for line in computations.get(name, ()):
+            inner, times = _inside(line, computations, walk)
+            for counted, unsure in inner:
+                total.update({kind: times * cycles for kind, cycles in counted.items()})
+                guessed += times * unsure
+            if inner or f"/{FRAME}/" in line.rest:
+                continue
+            if found := _SCHEDULED.search(line.rest):
+                total[kind_of(line)] += int(found.group(1))
+            elif found := _GUESSED.search(line.rest):
+                total[kind_of(line)] += int(found.group(1))
+                guessed += int(found.group(1))
+        return total, guessed
+
+    return walk(entry)
+
+
+def _inside(
+    line: Instruction, computations: dict[str, list[Instruction]], walk: Callable
+) -> tuple[list[tuple[collections.Counter[str], int]], int]:
+    """(cycles of the computations that an instruction runs, how often): of a conditional, the dearest branch."""
+    if line.op == "while":
+        body, condition = (re.search(rf"{name}=%?([\w.\-]+)", line.rest) for name in ("body", "condition"))
+        assert body is not None and condition is not None
+        return [walk(body.group(1))], _trips(line, computations.get(condition.group(1), []))
+    if line.op == "conditional":
+        listed = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
+        named = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line.rest)
+        branches = [name.strip().lstrip("%") for name in listed.group(1).split(",")] if listed else named
+        return [max(map(walk, branches), key=lambda branch: sum(branch[0].values()))], 1
+    return ([walk(name) for name in _CALLED.findall(line.rest)] if line.op == "call" else []), 1
+
+
+def _trips(line: Instruction, condition: list[Instruction]) -> int:
+    """How often a loop runs: what the compiler knows, else the largest constant that its condition compares with."""
+    if known := re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', line.rest):
+        return int(known.group(1))
+    constants = [re.match(r"(\d+)\)", other.rest) for other in condition if other.op == "constant"]
+    return max((int(constant.group(1)) for constant in constants if constant), default=1)

@@ -1,0 +1,177 @@
+"""A call as a program of its own, in each of the ways that it can run: what the compiler is asked about."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from jaxdq.cost._calls import Call, bytes_of
+from jaxdq.cost._program import FRAME
+from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_range, stored_bytes
+from jaxdq.linen import ATTENTION_BLOCK, DotProductAttention, SitePlan, call_on_integers, count_macs
+
+# A call is priced on fewer rows of its image or fewer tokens, to which its cycles are in proportion: so many
+# multiply-accumulates, rows of an image, and rows of a matrix are left.
+_MACS, _IMAGE_ROWS, _MATRIX_ROWS = 4e9, 8, 1024
+
+
+class Ways(NamedTuple):
+    """How a variant of the network runs its calls.
+
+    Attributes:
+        dtype: of activations and of what stays in float.
+        blocked: attention in blocks of queries, else with all scores at once.
+        quantized: whether kernels are quantized, as the plan has it.
+        act: "static" or "dynamic" integers, or "float".
+    """
+
+    dtype: Any = jnp.bfloat16
+    blocked: bool = True
+    quantized: bool = False
+    act: str = "float"
+
+
+class Unit(NamedTuple):
+    """What one call costs beside its program's cycles.
+
+    Attributes:
+        exported: the program, for a TPU.
+        ratio: cycles of the call for one of the program's.
+        param_bytes: that the call reads beside its inputs.
+    """
+
+    exported: export.Exported
+    ratio: float
+    param_bytes: int
+
+
+def unit_of(call: Call, ways: Ways, site: SitePlan | None) -> Unit:
+    """The program of a call as this variant runs it; `site` is the plan's, None where it has none."""
+    small, ratio = _shrunk(call)
+    weight = site.weight if site is not None and ways.quantized else None
+    act = site.act if site is not None and weight is not None and ways.act != "float" else None
+    function, params = _function(small, ways, weight, act)
+    return Unit(_exported(function, small.inputs, params), ratio, stored_bytes(params))
+
+
+def macs_of(call: Call) -> int:
+    """Multiply-accumulates of a call."""
+    function, params = _function(call, Ways(), None, None)
+    return count_macs(jax.make_jaxpr(function)(call.inputs, params).jaxpr)
+
+
+def _function(call: Call, ways: Ways, weight: Scheme | None, act: Scheme | None) -> tuple[Callable, Any]:
+    """(function of the inputs and of further arguments, shapes of those)."""
+    module = call.module
+    if module is None:
+        return lambda inputs, _: jax.lax.dot_general(inputs[0], inputs[1], call.equation), ()
+    if isinstance(module, DotProductAttention):
+        return lambda inputs, _: module.apply({}, *inputs), ()
+    if weight is None:
+        return lambda inputs, params: module.apply({"params": params}, *inputs), call.params
+    channels = tuple(range(call.params["kernel"].ndim))[-1:]
+    weight = dataclasses.replace(weight, channel_axis=channels)
+    params = call.params | {"kernel": _kernel(call.params["kernel"], weight, act)}
+    if act is None:
+        dtype = call.params["kernel"].dtype
+
+        def weight_only(inputs: tuple, params: Any) -> jax.Array:
+            kernel = dequantize(params["kernel"]).astype(dtype)
+            return jnp.asarray(module.apply({"params": params | {"kernel": kernel}}, *inputs))
+
+        return weight_only, params
+    scheme = act
+
+    def integer(inputs: tuple, given: Any) -> jax.Array:
+        params, grid = given
+        grids = [_dynamic(x, scheme) if ways.act == "dynamic" else grid for x in inputs]
+
+        def visit(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
+            return call_on_integers(context.module, args, grids, scheme, ways.dtype)
+
+        with nn.intercept_methods(visit):
+            return jnp.asarray(module.apply({"params": params}, *inputs))
+
+    return integer, (params, _grid((), scheme))
+
+
+def _kernel(kernel: jax.ShapeDtypeStruct, weight: Scheme, act: Scheme | None) -> QTensor:
+    per_channel = (1,) * (len(kernel.shape) - 1) + kernel.shape[-1:]
+    has_sum = act is not None and not act.symmetric
+    qvalue, code_sum = _array(kernel.shape, weight.storage_dtype), _array(per_channel, jnp.int32) if has_sum else None
+    return QTensor(qvalue, _grid(per_channel, weight), weight, code_sum)
+
+
+def _grid(shape: tuple[int, ...], scheme: Scheme) -> QParams:
+    return QParams(_array(shape, jnp.float32), None if scheme.symmetric else _array(shape, jnp.int32))
+
+
+def _array(shape: tuple[int, ...], dtype: Any) -> Any:
+    """A shape where an array is expected: a program is made of it, and nothing is computed."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _dynamic(x: jax.Array, scheme: Scheme) -> QParams:
+    return qparams_from_range(jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32), scheme)
+
+
+def _exported(function: Callable, inputs: tuple, params: Any) -> export.Exported:
+    """The function between barriers, so that its arguments and its result are values of a larger program."""
+    leaves, tree = jax.tree.flatten(params)  # exported functions know no types but those of JAX
+
+    def framed(inputs: tuple, *leaves: jax.Array) -> jax.Array:
+        with jax.named_scope(FRAME):
+            inputs = jax.lax.optimization_barrier(tuple(x * jnp.asarray(1.5, x.dtype) for x in inputs))
+        out = jax.lax.optimization_barrier(function(inputs, jax.tree.unflatten(tree, leaves)))
+        with jax.named_scope(FRAME):
+            return out + jnp.asarray(1, out.dtype)
+
+    return export.export(jax.jit(framed), platforms=["tpu"])(inputs, *leaves)
+
+
+def ends_bytes(call: Call, ways: Ways) -> int:
+    """What a call reads and writes beside its params; scores that are made whole are written, and read again."""
+    ends = bytes_of(*call.inputs, call.output)
+    if isinstance(call.module, DotProductAttention) and not ways.blocked:
+        batch, queries, heads, _ = call.inputs[0].shape
+        return ends + 2 * batch * heads * queries * call.inputs[1].shape[1] * call.inputs[0].dtype.itemsize
+    return ends
+
+
+def _shrunk(call: Call) -> tuple[Call, float]:
+    """(the call on fewer rows, how many of it make the whole)."""
+    if call.kind == "attention":
+        return _shrunk_attention(call)
+    batch, length, *_ = shape = (*call.inputs[0].shape, 1, 1)
+    if call.inputs[0].ndim not in (3, 4):
+        return call, 1.0
+    least = _IMAGE_ROWS if call.inputs[0].ndim == 4 else max(1, _MATRIX_ROWS // batch)
+    macs = macs_of(call)
+    while length % 2 == 0 and length // 2 >= least and (not macs or macs * length / shape[1] > _MACS):
+        length //= 2
+    ratio = shape[1] // length
+    output = _resized(call.output, 1, max(1, call.output.shape[1] // ratio))
+    return dataclasses.replace(call, inputs=(_resized(call.inputs[0], 1, length),), output=output), ratio
+
+
+def _shrunk_attention(call: Call) -> tuple[Call, float]:
+    """One row of the batch and one block of queries; of a bare product, one of what it does side by side."""
+    if call.module is None:
+        (_, (lhs, rhs)) = call.equation
+        inputs, ratio = call.inputs, 1
+        if lhs and rhs:
+            ratio = inputs[0].shape[lhs[0]]
+            inputs = (_resized(inputs[0], lhs[0], 1), _resized(inputs[1], rhs[0], 1))
+        return dataclasses.replace(call, inputs=inputs), ratio
+    batch, queries, *_ = call.inputs[0].shape
+    block = ATTENTION_BLOCK if queries % ATTENTION_BLOCK == 0 else queries
+    q, k, v = (_resized(shape, 0, 1) for shape in call.inputs)
+    return dataclasses.replace(call, inputs=(_resized(q, 1, block), k, v)), batch * queries / block
+
+
+def _resized(shape: jax.ShapeDtypeStruct, axis: int, size: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*shape.shape[:axis], size, *shape.shape[axis + 1 :]), shape.dtype)

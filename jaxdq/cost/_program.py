@@ -42,7 +42,7 @@ class Program(NamedTuple):
         cycles: kind ("matrix", "copy" or "other") -> cycles, every loop's body as often as it runs.
         guessed: of those, the cycles of instructions that the schedule did not price, as the tiling heuristic has it.
         contractions: "s8 x s8" -> number of dots and convolutions of these operands.
-        conditionals: number of conditionals.
+        conditionals: number of conditionals that have a contraction in a branch; tables may be chosen by one.
         kernels: number of custom kernels.
     """
 
@@ -62,12 +62,13 @@ def read_program(text: str) -> Program:
     """
     computations, entry = _computations(text)
     every = [instruction for lines in computations.values() for instruction in lines]
+    branches = [_branches(instruction) for instruction in every if instruction.op == "conditional"]
     cycles, guessed = _cycles(computations, entry)
     return Program(
         cycles=dict(cycles),
         guessed=guessed,
         contractions=dict(collections.Counter(_contractions(computations))),
-        conditionals=sum(instruction.op == "conditional" for instruction in every),
+        conditionals=sum(any(_has_contraction(computations, name) for name in names) for names in branches),
         kernels=sum("tpu_custom_call" in instruction.rest for instruction in every),
     )
 
@@ -94,15 +95,9 @@ def _contractions(computations: dict[str, list[Instruction]]) -> Iterator[str]:
 
 
 def _cycles(computations: dict[str, list[Instruction]], entry: str) -> tuple[collections.Counter[str], int]:
-    def has_contraction(name: str) -> bool:
-        return any(
-            line.op in CONTRACTIONS or any(has_contraction(inner) for inner in _CALLED.findall(line.rest))
-            for line in computations.get(name, ())
-        )
-
     def kind_of(line: Instruction) -> str:
         called = _CALLED.findall(line.rest)
-        if line.op in CONTRACTIONS or any(map(has_contraction, called)):
+        if line.op in CONTRACTIONS or any(_has_contraction(computations, name) for name in called):
             return "matrix"
         return "copy" if line.op in ("copy", "transpose") or any("copy" in name for name in called) else "other"
 
@@ -135,11 +130,23 @@ def _inside(
         assert body is not None and condition is not None
         return [walk(body.group(1))], _trips(line, computations.get(condition.group(1), []))
     if line.op == "conditional":
-        listed = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
-        named = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line.rest)
-        branches = [name.strip().lstrip("%") for name in listed.group(1).split(",")] if listed else named
-        return [max(map(walk, branches), key=lambda branch: sum(branch[0].values()))], 1
+        return [max(map(walk, _branches(line)), key=lambda branch: sum(branch[0].values()))], 1
     return ([walk(name) for name in _CALLED.findall(line.rest)] if line.op == "call" else []), 1
+
+
+def _branches(line: Instruction) -> list[str]:
+    """Names of the computations that a conditional chooses from."""
+    if listed := re.search(r"branch_computations=\{([^}]*)\}", line.rest):
+        return [name.strip().lstrip("%") for name in listed.group(1).split(",")]
+    return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line.rest)
+
+
+def _has_contraction(computations: dict[str, list[Instruction]], name: str) -> bool:
+    """Whether a computation, or one that it calls, contracts."""
+    return any(
+        line.op in CONTRACTIONS or any(_has_contraction(computations, inner) for inner in _CALLED.findall(line.rest))
+        for line in computations.get(name, ())
+    )
 
 
 def _trips(line: Instruction, condition: list[Instruction]) -> int:

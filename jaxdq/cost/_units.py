@@ -15,8 +15,8 @@ from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_range,
 from jaxdq.linen import ATTENTION_BLOCK, DotProductAttention, SitePlan, call_on_integers, count_macs
 
 # A call is priced on fewer rows of its image or fewer tokens, to which its cycles are in proportion: so many
-# multiply-accumulates, rows of an image, and rows of a matrix are left.
-_MACS, _IMAGE_ROWS, _MATRIX_ROWS = 4e9, 8, 1024
+# multiply-accumulates, rows of an image, rows of a matrix, and tokens that are attended to are left.
+_MACS, _IMAGE_ROWS, _MATRIX_ROWS, _TOKENS = 2e9, 8, 1024, 1024
 
 
 class Ways(NamedTuple):
@@ -169,8 +169,12 @@ def _shrunk_attention(call: Call) -> tuple[Call, float]:
         return dataclasses.replace(call, inputs=inputs), ratio
     batch, queries, *_ = call.inputs[0].shape
     block = ATTENTION_BLOCK if queries % ATTENTION_BLOCK == 0 else queries
-    q, k, v = (_resized(shape, 0, 1) for shape in call.inputs)
-    return dataclasses.replace(call, inputs=(_resized(q, 1, block), k, v)), batch * queries / block
+    tokens = call.inputs[1].shape[1]
+    seen = _TOKENS if tokens % _TOKENS == 0 else tokens
+    q, k, v = (
+        _resized(_resized(shape, 0, 1), 1, size) for shape, size in zip(call.inputs, (block, seen, seen), strict=True)
+    )
+    return dataclasses.replace(call, inputs=(q, k, v)), batch * queries / block * tokens / seen
 
 
 def _resized(shape: jax.ShapeDtypeStruct, axis: int, size: int) -> jax.ShapeDtypeStruct:

@@ -16,9 +16,9 @@ ATTENTION_BLOCK = 512
 class DotProductAttention(nn.Module):
     """``softmax(q k^T / sqrt(D)) v`` in each head, without parameters.
 
-    In float, and from `MANY_QUERIES` queries on, blocks of queries go one after the other, so that the L x M scores
-    never stand in memory as a whole, forward or backward: the same numbers up to the order of float32 sums. A plan that
-    puts one of the two products on integers has them both made whole, as the submodules ``scores`` and ``values``;
+    In float, and from `MANY_QUERIES` queries on, the rows of the batch and blocks of their queries go one after the
+    other, so that the L x M scores never stand in memory as a whole, forward or backward: the same numbers up to the
+    order of float32 sums. A plan that puts one of the two products on integers has them both made whole, as the submodules ``scores`` and ``values``;
     that is an option for accuracy studies and does not pay: a TPU spends the time on the scores between the products.
     """
 
@@ -38,10 +38,14 @@ class DotProductAttention(nn.Module):
             return _attend(q, k, v)
         count = -(-length // ATTENTION_BLOCK)
         q = jnp.pad(q, ((0, 0), (0, count * ATTENTION_BLOCK - length), (0, 0), (0, 0)))
-        blocks = jnp.moveaxis(q.reshape(q.shape[0], count, ATTENTION_BLOCK, *q.shape[2:]), 1, 0)
-        # The gradient makes the scores of a block again: kept, they would be as large as if they had never been split.
-        out = lax.map(jax.checkpoint(lambda block: _attend(block, k, v)), blocks)
-        return jnp.moveaxis(out, 0, 1).reshape(q.shape)[:, :length]
+        blocks = q.reshape(q.shape[0], count, ATTENTION_BLOCK, *q.shape[2:])
+
+        def of_row(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            blocks, k, v = row
+            # The gradient makes the scores of a block again: kept, they would be as large as if never split.
+            return lax.map(jax.checkpoint(lambda block: _attend(block[None], k[None], v[None])[0]), blocks)
+
+        return lax.map(of_row, (blocks, k, v)).reshape(q.shape)[:, :length]
 
     @nn.compact
     def products(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

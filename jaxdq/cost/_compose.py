@@ -9,10 +9,11 @@ import jax
 from jaxdq.cost._calls import Call, Network
 from jaxdq.cost._chips import Chip
 from jaxdq.cost._compiler import Compiled, compile_for
-from jaxdq.cost._units import Ways, ends_bytes, unit_of
+from jaxdq.cost._units import Unit, Ways, ends_bytes, unit_of
 from jaxdq.linen import Plan
 
 BETWEEN = "between modules"
+_ATTEMPTS = 3
 
 
 class Variant(NamedTuple):
@@ -71,19 +72,31 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
         chip: which chip.
         jobs: compilers at a time; None is one for each processor.
     """
-    units: dict[Any, Any] = {}
-    wanted = {}
-    for name, (network, ways, plan) in variants.items():
-        wanted[name] = [(call, _same(call, ways, plan)) for call in network.calls]
-        for call, same in wanted[name]:
-            if same not in units:
-                units[same] = unit_of(call, ways, plan.by_path.get(call.path))
-    answers = compile_for([unit.exported for unit in units.values()], chip, jobs=jobs)
-    priced = {same: (unit, answer) for (same, unit), answer in zip(units.items(), answers, strict=True)}
+    wanted = {
+        name: [(call, _same(call, ways, plan)) for call in network.calls]
+        for name, (network, ways, plan) in variants.items()
+    }
+    distinct = {
+        same: (call, ways, plan.by_path.get(call.path))
+        for name, (_, ways, plan) in variants.items()
+        for call, same in wanted[name]
+    }
+    priced: dict[Any, tuple[Unit, Compiled]] = {}
+    for attempt in range(_ATTEMPTS):
+        units = {same: unit_of(*distinct[same], attempt) for same in distinct if _unsure(priced.get(same))}
+        answers = compile_for([unit.exported for unit in units.values()], chip, jobs=jobs)
+        for (same, unit), answer in zip(units.items(), answers, strict=True):
+            if same not in priced or not answer.program.guessed:
+                priced[same] = unit, answer
     return {
         name: _sum([(call, *priced[same]) for call, same in wanted[name]], network, ways, chip)
         for name, (network, ways, _) in variants.items()
     }
+
+
+def _unsure(found: tuple[Unit, Compiled] | None) -> bool:
+    """Whether no schedule was simulated for all of a call."""
+    return found is None or found[1].program.guessed > 0
 
 
 def _same(call: Call, ways: Ways, plan: Plan) -> tuple:
@@ -96,7 +109,7 @@ def _same(call: Call, ways: Ways, plan: Plan) -> tuple:
     return (repr(call.module), call.equation, tuple(shapes), *map(str, schemes), str(how))
 
 
-def _sum(calls: Sequence[tuple[Call, Any, Compiled]], network: Network, ways: Ways, chip: Chip) -> Modelled:
+def _sum(calls: Sequence[tuple[Call, Unit, Compiled]], network: Network, ways: Ways, chip: Chip) -> Modelled:
     parts: dict[str, float] = collections.defaultdict(float)
     contractions: collections.Counter[str] = collections.Counter()
     schedule, total_bytes, cycles, guessed, inside = 0.0, network.moved_bytes, 0, 0, 0

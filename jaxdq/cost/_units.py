@@ -15,8 +15,10 @@ from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_range,
 from jaxdq.linen import ATTENTION_BLOCK, DotProductAttention, SitePlan, call_on_integers, count_macs
 
 # A call is priced on fewer rows of its image or fewer tokens, to which its cycles are in proportion: so many
-# multiply-accumulates, rows of an image, rows of a matrix, and tokens that are attended to are left.
-_MACS, _IMAGE_ROWS, _MATRIX_ROWS, _TOKENS = 2e9, 8, 1024, 1024
+# multiply-accumulates, rows and columns of an image, rows of a matrix, and tokens that are attended to are left. (So
+# many columns, that the form of a convolution is still that of the wider image.)
+_MACS, _IMAGE_ROWS, _IMAGE_COLUMNS, _MATRIX_ROWS, _TOKENS = 2e9, 8, 32, 1024, 1024
+_LANES = 128
 
 
 class Ways(NamedTuple):
@@ -49,13 +51,21 @@ class Unit(NamedTuple):
     param_bytes: int
 
 
-def unit_of(call: Call, ways: Ways, site: SitePlan | None) -> Unit:
-    """The program of a call as this variant runs it; `site` is the plan's, None where it has none."""
-    small, ratio = _shrunk(call)
+def unit_of(call: Call, ways: Ways, site: SitePlan | None, attempt: int = 0) -> Unit:
+    """The program of a call as this variant runs it.
+
+    Args:
+        call: which.
+        ways: how the variant runs.
+        site: the plan's; None where it has none.
+        attempt: every further one prices half as many rows, since the profiler gives up on some sizes.
+    """
+    small, ratio = _shrunk(call, 2**attempt)
     weight = site.weight if site is not None and ways.quantized else None
     act = site.act if site is not None and weight is not None and ways.act != "float" else None
     function, params = _function(small, ways, weight, act)
-    return Unit(_exported(function, small.inputs, params), ratio, stored_bytes(params))
+    param_bytes = stored_bytes(_function(call, ways, weight, act)[1])
+    return Unit(_exported(function, small.inputs, params), ratio, param_bytes)
 
 
 def macs_of(call: Call) -> int:
@@ -142,23 +152,38 @@ def ends_bytes(call: Call, ways: Ways) -> int:
     return ends
 
 
-def _shrunk(call: Call) -> tuple[Call, float]:
+def _shrunk(call: Call, part: int) -> tuple[Call, float]:
     """(the call on fewer rows, how many of it make the whole)."""
     if call.kind == "attention":
-        return _shrunk_attention(call)
-    batch, length, *_ = shape = (*call.inputs[0].shape, 1, 1)
-    if call.inputs[0].ndim not in (3, 4):
+        return _shrunk_attention(call, part)
+    first, is_image = call.inputs[0], call.inputs[0].ndim == 4
+    if first.ndim not in (3, 4):
         return call, 1.0
-    least = _IMAGE_ROWS if call.inputs[0].ndim == 4 else max(1, _MATRIX_ROWS // batch)
-    macs = macs_of(call)
-    while length % 2 == 0 and length // 2 >= least and (not macs or macs * length / shape[1] > _MACS):
+    columns = _IMAGE_COLUMNS if is_image and first.shape[2] % _IMAGE_COLUMNS == 0 else first.shape[2]
+    across = first.shape[2] // columns
+    least = (_IMAGE_ROWS if is_image else max(1, _MATRIX_ROWS // first.shape[0])) // part
+    macs, length = macs_of(call) / across, first.shape[1]
+    while length % 2 == 0 and length // 2 >= least and (not macs or macs * length / first.shape[1] > _MACS / part):
         length //= 2
-    ratio = shape[1] // length
-    output = _resized(call.output, 1, max(1, call.output.shape[1] // ratio))
-    return dataclasses.replace(call, inputs=(_resized(call.inputs[0], 1, length),), output=output), ratio
+    down = first.shape[1] // length
+    small = _resized(_resized(first, 1, length), 2, columns)
+    small_call = dataclasses.replace(call, inputs=(small,))
+    return (_in_whole_lanes(small_call) if part > 1 else small_call), down * across
 
 
-def _shrunk_attention(call: Call) -> tuple[Call, float]:
+def _in_whole_lanes(call: Call) -> Call:
+    """A convolution whose channels are filled up to what a chip makes of them anyway, and its profiler knows better."""
+    kernel = call.params.get("kernel")
+    if not isinstance(call.module, nn.Conv) or kernel.shape[-2] != call.inputs[0].shape[-1]:
+        return call
+    lanes, features = _whole_lanes(kernel.shape[-2]), _whole_lanes(kernel.shape[-1])
+    params = {name: _resized(leaf, -1, features) for name, leaf in call.params.items()}
+    params["kernel"] = _resized(params["kernel"], -2, lanes)
+    inputs = (_resized(call.inputs[0], 3, lanes),)
+    return dataclasses.replace(call, module=call.module.clone(features=features), inputs=inputs, params=params)
+
+
+def _shrunk_attention(call: Call, part: int) -> tuple[Call, float]:
     """One row of the batch and one block of queries; of a bare product, one of what it does side by side."""
     if call.module is None:
         (_, (lhs, rhs)) = call.equation
@@ -168,14 +193,20 @@ def _shrunk_attention(call: Call) -> tuple[Call, float]:
             inputs = (_resized(inputs[0], lhs[0], 1), _resized(inputs[1], rhs[0], 1))
         return dataclasses.replace(call, inputs=inputs), ratio
     batch, queries, *_ = call.inputs[0].shape
-    block = ATTENTION_BLOCK if queries % ATTENTION_BLOCK == 0 else queries
+    block = ATTENTION_BLOCK // part if queries % ATTENTION_BLOCK == 0 else queries
     tokens = call.inputs[1].shape[1]
-    seen = _TOKENS if tokens % _TOKENS == 0 else tokens
+    seen = _TOKENS if tokens % _TOKENS == 0 else tokens if part == 1 else _whole_lanes(tokens)
     q, k, v = (
         _resized(_resized(shape, 0, 1), 1, size) for shape, size in zip(call.inputs, (block, seen, seen), strict=True)
     )
-    return dataclasses.replace(call, inputs=(q, k, v)), batch * queries / block * tokens / seen
+    return dataclasses.replace(call, inputs=(q, k, v)), batch * queries / block * max(1, tokens / seen)
+
+
+def _whole_lanes(size: int) -> int:
+    """The next multiple of the lanes."""
+    return -(-size // _LANES) * _LANES
 
 
 def _resized(shape: jax.ShapeDtypeStruct, axis: int, size: int) -> jax.ShapeDtypeStruct:
+    axis %= len(shape.shape)
     return jax.ShapeDtypeStruct((*shape.shape[:axis], size, *shape.shape[axis + 1 :]), shape.dtype)

@@ -18,8 +18,9 @@ class DotProductAttention(nn.Module):
 
     In float, and from `MANY_QUERIES` queries on, the rows of the batch and blocks of their queries go one after the
     other, so that the L x M scores never stand in memory as a whole, forward or backward: the same numbers up to the
-    order of float32 sums. A plan that puts one of the two products on integers has them both made whole, as the submodules ``scores`` and ``values``;
-    that is an option for accuracy studies and does not pay: a TPU spends the time on the scores between the products.
+    order of float32 sums. A plan that puts one of the two products on integers has them both made whole, as the
+    submodules ``scores`` and ``values``; that is an option for accuracy studies and does not pay: a TPU spends the time
+    on the scores between the products.
     """
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

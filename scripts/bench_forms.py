@@ -1,0 +1,138 @@
+"""Time every form that an integer convolution can take: the measurements behind the table in jaxdq/ops/_lowering.py.
+
+    python scripts/bench_forms.py --platform cpu --json jaxdq/ops/forms_cpu.json
+    python scripts/bench_forms.py --platform tpu:v5e --json jaxdq/ops/forms_tpu_v5e.json
+
+On "cpu" and "gpu" the forms run in turn and the median of the rounds counts, in milliseconds. On a modelled chip the
+numbers are thousands of cycles of the compiler's simulated schedule; nothing runs. Every row quantizes a float input,
+convolves, rescales and adds a bias, so that what a form costs its neighbours is in; "float" is the convolution in
+float32 (cpu) or bfloat16. Shapes that the JSON has are not measured again.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from jaxdq.cost import CHIPS, compile_for
+from jaxdq.cost._program import FRAME
+from jaxdq.ops import Window
+from jaxdq.ops._forms import FORMS, convolve
+
+# (batch, side, channels in, channels out), of 3x3 windows unless a fifth number says otherwise.
+SHAPES = {
+    "cpu": [(8, 16, 24, 24), (8, 8, 48, 48), (8, 4, 96, 96), (2, 32, 320, 320), (2, 16, 640, 640), (2, 8, 1280, 1280)],
+    "tpu": [
+        (8, 16, 320, 320),
+        (2, 16, 320, 320),
+        (8, 16, 640, 640),
+        (2, 16, 640, 640),
+        (8, 8, 1280, 640),
+        (2, 8, 1280, 1280),
+        (2, 32, 640, 320),
+        (8, 16, 640, 320, 1),
+    ],
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--platform", choices=["cpu", "gpu", *(f"tpu:{name}" for name in CHIPS)], default="cpu")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    is_modelled = args.platform.startswith("tpu")
+    kept = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"rows": {}}
+    rows = kept["rows"]
+    for shape in SHAPES["tpu" if is_modelled else "cpu"]:
+        name = "x".join(map(str, shape))
+        wanted = [form for form in ("float", *args.forms) if form not in rows.get(name, {})]
+        if not wanted:
+            continue
+        calls = {form: call_of(form, shape, jnp.bfloat16 if is_modelled else jnp.float32) for form in wanted}
+        times = modelled(calls, args.platform) if is_modelled else measured(calls, args.platform, args.rounds)
+        rows[name] = {**rows.get(name, {}), **times}
+        found = {
+            "platform": args.platform,
+            "unit": "thousands of cycles" if is_modelled else "milliseconds",
+            "jax": jax.__version__,
+            "rows": rows,
+        }
+        if args.json:
+            part = args.json.with_suffix(".part")
+            part.write_text(json.dumps(found, indent=1) + "\n")
+            part.replace(args.json)
+    print(json.dumps({"platform": args.platform, "rows": rows}))
+
+
+def call_of(form: str, shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[Callable, tuple]:
+    """(function, shapes of its arguments) of one layer in one form."""
+    batch, side, channels, features, taps = (*shape, 3)[:5]
+    window, pads = Window((1, 1)), [(taps // 2, taps // 2)] * 2
+    x = jax.ShapeDtypeStruct((batch, side, side, channels), dtype)
+    kernel = jax.ShapeDtypeStruct((taps, taps, channels, features), dtype if form == "float" else jnp.int8)
+    scale = jax.ShapeDtypeStruct((features,), jnp.float32)
+
+    def layer(x: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        if form == "float":
+            return convolve(x, kernel, window, pads, dtype) + bias.astype(dtype)
+        codes = jnp.clip(jnp.round(x.astype(jnp.float32) * scale[0]), -128, 127).astype(jnp.int8)
+        total = FORMS[form](codes, kernel, window, pads)
+        return (total.astype(jnp.float32) * scale + bias).astype(dtype)
+
+    return layer, (x, kernel, scale, scale)
+
+
+def modelled(calls: dict[str, tuple[Callable, tuple]], platform: str) -> dict[str, float]:
+    """Thousands of cycles of each call's final schedule."""
+
+    def framed(layer: Callable, x: jax.Array, *rest: jax.Array) -> jax.Array:
+        with jax.named_scope(FRAME):
+            x = jax.lax.optimization_barrier(x * jnp.asarray(1.5, x.dtype))
+        out = jax.lax.optimization_barrier(layer(x, *rest))
+        with jax.named_scope(FRAME):
+            return out + jnp.asarray(1, out.dtype)
+
+    programs = [
+        export.export(jax.jit(functools.partial(framed, layer)), platforms=["tpu"])(*args)
+        for layer, args in calls.values()
+    ]
+    answers = compile_for(programs, CHIPS[platform.removeprefix("tpu:")])
+    # What the heuristic guessed is no measurement.
+    return {
+        form: round(sum(answer.program.cycles.values()) / 1e3, 1)
+        for form, answer in zip(calls, answers, strict=True)
+        if not answer.program.guessed
+    }
+
+
+def measured(calls: dict[str, tuple[Callable, tuple]], platform: str, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each call, the calls in turn."""
+    device = jax.devices(platform)[0]
+    compiled = {}
+    for form, (layer, shapes) in calls.items():
+        keys = jax.random.split(jax.random.key(0), len(shapes))
+        pairs = zip(keys, shapes, strict=True)
+        args = [jax.device_put((100 * jax.random.normal(key, s.shape)).astype(s.dtype), device) for key, s in pairs]
+        compiled[form] = functools.partial(jax.jit(layer).lower(*args).compile(), *args)
+    times: dict[str, list[float]] = {form: [] for form in calls}
+    for index in range(rounds + 1):
+        for form, call in compiled.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if index:
+                times[form].append(1e3 * (time.perf_counter() - start))
+    return {form: round(statistics.median(seconds), 3) for form, seconds in times.items()}
+
+
+if __name__ == "__main__":
+    main()

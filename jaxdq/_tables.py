@@ -139,23 +139,29 @@ def _float_table(found: Prospect) -> Table:
     return table
 
 
-def table_of_bench(found: Mapping[str, Any]) -> Table:
-    """One line for each variant: its time, how many times as fast as the baseline, and what it needs."""
-    kinds = sorted({kind for row in found["rows"].values() for kind in row.get("parts", ())})
-    table = Table(box=None, header_style="bold", title_justify="left")
-    table.title = f"{found['model']}, batch {found['batch_size']}, {found['how']} on {found['platform']}"
-    table.add_column("", no_wrap=True)
-    for head in ("ms", "times as fast", "arguments", "temporaries", "integer, float dots", *kinds):
+def tables_of_bench(found: Mapping[str, Any]) -> Group:
+    """One line for each variant: its time, how many times as fast as the baseline, what it needs; what time it is."""
+    rows = found["rows"]
+    table = _bench_table(f"{found['model']}, batch {found['batch_size']}, {found['how']} on {found['platform']}")
+    for head in ("ms", "times as fast", "arguments", "temporaries", "integer, float dots"):
         table.add_column(head, justify="right")
-    for name, row in found["rows"].items():
+    for name, row in rows.items():
         counts = row["contractions"]
-        cells = [
-            name,
-            f"{row['milliseconds']:.3g}",
-            f"{row['ratio']:.2f}",
-            nice_bytes(row["argument_bytes"]),
-            nice_bytes(row["temp_bytes"]),
-            f"{counts['integer']}, {counts['float']}",
-        ]
-        table.add_row(*cells, *(f"{row['parts'][kind]:.3g}" for kind in kinds))
+        sizes = nice_bytes(row["argument_bytes"]), nice_bytes(row["temp_bytes"])
+        dots = f"{counts['integer']}, {counts['float']}"
+        table.add_row(name, f"{row['milliseconds']:.3g}", f"{row['ratio']:.2f}", *sizes, dots)
+    kinds = sorted({kind for row in rows.values() for kind in row.get("parts", ())})
+    if not kinds:
+        return Group(table)
+    parts = _bench_table("of which, in ms")
+    for kind in kinds:
+        parts.add_column(kind, justify="right")
+    for name, row in rows.items():
+        parts.add_row(name, *(f"{row['parts'][kind]:.3g}" for kind in kinds))
+    return Group(Padding(table, (0, 0, 1, 0)), parts)
+
+
+def _bench_table(title: str) -> Table:
+    table = Table(box=None, header_style="bold", title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
     return table

@@ -179,14 +179,14 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Compare the speed of a model in float and on integers, here or on a TPU that is not at hand."""
-    from jaxdq._tables import table_of_bench
+    from jaxdq._tables import tables_of_bench
     from jaxdq.bench import bench_model
 
     found = bench_model(model, platform=platform, batch_size=batch_size, variants=variant or (), rounds=rounds)
     if as_json:
         typer.echo(json.dumps(found, indent=1, allow_nan=False))
     else:
-        Console().print(table_of_bench(found))
+        Console().print(tables_of_bench(found))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

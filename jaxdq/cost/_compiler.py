@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -166,7 +167,9 @@ class _Worker:
 
 def _key(program: export.Exported, chip: Chip, profile: bool) -> str:
     versions = [importlib.metadata.version(name) for name in ("libtpu", "jax")]
-    parts = (str(_FORMAT), chip.topology, str(profile), *versions, program.mlir_module())
+    # Without the places in the source that each operation came from: the same program elsewhere is the same program.
+    text = re.sub(r"^#loc.*$|\bloc\(#?[^()]*\)", "", program.mlir_module(), flags=re.MULTILINE)
+    parts = (str(_FORMAT), chip.topology, str(profile), *versions, text)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 
 

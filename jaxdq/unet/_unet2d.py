@@ -74,7 +74,8 @@ class UNet2D(nn.Module):
         """
         check_inputs(x, jnp.shape(t), self.in_channels, len(self.block_out_channels))
         t = jnp.atleast_1d(jnp.asarray(t))
-        temb = self._embed(t, class_labels)
+        # In x's dtype: float32 here would make float32 of all that follows.
+        temb = self._embed(t, class_labels).astype(x.dtype)
         x = conv3x3(self.block_out_channels[0], "conv_in")(2 * x - 1 if self.center_input_sample else x)
         x = run_rows(x, temb, (), (self._down(), self._middle(), self._up()))
         x = nn.silu(group_norm(self.norm_num_groups, self.norm_eps, "conv_norm_out")(x))

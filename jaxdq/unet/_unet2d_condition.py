@@ -90,7 +90,8 @@ class UNet2DCondition(nn.Module):
         """
         check_inputs(x, jnp.shape(t), self.in_channels, len(self.block_out_channels))
         self._check_text(x.shape[0], encoder_hidden_states, text_embeds, time_ids)
-        temb = self._embed(jnp.atleast_1d(jnp.asarray(t)), text_embeds, time_ids)
+        # In x's dtype: float32 here would make float32 of all that follows.
+        temb = self._embed(jnp.atleast_1d(jnp.asarray(t)), text_embeds, time_ids).astype(x.dtype)
         x = conv3x3(self.block_out_channels[0], "conv_in")(2 * x - 1 if self.center_input_sample else x)
         x = run_rows(x, temb, (encoder_hidden_states,), (self._down(), self._middle(), self._up()))
         x = nn.silu(group_norm(self.norm_num_groups, self.norm_eps, "conv_norm_out")(x))

@@ -52,7 +52,7 @@ ENTRY %main (x: bf16[8,8], w: s8[8,8]) -> f32[8,8] {{
   %framed = bf16[8,8]{{1,0}} fusion(%x), calls=%small, metadata={{op_name="jit(f)/{FRAME}/mul"}}, {priced(5000)}
   %loop = s32[] while(%x), condition=%condition, body=%body
   %choice = s32[] conditional(%x, %x, %x), branch_computations={{%cheap, %dear}}
-  %guess = s32[] fusion(%x), calls=%small, {guessed(7)}
+  %guess = s32[] fusion(%x), calls=%small, {guessed(28)}
   ROOT %out = f32[8,8]{{1,0}} fusion(%framed, %w), calls=%fused_dot, {priced(1000)}, {guessed(999)}
 }}
 """

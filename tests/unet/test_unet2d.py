@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from unet.twins import SMALL, compiled, images, jax_network, relative_error, torch_network, torch_output, twin_error
 
 from jaxdq._errors import InputError
+from jaxdq.cost import network_of
 from jaxdq.unet import abstract_params, unet2d_from_config
 
 # Both sides sum in float32 in another order: about 1e-6 through some twenty layers. A wrong detail costs 1e-2 or more.
@@ -138,3 +140,12 @@ def test_classes_without_labels_are_refused():
     module = unet2d_from_config(SMALL | {"num_class_embeds": 10})
     with pytest.raises(InputError, match="without class_labels"):
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 8, 8, 3)), 0)
+
+
+def test_a_network_in_bfloat16_stays_in_bfloat16():
+    module = unet2d_from_config(toys.UNET2D_CONFIG)
+    x, t = jax.ShapeDtypeStruct((2, 8, 8, toys.UNET2D_CONFIG["in_channels"]), jnp.bfloat16), jnp.int32(3)
+    params = jax.eval_shape(module.init, jax.random.key(0), x, t)["params"]
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
+    found = network_of(module, params, x, t)
+    assert {shape.dtype.name for call in found.calls[2:] for shape in (*call.inputs, call.output)} == {"bfloat16"}

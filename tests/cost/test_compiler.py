@@ -1,0 +1,112 @@
+import importlib.util
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from jaxdq._errors import InputError
+from jaxdq.cost import CHIPS, Ways, check_installed, chip_of, compile_for, network_of, unit_of
+from jaxdq.cost import _compiler as compiler
+from jaxdq.grid import Scheme
+from jaxdq.linen import Rule, find_sites, make_plan
+from jaxdq.unet import load_denoiser
+
+V5E = CHIPS["v5e"]
+
+
+def exported(function, *shapes):
+    return export.export(jax.jit(function), platforms=["tpu"])(*shapes)
+
+
+def square(x):
+    return x @ x
+
+
+def test_unknown_chips_are_refused_with_those_there_are():
+    assert chip_of("tpu:v5e") is V5E
+    with pytest.raises(InputError, match="'tpu:v9' is no platform that is modelled; give one of tpu:v5e, tpu:v6e"):
+        chip_of("tpu:v9")
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"libtpu and flatbuffers are not installed.*pip install 'jaxdq\[tpu-model\]'"):
+        check_installed()
+
+
+class Fake:
+    """A compiler that counts, and whose profiler dies."""
+
+    asked = 0
+
+    def __init__(self, chip):
+        pass
+
+    def compiled(self, program, profile):
+        Fake.asked += 1
+        return compiler.Compiled(compiler.read_program(""), 1, 2, 3.0)
+
+    def stop(self):
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXDQ_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "check_installed", lambda: None)
+    monkeypatch.setattr(compiler, "_Worker", Fake)
+    monkeypatch.setattr(compiler.importlib.metadata, "version", lambda name: "1")
+    Fake.asked = 0
+    return tmp_path
+
+
+def test_answers_are_kept_by_program_chip_and_profile_and_a_damaged_one_is_asked_again(fake):
+    program = exported(square, jax.ShapeDtypeStruct((4, 4), jnp.float32))
+    first = compile_for([program], V5E)
+    assert compile_for([program], V5E) == first
+    assert Fake.asked == 1
+    compile_for([program], V5E, profile=False)
+    compile_for([program], CHIPS["v6e"])
+    compile_for([exported(square, jax.ShapeDtypeStruct((8, 8), jnp.float32))], V5E)
+    assert Fake.asked == 4
+    for kept in (fake / "compiled").iterdir():
+        kept.write_text(json.dumps([1]))
+    assert compile_for([program], V5E) == first
+    assert Fake.asked == 5
+
+
+def test_a_dead_worker_is_asked_again_without_the_profiler(monkeypatch):
+    worker = compiler._Worker(V5E)
+    asked = []
+
+    def ask(frame, profile):
+        asked.append(profile)
+        return None if profile else {"hlo": "", "temp_bytes": 1, "code_bytes": 2, "seconds": 3.0}
+
+    monkeypatch.setattr(worker, "_ask", ask)
+    program = exported(square, jax.ShapeDtypeStruct((4, 4), jnp.float32))
+    assert worker.compiled(program, True).temp_bytes == 1
+    assert asked == [True, False]
+    monkeypatch.setattr(worker, "_ask", lambda frame, profile: {"error": "no such op"})
+    with pytest.raises(InputError, match="the compiler for v5e refused a program: no such op"):
+        worker.compiled(program, True)
+
+
+@pytest.mark.parametrize("act", ["static", "dynamic", "float"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_units_of_a_network_hold_what_their_variant_says(act, bits):
+    denoiser = load_denoiser("digits")
+    x, t = jnp.zeros((2, *denoiser.shape)), jnp.int32(0)
+    sites = find_sites(denoiser.module, denoiser.params, x, t)
+    plan = make_plan([Rule(".*", Scheme(bits, channel_axis=-1), Scheme(8, symmetric=False))], sites)
+    ways = Ways(jnp.float32, quantized=True, act=act)
+    for call in network_of(denoiser.module, denoiser.params, x, t).calls[2:12]:
+        site = plan.by_path.get(call.path)
+        text = unit_of(call, ways, site).exported.mlir_module()
+        contracted = [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|convolution)", line)]
+        integers = [line for line in contracted if re.search(r"xi8>, tensor<\S*xi8>\) -> tensor<\S*xi32>", line)]
+        assert integers == (contracted if site is not None and act != "float" else [])
+        assert (f"xi{bits}>" in text) == (site is not None)

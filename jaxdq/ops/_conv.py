@@ -82,15 +82,16 @@ def conv_general_dilated(
     if lhs_zero is not None:
         lhs_codes, pads = _pad_with_code(lhs_codes, lhs_zero, pads), [(0, 0)] * len(pads)
     total = convolve_codes(lhs_codes, rhs_codes, window, pads)
+    correction: jax.Array | int = 0
     if lhs_zero is not None:
-        total = total - lhs_zero * _per_channel(code_sum(rhs, tuple(range(rhs.ndim - 1))), total.ndim)
+        correction = lhs_zero * _per_channel(code_sum(rhs, tuple(range(rhs.ndim - 1))), total.ndim)
     if rhs_zero is not None:
         ones = jnp.ones((*rhs.shape[:-1], window.groups), jnp.int8)
         window_sum = jnp.repeat(convolve_codes(lhs_codes, ones, window, pads), rhs.shape[-1] // window.groups, axis=-1)
         if lhs_zero is not None:
             window_sum = window_sum - terms * lhs_zero
-        total = total - _per_channel(rhs_zero, total.ndim) * window_sum
-    return finish(total, lhs.qparams.scale * _per_channel(rhs.qparams.scale, total.ndim), bias, out_dtype)
+        correction = correction + _per_channel(rhs_zero, total.ndim) * window_sum
+    return finish(total, correction, lhs.qparams.scale * _per_channel(rhs.qparams.scale, total.ndim), bias, out_dtype)
 
 
 def conv_general_dilated_float(

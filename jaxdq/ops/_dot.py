@@ -59,13 +59,14 @@ def dot_general(
         return _to_output(value, rhs_contract, rhs_batch, before=lhs_free, after=0)
 
     lhs_zero, rhs_zero = lhs.qparams.zero_point, rhs.qparams.zero_point
+    correction: jax.Array | int = 0
     if rhs_zero is not None:
-        total = total - from_rhs(rhs_zero) * from_lhs(code_sum(lhs, lhs_contract))
+        correction = correction + from_rhs(rhs_zero) * from_lhs(code_sum(lhs, lhs_contract))
     if lhs_zero is not None:
-        total = total - from_lhs(lhs_zero) * from_rhs(code_sum(rhs, rhs_contract))
+        correction = correction + from_lhs(lhs_zero) * from_rhs(code_sum(rhs, rhs_contract))
     if lhs_zero is not None and rhs_zero is not None:
-        total = total + terms * from_lhs(lhs_zero) * from_rhs(rhs_zero)
-    return finish(total, from_lhs(lhs.qparams.scale) * from_rhs(rhs.qparams.scale), bias, out_dtype)
+        correction = correction - terms * from_lhs(lhs_zero) * from_rhs(rhs_zero)
+    return finish(total, correction, from_lhs(lhs.qparams.scale) * from_rhs(rhs.qparams.scale), bias, out_dtype)
 
 
 def dot_general_float(

@@ -4,7 +4,7 @@ With `l ~ s_l (q_l - z_l)` and `r ~ s_r (q_r - z_r)`, contracted over K terms,
 
     sum_k l r = s_l s_r ( sum q_l q_r  -  z_r sum q_l  -  z_l sum q_r  +  K z_l z_r )
 
-so scales leave the contraction only where they do not vary along it.
+so scales leave the contraction only where they do not vary along it. The terms after the first are the correction.
 """
 
 import jax
@@ -41,7 +41,7 @@ def check_leaves_contraction(scale: jax.Array, ndim: int, contracted: tuple[int,
 def check_terms(terms: int, lhs: QTensor, rhs: QTensor) -> None:
     """Refuses a contraction whose int32 sum could overflow: K times the largest `(q_l - z_l)(q_r - z_r)`.
 
-    Partial sums may wrap around, since int32 arithmetic is modular: only the corrected sum has to fit.
+    The sum that is not corrected yet, and the correction, are no larger.
     """
     most = (2**31 - 1) // (_reach(lhs) * _reach(rhs))
     if terms > most:
@@ -58,17 +58,27 @@ def _reach(tensor: QTensor) -> int:
 
 
 def finish(
-    total: jax.Array, scale: jax.Array, bias: jax.Array | None, out_dtype: jax.typing.DTypeLike | None
+    total: jax.Array,
+    correction: jax.Array | int,
+    scale: jax.Array,
+    bias: jax.Array | None,
+    out_dtype: jax.typing.DTypeLike | None,
 ) -> jax.Array:
-    """`(total * scale + bias)` in float32, then the one cast to `out_dtype`.
+    """`total * scale + (bias - correction * scale)` in float32, then the one cast to `out_dtype`.
+
+    The bracket has the size of one row wherever scales and zero points are the tensor's, so that each element of the
+    output takes one multiplication and one addition. It costs half a unit in the last place of `total * scale`.
 
     Args:
-        total: int32[...], the corrected sum.
+        total: int32[...], the sum of products of codes.
+        correction: int32, broadcastable to it; 0 where there are no zero points.
         scale: f32, broadcastable to it: the product of both operands' scales.
         bias: float, broadcastable to it, or None.
         out_dtype: of the result; None is float32.
     """
     out = total.astype(jnp.float32) * scale
-    if bias is not None:
-        out = out + bias.astype(jnp.float32)
-    return out.astype(out_dtype or jnp.float32)
+    shift = None if bias is None else bias.astype(jnp.float32)
+    if not isinstance(correction, int):
+        zero = correction.astype(jnp.float32) * scale
+        shift = -zero if shift is None else shift - zero
+    return (out if shift is None else out + shift).astype(out_dtype or jnp.float32)

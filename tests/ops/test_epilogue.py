@@ -44,13 +44,16 @@ def test_scales_that_do_not_are_refused():
 
 def test_golden_finish():
     total = jnp.array([[3, -4]], jnp.int32)
-    assert finish(total, jnp.float32(0.5), None, None).tolist() == [[1.5, -2.0]]
-    out = finish(total, jnp.array([[0.5, 2.0]]), jnp.array([1.0, 0.25], jnp.float16), None)
+    assert finish(total, 0, jnp.float32(0.5), None, None).tolist() == [[1.5, -2.0]]
+    out = finish(total, 0, jnp.array([[0.5, 2.0]]), jnp.array([1.0, 0.25], jnp.float16), None)
     assert (out.tolist(), out.dtype) == ([[2.5, -7.75]], jnp.float32)
+    corrected = finish(total, jnp.array([[1, -2]], jnp.int32), jnp.float32(0.5), jnp.array([1.0, 0.25]), None)
+    assert corrected.tolist() == [[2.0, -0.75]]
+    assert finish(total, jnp.int32(1), jnp.float32(0.5), None, None).tolist() == [[1.0, -2.5]]
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, "bfloat16", np.dtype("bfloat16")])
 def test_the_bias_is_added_before_the_one_cast(dtype):
     # 256 + 1 + 1 in bfloat16 steps of 2 would round 257 to 256 first; in float32 it is 258.
-    out = finish(jnp.array([257], jnp.int32), jnp.float32(1), jnp.array([1.0]), dtype)
+    out = finish(jnp.array([257], jnp.int32), 0, jnp.float32(1), jnp.array([1.0]), dtype)
     assert (out.dtype, float(out[0])) == (jnp.bfloat16, 258)

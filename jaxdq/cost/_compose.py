@@ -105,7 +105,7 @@ def _same(call: Call, ways: Ways, plan: Plan) -> tuple:
     schemes = (site.weight, site.act) if site is not None and ways.quantized else (None, None)
     shapes = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((call.inputs, call.params))]
     how = ways if schemes != (None, None) else ways._replace(quantized=False, act="float")
-    how = how._replace(blocked=True)  # which changes the bytes and not the program
+    how = how if call.kind == "attention" else how._replace(blocked=True)
     return (repr(call.module), call.equation, tuple(shapes), *map(str, schemes), str(how))
 
 

@@ -80,7 +80,8 @@ def _function(call: Call, ways: Ways, weight: Scheme | None, act: Scheme | None)
     if module is None:
         return lambda inputs, _: jax.lax.dot_general(inputs[0], inputs[1], call.equation), ()
     if isinstance(module, DotProductAttention):
-        return lambda inputs, _: module.apply({}, *inputs), ()
+        method = "__call__" if ways.blocked else "products"
+        return lambda inputs, _: module.apply({}, *inputs, method=method), ()
     if weight is None:
         return lambda inputs, params: module.apply({"params": params}, *inputs), call.params
     channels = tuple(range(call.params["kernel"].ndim))[-1:]

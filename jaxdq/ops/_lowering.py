@@ -1,7 +1,8 @@
 """Which form an integer convolution takes: one table, read from the top; the first row that applies is taken.
 
-TPU rows come from the compiler's simulated schedule for v5e (no chip was at hand); those of CUDA and ROCm from what
-their libraries offer. The CPU has no row: it runs the native form.
+TPU rows come from the compiler's simulated schedule for v5e (no chip was at hand), kept in forms_tpu_v5e.json beside
+this file; the CPU's, which has no row and runs the native form, in forms_cpu.json. `scripts/bench_forms.py` makes both.
+Those of CUDA and ROCm come from what their libraries offer.
 """
 
 import math
@@ -50,8 +51,15 @@ class Row(NamedTuple):
 
 TABLE = (
     Row("tpu", lambda s: s.taps == 1, "im2col", "a dot; the same program as the 1x1 convolution"),
-    Row("tpu", lambda s: s.batch < 8 and s.width <= 16, "im2col", "8x8, B=2: native is 4 times slower than bf16"),
-    Row("tpu", lambda s: s.channels % LANES != 0, "padded", "C=320: 38 kcyc, native 56, bf16 48"),
+    Row("tpu", lambda s: s.batch < 8 and s.width <= 8, "im2col", "2x8x1280: 18 kcyc, native 234, bfloat16 53"),
+    Row(
+        "tpu",
+        lambda s: s.channels % LANES != 0 and s.strides == 1,
+        "shifted",
+        "8x16x320: 27 kcyc, native 47, padded 28",
+    ),
+    Row("tpu", lambda s: s.batch < 8 and s.width <= 16, "im2col", "2x16x640: 21 kcyc, native 26"),
+    Row("tpu", lambda s: s.channels % LANES != 0, "padded", "of strides: 8x16x320 without one 28 kcyc, native 47"),
     Row("cuda", lambda s: True, "im2col", "cuDNN knows few patterns of s8 convolutions; cuBLAS has s8 dots"),
     Row("rocm", lambda s: True, "im2col", "as cuda"),
 )

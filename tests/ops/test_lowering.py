@@ -28,7 +28,9 @@ def test_rows_name_forms_and_platforms_and_say_why():
     ("shapes", "form"),
     [
         (Shapes(batch=8, width=32, channels=640, taps=9, strides=1), "native"),
-        (Shapes(batch=8, width=32, channels=320, taps=9, strides=1), "padded"),
+        (Shapes(batch=8, width=32, channels=320, taps=9, strides=1), "shifted"),
+        (Shapes(batch=8, width=32, channels=320, taps=9, strides=2), "padded"),
+        (Shapes(batch=2, width=16, channels=640, taps=9, strides=1), "im2col"),
         (Shapes(batch=2, width=8, channels=1280, taps=9, strides=1), "im2col"),
         (Shapes(batch=8, width=32, channels=320, taps=1, strides=1), "im2col"),
     ],
@@ -42,7 +44,7 @@ def test_a_program_holds_the_form_of_its_platform_alone(platform):
     text = traced((2, 8, 8, 320), (3, 3, 320, 64)).lower(lowering_platforms=(platform,)).as_text()
     form = form_of(platform, Shapes(2, 8, 320, 9, 1))
     assert text.count("stablehlo.convolution") == (form in ("native", "padded"))
-    assert text.count("stablehlo.dot_general") == (form == "im2col")
+    assert text.count("stablehlo.dot_general") == {"im2col": 1, "shifted": 9}.get(form, 0)
     assert "xi8>" in text and "xi32>" in text and "xf32>" not in text
 
 

@@ -1,6 +1,7 @@
 """What the TPU's own compiler makes of a quantized network. Needs `pip install 'jaxdq[tpu-model]'`, and no TPU."""
 
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,10 @@ def test_integer_sites_are_int8_contractions_and_no_conditional_stands_around_on
     (found,) = compile_for([program], CHIPS["v5e"], profile=False)
     integer = sum(site.is_integer for site in plan.sites)
     contractions = found.program.contractions
-    assert contractions.pop("s8 x s8") == integer
-    assert not [operands for operands in contractions if "s8" in operands or "s4" in operands or "s32" in operands]
+    whole = {operands: n for operands, n in contractions.items() if set(operands.split(" x ")) <= {"s8", "s4"}}
+    rest = {operands: n for operands, n in contractions.items() if operands not in whole}
+    # A convolution may be a dot for each of its taps; a product with one row may be no contraction at all.
+    assert sum(whole.values()) >= integer
+    assert sum(rest.values()) <= len(plan.sites) - integer
+    assert not [operands for operands in rest if re.search(r"\bs\d", operands)], rest
     assert found.program.conditionals == 0

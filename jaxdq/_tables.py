@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
@@ -143,13 +144,14 @@ def tables_of_bench(found: Mapping[str, Any]) -> Group:
     """One line for each variant: its time, how many times as fast as the baseline, what it needs; what time it is."""
     rows = found["rows"]
     table = _bench_table(f"{found['model']}, batch {found['batch_size']}, {found['how']} on {found['platform']}")
-    for head in ("ms", "times as fast", "arguments", "temporaries", "integer, float dots"):
+    for head in ("ms", "speed", "arguments", "temporaries", "integer, float dots"):
         table.add_column(head, justify="right")
     for name, row in rows.items():
         counts = row["contractions"]
         sizes = nice_bytes(row["argument_bytes"]), nice_bytes(row["temp_bytes"])
         dots = f"{counts['integer']}, {counts['float']}"
-        table.add_row(name, f"{row['milliseconds']:.3g}", f"{row['ratio']:.2f}", *sizes, dots)
+        table.add_row(name, _milliseconds(row["milliseconds"]), f"{row['ratio']:.2f}", *sizes, dots)
+    table.caption, table.caption_justify = f"speed: times as fast as {found['baseline']}", "left"
     kinds = sorted({kind for row in rows.values() for kind in row.get("parts", ())})
     if not kinds:
         return Group(table)
@@ -157,11 +159,15 @@ def tables_of_bench(found: Mapping[str, Any]) -> Group:
     for kind in kinds:
         parts.add_column(kind, justify="right")
     for name, row in rows.items():
-        parts.add_row(name, *(f"{row['parts'][kind]:.3g}" for kind in kinds))
+        parts.add_row(name, *(_milliseconds(row["parts"][kind]) for kind in kinds))
     return Group(Padding(table, (0, 0, 1, 0)), parts)
 
 
 def _bench_table(title: str) -> Table:
-    table = Table(box=None, header_style="bold", title=title, title_justify="left")
+    table = Table(box=None, header_style="bold", title=escape(title), title_justify="left")
     table.add_column("", no_wrap=True)
     return table
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

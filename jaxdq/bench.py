@@ -100,6 +100,7 @@ def bench_model(
         "platform": platform,
         "how": "measured" if is_here else "modelled",
         "batch_size": batch_size,
+        "baseline": BASELINE,
         "jax": jax.__version__,
         "seconds": time.perf_counter() - start,
         "rows": ordered,

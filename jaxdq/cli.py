@@ -1,6 +1,6 @@
 """The command line: `jaxdq quantize`, `sample`, `evaluate`, `inspect`, `compare`, `bench`.
 
-No decisions here: each command hands its options to a function of `jaxdq.run` and prints what comes back. JAX is
+No decisions here: each command hands its options to a function of the library and prints what comes back. JAX is
 imported inside the commands, so that `--help` does not wait for it.
 """
 

@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     for model, batch, platform in itertools.product(args.models, args.batches, args.platforms):
         key = f"{model} batch {batch} {platform}"
         if key not in rows or set(args.variants) - set(rows[key]["rows"]):
-            rows[key] = {**bench(model, batch, platform, args.variants), "model": model}
+            wanted = list(dict.fromkeys((*rows.get(key, {"rows": {}})["rows"], *args.variants)))  # all in one run
+            rows[key] = {**bench(model, batch, platform, wanted), "model": model}
             args.json.parent.mkdir(parents=True, exist_ok=True)
             part = args.json.with_suffix(".part")
             part.write_text(json.dumps(rows, indent=1) + "\n")

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdq.linen import DotProductAttention, Einsum
+from jaxdq.linen import DotProductAttention, Einsum, inputs_of
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 LEAVES = (nn.Dense, nn.DenseGeneral, nn.Conv, Einsum, DotProductAttention, *NORMS)
@@ -95,7 +95,7 @@ def network_of(module: nn.Module, params: Any, *args: Any) -> Network:
         inside += 1
         out = next_fun(*call_args, **call_kwargs)
         inside -= 1
-        arrays = [value for value in (*call_args, *call_kwargs.values()) if hasattr(value, "shape")]
+        arrays = [value for value in inputs_of(leaf, call_args, call_kwargs) if hasattr(value, "shape")]
         own = jax.tree.map(_shape_of, dict(leaf.variables.get("params", {})))
         alone = leaf.clone(parent=None, name=None)
         calls.append(Call("/".join(leaf.path), alone, own, tuple(map(_shape_of, arrays)), _shape_of(out)))
@@ -107,11 +107,10 @@ def network_of(module: nn.Module, params: Any, *args: Any) -> Network:
             return module.apply({"params": params}, *args)
 
     closed = jax.make_jaxpr(forward)(params, *args)
-    num_params = len(jax.tree.leaves(params))
     equations = _alive(closed.jaxpr)
     products = [_product(equation) for equation in equations if equation.primitive.name == "dot_general"]
     moved = sum(map(_moved_bytes, equations))
-    live = _live_bytes(equations, set(closed.jaxpr.invars[:num_params]), closed.jaxpr.outvars)
+    live = _live_bytes(equations, closed.jaxpr.outvars)
     return Network((*calls, *products), moved, live)
 
 
@@ -158,7 +157,7 @@ def _moved_bytes(equation: Any) -> int:
     return bytes_of(*wide[1:])
 
 
-def _live_bytes(equations: list[Any], params: set[Any], results: Any) -> int:
+def _live_bytes(equations: list[Any], results: Any) -> int:
     """The most bytes of intermediate values that are needed at one time."""
     last = {variable: index for index, equation in enumerate(equations) for variable in _variables(equation.invars)}
     last |= {variable: len(equations) for variable in _variables(results)}
@@ -167,7 +166,7 @@ def _live_bytes(equations: list[Any], params: set[Any], results: Any) -> int:
     for index, equation in enumerate(equations):
         is_constant = equation.primitive.name == "broadcast_in_dim" and equation.invars[0].aval.size == 1
         for variable in () if is_constant else equation.outvars:
-            if last.get(variable, -1) > index and variable not in params:
+            if last.get(variable, -1) > index:
                 live[variable] = bytes_of(variable.aval)
         most = max(most, sum(live.values()))
         live = {variable: size for variable, size in live.items() if last[variable] > index}

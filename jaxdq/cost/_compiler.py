@@ -20,7 +20,7 @@ from jax import export
 from jaxdq._errors import InputError
 from jaxdq._progress import track
 from jaxdq.cost._chips import Chip
-from jaxdq.cost._program import Program, read_program
+from jaxdq.cost._program import FRAME, Program, read_program
 
 NEEDS = ("libtpu", "flatbuffers")
 _FORMAT = 1  # of what is kept; a new one where `Compiled` or `read_program` changes
@@ -98,7 +98,7 @@ def compile_for(
             for future in track(futures, f"compile for {chip.name}"):
                 future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
         finally:
             for worker in workers:
@@ -112,12 +112,13 @@ class _Worker:
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
         self.processes: dict[bool, subprocess.Popen] = {}
+        self.stopped = False
         self.folder = tempfile.TemporaryDirectory(prefix="jaxdq-", ignore_cleanup_errors=True)
 
     def compiled(self, program: export.Exported, profile: bool) -> Compiled:
         frame = bytes(program.serialize())
         answer = self._ask(frame, profile)
-        if answer is None and profile:
+        if answer is None and profile and not self.stopped:
             answer = self._ask(frame, False)
         if answer is None or "error" in answer:
             why = "it ended without a word" if answer is None else answer["error"]
@@ -141,7 +142,8 @@ class _Worker:
         finally:
             alarm.cancel()
         if not line:
-            self.processes.pop(profile).wait()
+            process.wait()
+            self.processes.pop(profile, None)
             return None
         return json.loads(line)
 
@@ -156,10 +158,12 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             cwd=self.folder.name,
             env=os.environ | own,
+            start_new_session=True,  # an interrupt is for the parent, which stops its workers
         )
 
     def stop(self) -> None:
-        for process in self.processes.values():
+        self.stopped = True
+        for process in list(self.processes.values()):
             process.kill()
             process.wait()
         self.folder.cleanup()
@@ -169,6 +173,7 @@ def _key(program: export.Exported, chip: Chip, profile: bool) -> str:
     versions = [importlib.metadata.version(name) for name in ("libtpu", "jax")]
     # Without the places in the source that each operation came from: the same program elsewhere is the same program.
     text = re.sub(r"^#loc.*$|\bloc\(#?[^()]*\)", "", program.mlir_module(), flags=re.MULTILINE)
+    text += "" if FRAME in program.mlir_module() else " without a frame"  # which is known by its place alone
     parts = (str(_FORMAT), chip.topology, str(profile), *versions, text)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 

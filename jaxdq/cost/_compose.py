@@ -43,7 +43,7 @@ class Modelled(NamedTuple):
         contractions: "s8 x s8" -> number of dots and convolutions of these operands.
         temp_bytes: the most that is alive at one time: between calls, or within one.
         code_bytes: of the distinct calls' programs, each once.
-        compile_seconds: of all compilations, done now or earlier.
+        compile_seconds: of the compilations that were kept, done now or earlier.
         num_programs: distinct programs.
     """
 
@@ -112,14 +112,14 @@ def _same(call: Call, ways: Ways, plan: Plan) -> tuple:
 def _sum(calls: Sequence[tuple[Call, Unit, Compiled]], network: Network, ways: Ways, chip: Chip) -> Modelled:
     parts: dict[str, float] = collections.defaultdict(float)
     contractions: collections.Counter[str] = collections.Counter()
-    schedule, total_bytes, cycles, guessed, inside = 0.0, network.moved_bytes, 0, 0, 0
+    schedule, total_bytes, cycles, guessed, inside = 0.0, network.moved_bytes, 0.0, 0.0, 0
     for call, unit, answer in calls:
         own, moved = sum(answer.program.cycles.values()), unit.param_bytes + ends_bytes(call, ways)
         seconds = unit.ratio * own / chip.clock
         parts[call.kind] += max(seconds, moved / chip.bandwidth) * 1e3
         schedule += seconds * 1e3
         total_bytes += moved
-        cycles, guessed = cycles + own, guessed + answer.program.guessed
+        cycles, guessed = cycles + unit.ratio * own, guessed + unit.ratio * answer.program.guessed
         inside = max(inside, _scores_bytes(call, ways))
         if call.kind != "norms":
             contractions.update(answer.program.contractions)
@@ -131,7 +131,7 @@ def _sum(calls: Sequence[tuple[Call, Unit, Compiled]], network: Network, ways: W
         schedule_milliseconds=schedule,
         memory_milliseconds=total_bytes / chip.bandwidth * 1e3,
         memory_bytes=total_bytes,
-        guessed_fraction=guessed / max(1, cycles),
+        guessed_fraction=guessed / max(1.0, cycles),
         contractions=dict(contractions),
         temp_bytes=network.live_bytes + inside,
         code_bytes=sum(answer.code_bytes for answer in distinct),

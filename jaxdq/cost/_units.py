@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jaxdq.cost._calls import Call, bytes_of
+from jaxdq import ops
+from jaxdq.cost._calls import NORMS, Call, bytes_of
 from jaxdq.cost._program import FRAME
 from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_range, stored_bytes
-from jaxdq.linen import ATTENTION_BLOCK, DotProductAttention, SitePlan, call_on_integers, count_macs
+from jaxdq.linen import DotProductAttention, SitePlan, call_on_integers, count_macs, queries_at_a_time
 
 # A call is priced on fewer rows of its image or fewer tokens, to which its cycles are in proportion: so many
-# multiply-accumulates, rows and columns of an image, rows of a matrix, and tokens that are attended to are left. (So
-# many columns, that the form of a convolution is still that of the wider image.)
+# multiply-accumulates, rows and columns of an image, rows of a matrix, and tokens that are attended to are left. A
+# convolution keeps the form that it has on the whole image.
 _MACS, _IMAGE_ROWS, _IMAGE_COLUMNS, _MATRIX_ROWS, _TOKENS = 2e9, 8, 32, 1024, 1024
 _LANES = 128
 
@@ -65,7 +66,8 @@ def unit_of(call: Call, ways: Ways, site: SitePlan | None, attempt: int = 0) -> 
     act = site.act if site is not None and weight is not None and ways.act != "float" else None
     function, params = _function(small, ways, weight, act)
     param_bytes = stored_bytes(_function(call, ways, weight, act)[1])
-    return Unit(_exported(function, small.inputs, params), ratio, param_bytes)
+    with ops.lowered_as(call.inputs[0].shape):
+        return Unit(_exported(function, small.inputs, params), ratio, param_bytes)
 
 
 def macs_of(call: Call) -> int:
@@ -157,8 +159,9 @@ def _shrunk(call: Call, part: int) -> tuple[Call, float]:
     """(the call on fewer rows, how many of it make the whole)."""
     if call.kind == "attention":
         return _shrunk_attention(call, part)
-    first, is_image = call.inputs[0], call.inputs[0].ndim == 4
-    if first.ndim not in (3, 4):
+    first = call.inputs[0]
+    is_image = first.ndim == 4 and isinstance(call.module, (nn.Conv, *NORMS))
+    if first.ndim != 3 and not is_image:
         return call, 1.0
     columns = _IMAGE_COLUMNS if is_image and first.shape[2] % _IMAGE_COLUMNS == 0 else first.shape[2]
     across = first.shape[2] // columns
@@ -193,8 +196,9 @@ def _shrunk_attention(call: Call, part: int) -> tuple[Call, float]:
             ratio = inputs[0].shape[lhs[0]]
             inputs = (_resized(inputs[0], lhs[0], 1), _resized(inputs[1], rhs[0], 1))
         return dataclasses.replace(call, inputs=inputs), ratio
-    batch, queries, *_ = call.inputs[0].shape
-    block = ATTENTION_BLOCK // part if queries % ATTENTION_BLOCK == 0 else queries
+    batch, queries, heads, _ = call.inputs[0].shape
+    block = queries_at_a_time(batch, heads, call.inputs[1].shape[1])
+    block = block // part if queries % block == 0 else queries
     tokens = call.inputs[1].shape[1]
     seen = _TOKENS if tokens % _TOKENS == 0 else tokens if part == 1 else _whole_lanes(tokens)
     q, k, v = (

@@ -77,7 +77,8 @@ def quantize(x: jax.Array, qparams: QParams, scheme: Scheme, rounding: Rounding 
     zero_point = jnp.int32(0) if qparams.zero_point is None else qparams.zero_point
     # Clipped in steps and shifted in int32: bounds are whole, so the codes are the same, and from float32 straight to
     # int8 a TPU takes three times as long. NaN becomes 0 in int32.
-    steps = jnp.clip(x.astype(jnp.float32) / qparams.scale, lo - zero_point, hi - zero_point)
+    lowest, highest = ((end - zero_point).astype(jnp.float32) for end in (lo, hi))
+    steps = jnp.clip(x.astype(jnp.float32) / qparams.scale, lowest, highest)
     codes = rounding(steps).astype(jnp.int32) + zero_point
     if rounding is not jnp.round:
         codes = jnp.clip(codes, lo, hi)

@@ -81,13 +81,15 @@ def conv_general_dilated(
     lhs_codes, rhs_codes = lhs.qvalue.astype(jnp.int8), rhs.qvalue.astype(jnp.int8)
     if lhs_zero is not None:
         lhs_codes, pads = _pad_with_code(lhs_codes, lhs_zero, pads), [(0, 0)] * len(pads)
-    total = convolve_codes(lhs_codes, rhs_codes, window, pads)
+    total = convolve_codes(lhs_codes, rhs_codes, window, pads, lhs.shape[1:-1])
     correction: jax.Array | int = 0
     if lhs_zero is not None:
         correction = lhs_zero * _per_channel(code_sum(rhs, tuple(range(rhs.ndim - 1))), total.ndim)
     if rhs_zero is not None:
         ones = jnp.ones((*rhs.shape[:-1], window.groups), jnp.int8)
-        window_sum = jnp.repeat(convolve_codes(lhs_codes, ones, window, pads), rhs.shape[-1] // window.groups, axis=-1)
+        window_sum = jnp.repeat(
+            convolve_codes(lhs_codes, ones, window, pads, lhs.shape[1:-1]), rhs.shape[-1] // window.groups, axis=-1
+        )
         if lhs_zero is not None:
             window_sum = window_sum - terms * lhs_zero
         correction = correction + _per_channel(rhs_zero, total.ndim) * window_sum

@@ -5,8 +5,10 @@ this file; the CPU's, which has no row and runs the native form, in forms_cpu.js
 Those of CUDA and ROCm come from what their libraries offer.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,14 +73,36 @@ def form_of(platform: str, shapes: Shapes) -> str:
     return next((row.form for row in TABLE if row.platform == platform and row.applies(shapes)), OTHERWISE)
 
 
-def convolve_codes(lhs: jax.Array, rhs: jax.Array, window: Any, pads: Pads) -> jax.Array:
+_AS_IF: contextvars.ContextVar[tuple[int, ...] | None] = contextvars.ContextVar("as_if", default=None)
+
+
+@contextlib.contextmanager
+def lowered_as(shape: Sequence[int]) -> Iterator[None]:
+    """Within it, convolutions take the form that an input of this shape [B, *space, C] would: to price part of one."""
+    token = _AS_IF.set(tuple(shape))
+    try:
+        yield
+    finally:
+        _AS_IF.reset(token)
+
+
+def convolve_codes(
+    lhs: jax.Array, rhs: jax.Array, window: Any, pads: Pads, space: Sequence[int] | None = None
+) -> jax.Array:
     """int8 x int8 -> int32 in the form that the platform likes best for these shapes.
 
     Chosen when the program is lowered, so that one traced function serves every platform, also one compiled for from
     afar; the program of one platform holds one form and no conditional.
+
+    Args:
+        lhs: int8[B, *space, C], padded already or to be padded by `pads`.
+        rhs: int8[*window, C / groups, N].
+        window: strides, dilation, groups.
+        pads: (before, after) for each space axis.
+        space: of the input before anything was padded; None is that of lhs.
     """
-    taps, space = rhs.shape[:-2], lhs.shape[1:-1]
-    shapes = Shapes(lhs.shape[0], min(space), lhs.shape[-1], math.prod(taps), max(window.strides))
+    batch, *sides, channels = _AS_IF.get() or (lhs.shape[0], *(space or lhs.shape[1:-1]), lhs.shape[-1])
+    shapes = Shapes(batch, min(sides), channels, math.prod(rhs.shape[:-2]), max(window.strides))
     chosen: dict[str, str] = {platform: form_of(platform, shapes) for platform in ("cpu", "tpu", "cuda", "rocm")}
 
     def call(form: str) -> Callable[..., jax.Array]:

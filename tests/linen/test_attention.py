@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +10,7 @@ import pytest
 import jaxdq
 from jaxdq.grid import Scheme
 from jaxdq.linen import DotProductAttention, Rule, apply, apply_visited, find_sites, make_plan
-from jaxdq.linen._attention import ATTENTION_BLOCK, MANY_QUERIES
+from jaxdq.linen._attention import MANY_QUERIES, MOST
 from jaxdq.linen._quantized import QuantizedParams
 
 ATTENTION = DotProductAttention()
@@ -32,7 +36,7 @@ def test_the_equation_whole_and_in_blocks(length):
 
 
 def test_blocks_and_products_agree_and_so_do_their_gradients():
-    args = qkv(MANY_QUERIES + ATTENTION_BLOCK, 9)
+    args = qkv(MANY_QUERIES + MOST, 9)
 
     def loss(method):
         return lambda *args: jnp.sum(ATTENTION.apply({}, *args, method=method) ** 2)
@@ -87,3 +91,21 @@ def test_a_plan_with_integer_products_makes_them_whole(act):
     assert ("preferred_element_type=int32" in text) == (act is not None)
     assert ("scan[" in text) == (act is None)
     np.testing.assert_allclose(jaxdq.apply(Timed(), qparams, *args, 0), by_hand(*args), atol=0.3)
+
+
+ON_DEVICES = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxdq.linen import DotProductAttention
+
+mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+x = jax.device_put(jnp.ones((4, 1024, 2, 8)), NamedSharding(mesh, PartitionSpec("batch")))
+text = jax.jit(lambda x: DotProductAttention().apply({}, x, x, x)).lower(x).compile().as_text()
+print([name for name in ("all-gather", "all-reduce", "all-to-all") if name in text])
+"""
+
+
+def test_devices_that_share_the_batch_share_the_work():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    out = subprocess.run([sys.executable, "-c", ON_DEVICES], env=env, capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdq.ops import Window
+from jaxdq.grid import QParams, QTensor, Scheme
+from jaxdq.ops import Window, conv_general_dilated, lowered_as
 from jaxdq.ops._forms import FORMS
 from jaxdq.ops._lowering import TABLE, Shapes, convolve_codes, form_of
 
@@ -60,3 +61,29 @@ def test_the_choice_changes_no_number():
     window, pads = Window((1, 1)), [(1, 1), (1, 1)]
     ours = jax.jit(lambda lhs, rhs: convolve_codes(lhs, rhs, window, pads))(lhs, rhs)
     np.testing.assert_array_equal(ours, FORMS["native"](lhs, rhs, window, pads))
+
+
+@pytest.mark.parametrize("zero_point", [None, 3])
+def test_a_form_is_chosen_by_the_image_and_not_by_its_padding(zero_point):
+    """A zero point pads the codes ahead: 16 becomes 18, which is no width that the table means."""
+    grid = QParams(jnp.float32(1), None if zero_point is None else jnp.int32(zero_point))
+    lhs, rhs = (jax.ShapeDtypeStruct(shape, jnp.int8) for shape in ((2, 16, 16, 640), (3, 3, 640, 8)))
+
+    def call(lhs, rhs):
+        scheme = Scheme(8, symmetric=zero_point is None)
+        return conv_general_dilated(
+            QTensor(lhs, grid, scheme), QTensor(rhs, QParams(jnp.float32(1)), Scheme(8)), Window((1, 1))
+        )
+
+    text = jax.jit(call).trace(lhs, rhs).lower(lowering_platforms=("tpu",)).as_text()
+    assert (text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")) == (0, 1)
+
+
+def test_part_of_a_convolution_takes_the_form_of_the_whole():
+    def forms(lhs_shape):
+        text = traced(lhs_shape, (3, 3, 640, 8)).lower(lowering_platforms=("tpu",)).as_text()
+        return text.count("stablehlo.convolution")
+
+    assert (forms((2, 32, 32, 640)), forms((2, 8, 32, 640))) == (1, 0)
+    with lowered_as((2, 32, 32, 640)):
+        assert forms((2, 8, 32, 640)) == 1

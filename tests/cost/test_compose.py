@@ -1,0 +1,99 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdq.cost import CHIPS, Call, Compiled, Network, Program, Ways
+from jaxdq.cost import _compose as compose
+from jaxdq.cost._units import Unit, _shrunk, macs_of
+from jaxdq.linen import DotProductAttention
+
+
+def conv(batch, side, channels, features, taps=3):
+    module = nn.Conv(features, (taps, taps))
+    x = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.bfloat16)
+    params = {
+        "kernel": jax.ShapeDtypeStruct((taps, taps, channels, features), jnp.bfloat16),
+        "bias": jax.ShapeDtypeStruct((features,), jnp.bfloat16),
+    }
+    return Call("conv", module, params, (x,), jax.ShapeDtypeStruct((batch, side, side, features), jnp.bfloat16))
+
+
+def dense(batch, length, channels, features):
+    x = jax.ShapeDtypeStruct((batch, length, channels), jnp.bfloat16)
+    params = {"kernel": jax.ShapeDtypeStruct((channels, features), jnp.bfloat16)}
+    out = jax.ShapeDtypeStruct((batch, length, features), jnp.bfloat16)
+    return Call("dense", nn.Dense(features, use_bias=False), params, (x,), out)
+
+
+def attention(batch, queries, tokens):
+    q, k = (jax.ShapeDtypeStruct((batch, length, 8, 40), jnp.bfloat16) for length in (queries, tokens))
+    return Call("attention", DotProductAttention(), {}, (q, k, k), q)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        conv(2, 64, 128, 128),
+        conv(8, 32, 640, 640),
+        conv(2, 8, 1280, 1280),
+        dense(8, 4096, 320, 2560),
+        dense(2, 77, 768, 320),
+    ],
+    ids=lambda call: f"{call.path}{call.inputs[0].shape}",
+)
+@pytest.mark.parametrize("part", [1, 2, 4])
+def test_part_of_a_call_times_its_ratio_is_the_call(call, part):
+    small, ratio = _shrunk(call, part)
+    assert macs_of(small) * ratio == pytest.approx(macs_of(call))
+    assert ratio >= 1
+
+
+@pytest.mark.parametrize("queries", [4096, 1024, 256])
+@pytest.mark.parametrize("tokens", [4096, 1024])
+def test_part_of_an_attention_times_its_ratio_is_the_attention(queries, tokens):
+    call = attention(8, queries, tokens)
+    small, ratio = _shrunk(call, 1)
+    shape = [shape.shape for shape in small.inputs]
+    assert shape[0][0] == 1
+    assert shape[0][1] * shape[1][1] * ratio == 8 * queries * tokens
+
+
+def test_a_sum_by_hand():
+    chip = CHIPS["v5e"]._replace(clock=1e6, bandwidth=1e6)  # a cycle and a byte take a microsecond each
+    calls = [dense(1, 10, 4, 4), dense(1, 10, 4, 4)]
+    programs = [Program({"matrix": 1000}, 1000, {"s8 x s8": 1}, 0, 0), Program({"other": 1000}, 0, {}, 0, 0)]
+    units = [Unit(None, 64.0, 32), Unit(None, 1.0, 50_000)]
+    rows = [
+        (call, unit, Compiled(program, 0, 5, 1.0)) for call, unit, program in zip(calls, units, programs, strict=True)
+    ]
+    found = compose._sum(rows, Network(tuple(calls), 2000, 7), Ways(), chip)
+    ends = 2 * (10 * 4 * 2)
+    assert found.parts == pytest.approx({"dense layers": 64 + (50_000 + ends) / 1e3, compose.BETWEEN: 2})
+    assert found.milliseconds == pytest.approx(sum(found.parts.values()))
+    assert found.schedule_milliseconds == pytest.approx(65)
+    assert found.memory_bytes == 2000 + 32 + 50_000 + 2 * ends
+    assert found.guessed_fraction == pytest.approx(64 / 65)
+    assert (found.contractions, found.temp_bytes, found.code_bytes, found.num_programs) == ({"s8 x s8": 1}, 7, 10, 2)
+
+
+def test_scores_that_are_made_whole_cost_bytes_and_memory():
+    call = attention(2, 4096, 4096)
+    scores = 2 * 8 * 4096 * 4096 * 2
+    row = (call, Unit(None, 1.0, 0), Compiled(Program({}, 0, {}, 0, 0), 0, 0, 0.0))
+    whole, blocks = (
+        compose._sum([row], Network((call,), 0, 0), Ways(blocked=way), CHIPS["v5e"]) for way in (False, True)
+    )
+    assert whole.memory_bytes - blocks.memory_bytes == 2 * scores
+    assert (whole.temp_bytes, blocks.temp_bytes) == (scores, 0)
+
+
+def test_calls_that_differ_in_nothing_but_their_place_are_one_program():
+    from jaxdq.linen import Plan
+
+    call = dense(1, 10, 4, 4)
+    elsewhere = dataclasses.replace(call, path="elsewhere")
+    assert compose._same(call, Ways(), Plan(())) == compose._same(elsewhere, Ways(), Plan(()))
+    assert compose._same(call, Ways(), Plan(())) != compose._same(dense(2, 10, 4, 4), Ways(), Plan(()))

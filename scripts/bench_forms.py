@@ -6,7 +6,7 @@
 On "cpu" and "gpu" the forms run in turn and the median of the rounds counts, in milliseconds. On a modelled chip the
 numbers are thousands of cycles of the compiler's simulated schedule; nothing runs. Every row quantizes a float input,
 convolves, rescales and adds a bias, so that what a form costs its neighbours is in; "float" is the convolution in
-float32 (cpu) or bfloat16. Shapes that the JSON has are not measured again.
+float32, or on a modelled chip in bfloat16. Shapes that the JSON has are not measured again.
 """
 
 import argparse

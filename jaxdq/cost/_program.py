@@ -10,6 +10,7 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\
 _SCHEDULED = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
 _GUESSED = re.compile(r'"window_config":\{.*?"estimated_cycles":"(\d+)"')
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
+_LIBRARY = re.compile(r'custom_call_target="__(?:cublas|cudnn\$conv)')
 CONTRACTIONS = ("convolution", "dot")  # a TPU program has its dots as convolutions too
 # By how much the heuristic is too high for operations of an element each, whose schedules say 4 to 8 times fewer.
 _EXAGGERATED = 4
@@ -92,14 +93,14 @@ def _contractions(computations: dict[str, list[Instruction]]) -> Iterator[str]:
     for lines in computations.values():
         types = {instruction.name: instruction.type.split("[")[0] for instruction in lines}
         for instruction in lines:
-            if instruction.op in CONTRACTIONS:
+            if _contracts(instruction):
                 yield " x ".join(types.get(operand, "?") for operand in instruction.operands[:2])
 
 
 def _cycles(computations: dict[str, list[Instruction]], entry: str) -> tuple[collections.Counter[str], int]:
     def kind_of(line: Instruction) -> str:
         called = _CALLED.findall(line.rest)
-        if line.op in CONTRACTIONS or any(_has_contraction(computations, name) for name in called):
+        if _contracts(line) or any(_has_contraction(computations, name) for name in called):
             return "matrix"
         return "copy" if line.op in ("copy", "transpose") or any("copy" in name for name in called) else "other"
 
@@ -138,6 +139,11 @@ def _inside(
     return ([walk(name) for name in _CALLED.findall(line.rest)] if line.op == "call" else []), 1
 
 
+def _contracts(line: Instruction) -> bool:
+    """Whether an instruction is a dot or a convolution, or one that a GPU's library is called for."""
+    return line.op in CONTRACTIONS or (line.op == "custom-call" and _LIBRARY.search(line.rest) is not None)
+
+
 def _branches(line: Instruction) -> list[str]:
     """Names of the computations that a conditional chooses from."""
     if listed := re.search(r"branch_computations=\{([^}]*)\}", line.rest):
@@ -148,7 +154,7 @@ def _branches(line: Instruction) -> list[str]:
 def _has_contraction(computations: dict[str, list[Instruction]], name: str) -> bool:
     """Whether a computation, or one that it calls, contracts."""
     return any(
-        line.op in CONTRACTIONS or any(_has_contraction(computations, inner) for inner in _CALLED.findall(line.rest))
+        _contracts(line) or any(_has_contraction(computations, inner) for inner in _CALLED.findall(line.rest))
         for line in computations.get(name, ())
     )
 

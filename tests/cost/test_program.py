@@ -82,3 +82,13 @@ def test_a_conditional_counts_where_a_branch_contracts():
     x, i = jnp.ones((4, 4)), jnp.asarray(True)
     texts = [jax.jit(choose(way)).lower(i, x).compile().as_text() for way in (lambda x: x @ x, lambda x: x + 1)]
     assert [read_program(text).conditionals for text in texts] == [1, 0]
+
+
+def test_calls_of_a_gpus_libraries_are_contractions():
+    text = """ENTRY %main (x: s8[8,8]) -> s32[8,8] {
+  %x = s8[8,8]{1,0} parameter(0)
+  %other = s8[8,8]{1,0} custom-call(%x), custom_call_target="Sharding"
+  ROOT %dot = (s32[8,8]{1,0}, s8[16]{0}) custom-call(%x, %other), custom_call_target="__cublas$gemm"
+}
+"""
+    assert read_program(text).contractions == {"s8 x s8": 1}

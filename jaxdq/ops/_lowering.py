@@ -78,7 +78,11 @@ _AS_IF: contextvars.ContextVar[tuple[int, ...] | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def lowered_as(shape: Sequence[int]) -> Iterator[None]:
-    """Within it, convolutions take the form that an input of this shape [B, *space, C] would: to price part of one."""
+    """Within it, integer convolutions take the form that another input would: to price part of one.
+
+    Args:
+        shape: [B, *space, C], of that input.
+    """
     token = _AS_IF.set(tuple(shape))
     try:
         yield

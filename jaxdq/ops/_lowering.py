@@ -82,6 +82,9 @@ def lowered_as(shape: Sequence[int]) -> Iterator[None]:
 
     Args:
         shape: [B, *space, C], of that input.
+
+    Returns:
+        A context manager.
     """
     token = _AS_IF.set(tuple(shape))
     try:

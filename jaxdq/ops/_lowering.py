@@ -1,8 +1,8 @@
 """Which form an integer convolution takes: one table, read from the top; the first row that applies is taken.
 
 TPU rows come from the compiler's simulated schedule for v5e (no chip was at hand), kept in forms_tpu_v5e.json beside
-this file; the CPU's, which has no row and runs the native form, in forms_cpu.json. `scripts/bench_forms.py` makes both.
-Those of CUDA and ROCm come from what their libraries offer.
+this file; `scripts/bench_forms.py` makes them. Those of CUDA and ROCm come from what their libraries offer. The CPU has
+no row: it runs the native form.
 """
 
 import contextlib

@@ -19,7 +19,7 @@ from jaxdq.calibration import plan_for, weight_ranges
 from jaxdq.cost import Ways
 from jaxdq.diffusion import Denoiser
 from jaxdq.grid import stored_bytes
-from jaxdq.linen import Calibration, DotProductAttention, Plan, apply, apply_dynamic, quantize
+from jaxdq.linen import Calibration, Plan, apply, apply_dynamic, is_attention, quantize
 from jaxdq.observers import minmax_weights
 from jaxdq.unet import load_denoiser
 
@@ -188,8 +188,7 @@ def _float(module: Any) -> Callable:
 
 def _float_whole(module: Any) -> Callable:
     def visit(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        is_call = isinstance(context.module, DotProductAttention) and context.method_name == "__call__"
-        return (context.module.products if is_call else next_fun)(*args, **kwargs)
+        return (context.module.products if is_attention(context) else next_fun)(*args, **kwargs)
 
     def function(params: Any, *args: Any) -> Any:
         with nn.intercept_methods(visit):

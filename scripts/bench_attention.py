@@ -7,18 +7,14 @@ the ones that no schedule was simulated for. Nothing runs on a TPU.
 """
 
 import argparse
-import functools
 import json
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import export
 
-from jaxdq.cost import CHIPS, compile_for
-from jaxdq.cost._program import FRAME
+from jaxdq.cost import CHIPS, compile_for, export_framed
 from jaxdq.linen import DotProductAttention
-from jaxdq.linen._attention import SCORES, VALUES
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,25 +27,13 @@ def main(argv: list[str] | None = None) -> None:
     for chip in args.chips:
         for width in args.head_dims:
             q, k = (jax.ShapeDtypeStruct((1, length, 8, width), jnp.bfloat16) for length in (512, 1024))
-            programs = [
-                export.export(jax.jit(functools.partial(framed, form)), platforms=["tpu"])(q, k, k)
-                for form in FORMS.values()
-            ]
+            programs = [export_framed(lambda inputs, _, form=form: form(*inputs), (q, k, k)) for form in FORMS.values()]
             answers = [answer.program for answer in compile_for(programs, CHIPS[chip])]
             found.setdefault(chip, {})[str(width)] = {
                 name: [round(sum(program.cycles.values()) / 1e3, 1), round(program.guessed / 1e3, 1)]
                 for name, program in zip(FORMS, answers, strict=True)
             }
     print(json.dumps(found))
-
-
-def framed(form: Callable, *inputs: jax.Array) -> jax.Array:
-    """The form between barriers, so that its inputs and its result are values of a larger program."""
-    with jax.named_scope(FRAME):
-        inputs = jax.lax.optimization_barrier(tuple(x * jnp.asarray(1.5, x.dtype) for x in inputs))
-    out = jax.lax.optimization_barrier(form(*inputs))
-    with jax.named_scope(FRAME):
-        return out + jnp.asarray(1, out.dtype)
 
 
 def softmax_between(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -66,6 +50,7 @@ def divided_last(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return (out / jnp.swapaxes(jnp.sum(powers, axis=-1), 1, 2)[..., None]).astype(v.dtype)
 
 
+SCORES, VALUES = "blhd,bmhd->bhlm", "bhlm,bmhd->blhd"
 FORMS: dict[str, Callable] = {
     "softmax between": softmax_between,
     "jax.nn.dot_product_attention": jax.nn.dot_product_attention,

@@ -19,10 +19,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax import export
 
-from jaxdq.cost import CHIPS, compile_for
-from jaxdq.cost._program import FRAME
+from jaxdq.cost import CHIPS, compile_for, export_framed
 from jaxdq.ops import Window
 from jaxdq.ops._forms import FORMS, convolve
 
@@ -94,16 +92,8 @@ def call_of(form: str, shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[Callab
 
 def modelled(calls: dict[str, tuple[Callable, tuple]], platform: str) -> dict[str, float]:
     """Thousands of cycles of each call's final schedule."""
-
-    def framed(layer: Callable, x: jax.Array, *rest: jax.Array) -> jax.Array:
-        with jax.named_scope(FRAME):
-            x = jax.lax.optimization_barrier(x * jnp.asarray(1.5, x.dtype))
-        out = jax.lax.optimization_barrier(layer(x, *rest))
-        with jax.named_scope(FRAME):
-            return out + jnp.asarray(1, out.dtype)
-
     programs = [
-        export.export(jax.jit(functools.partial(framed, layer)), platforms=["tpu"])(*args)
+        export_framed(lambda inputs, rest, layer=layer: layer(*inputs, *rest), args[:1], args[1:])
         for layer, args in calls.values()
     ]
     answers = compile_for(programs, CHIPS[platform.removeprefix("tpu:")])

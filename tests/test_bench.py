@@ -51,7 +51,7 @@ class Answer:
     """What a compiler says of every program alike."""
 
     def __call__(self, programs, chip, *, jobs=None):
-        program = cost.Program({"matrix": 1500, "other": 1500}, 0, {"s8 x s8": 1}, 0, 0)
+        program = cost.Program({"matrix": 1500, "other": 1500}, 0, {"s8 x s8": 1}, 0)
         return [cost.Compiled(program, 0, 1000, 2.0) for _ in programs]
 
 

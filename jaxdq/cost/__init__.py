@@ -15,6 +15,7 @@ from jaxdq.cost._compiler import Compiled as Compiled
 from jaxdq.cost._compiler import cache_folder as cache_folder
 from jaxdq.cost._compiler import check_installed as check_installed
 from jaxdq.cost._compiler import compile_for as compile_for
+from jaxdq.cost._compiler import export_framed as export_framed
 from jaxdq.cost._compose import Modelled as Modelled
 from jaxdq.cost._compose import Variant as Variant
 from jaxdq.cost._compose import modelled as modelled

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import export
 
 from jaxdq._errors import InputError
@@ -104,6 +106,29 @@ def compile_for(
             for worker in workers:
                 worker.stop()
     return [future.result() for future in futures]
+
+
+def export_framed(function: Callable, inputs: tuple, params: Any = ()) -> export.Exported:
+    """`function(inputs, params)` as a program for a TPU that is priced as a part of a larger one.
+
+    It stands between barriers, so that its inputs and its result, one array, are values that others make and take, as
+    they are in a network; what stands around the barriers is not counted.
+
+    Args:
+        function: of a tuple of arrays and a pytree.
+        inputs: arrays or shapes.
+        params: of arrays or shapes.
+    """
+    leaves, tree = jax.tree.flatten(params)  # exported functions know no types but those of JAX
+
+    def framed(inputs: tuple, *leaves: jax.Array) -> jax.Array:
+        with jax.named_scope(FRAME):
+            inputs = jax.lax.optimization_barrier(tuple(x * jnp.asarray(1.5, x.dtype) for x in inputs))
+        out = jax.lax.optimization_barrier(function(inputs, jax.tree.unflatten(tree, leaves)))
+        with jax.named_scope(FRAME):
+            return out + jnp.asarray(1, out.dtype)
+
+    return export.export(jax.jit(framed), platforms=["tpu"])(inputs, *leaves)
 
 
 class _Worker:

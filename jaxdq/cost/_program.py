@@ -46,14 +46,12 @@ class Program(NamedTuple):
         guessed: of those, the cycles of instructions that the schedule did not price, as the tiling heuristic has it.
         contractions: "s8 x s8" -> number of dots and convolutions of these operands.
         conditionals: number of conditionals that have a contraction in a branch; tables may be chosen by one.
-        kernels: number of custom kernels.
     """
 
     cycles: dict[str, int]
     guessed: int
     contractions: dict[str, int]
     conditionals: int
-    kernels: int
 
 
 def read_program(text: str) -> Program:
@@ -72,7 +70,6 @@ def read_program(text: str) -> Program:
         guessed=guessed,
         contractions=dict(collections.Counter(_contractions(computations))),
         conditionals=sum(any(_has_contraction(computations, name) for name in names) for names in branches),
-        kernels=sum("tpu_custom_call" in instruction.rest for instruction in every),
     )
 
 

@@ -11,8 +11,8 @@ from jax import export
 
 from jaxdq import ops
 from jaxdq.cost._calls import NORMS, Call, bytes_of
-from jaxdq.cost._program import FRAME
-from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_range, stored_bytes
+from jaxdq.cost._compiler import export_framed
+from jaxdq.grid import QParams, Scheme, dequantize, qparams_from_tensor, quantize, stored_bytes
 from jaxdq.linen import DotProductAttention, SitePlan, call_on_integers, count_macs, queries_at_a_time
 
 # A call is priced on fewer rows of its image or fewer tokens, to which its cycles are in proportion: so many
@@ -62,21 +62,19 @@ def unit_of(call: Call, ways: Ways, site: SitePlan | None, attempt: int = 0) -> 
         attempt: every further one prices half as many rows, since the profiler gives up on some sizes.
     """
     small, ratio = _shrunk(call, 2**attempt)
-    weight = site.weight if site is not None and ways.quantized else None
-    act = site.act if site is not None and weight is not None and ways.act != "float" else None
-    function, params = _function(small, ways, weight, act)
-    param_bytes = stored_bytes(_function(call, ways, weight, act)[1])
+    function, params = _function(small, ways, site)
+    param_bytes = stored_bytes(_function(call, ways, site)[1])
     with ops.lowered_as(call.inputs[0].shape):
-        return Unit(_exported(function, small.inputs, params), ratio, param_bytes)
+        return Unit(export_framed(function, small.inputs, params), ratio, param_bytes)
 
 
 def macs_of(call: Call) -> int:
     """Multiply-accumulates of a call."""
-    function, params = _function(call, Ways(), None, None)
+    function, params = _function(call, Ways(), None)
     return count_macs(jax.make_jaxpr(function)(call.inputs, params).jaxpr)
 
 
-def _function(call: Call, ways: Ways, weight: Scheme | None, act: Scheme | None) -> tuple[Callable, Any]:
+def _function(call: Call, ways: Ways, site: SitePlan | None) -> tuple[Callable, Any]:
     """(function of the inputs and of further arguments, shapes of those)."""
     module = call.module
     if module is None:
@@ -84,12 +82,10 @@ def _function(call: Call, ways: Ways, weight: Scheme | None, act: Scheme | None)
     if isinstance(module, DotProductAttention):
         method = "__call__" if ways.blocked else "products"
         return lambda inputs, _: module.apply({}, *inputs, method=method), ()
-    if weight is None:
+    if not ways.quantized or site is None or site.weight is None:
         return lambda inputs, params: module.apply({"params": params}, *inputs), call.params
-    channels = tuple(range(call.params["kernel"].ndim))[-1:]
-    weight = dataclasses.replace(weight, channel_axis=channels)
-    params = call.params | {"kernel": _kernel(call.params["kernel"], weight, act)}
-    if act is None:
+    params = call.params | {"kernel": _kernel(call.params["kernel"], site, site.weight)}
+    if ways.act == "float" or site.act is None:
         dtype = call.params["kernel"].dtype
 
         def weight_only(inputs: tuple, params: Any) -> jax.Array:
@@ -97,11 +93,11 @@ def _function(call: Call, ways: Ways, weight: Scheme | None, act: Scheme | None)
             return jnp.asarray(module.apply({"params": params | {"kernel": kernel}}, *inputs))
 
         return weight_only, params
-    scheme = act
+    scheme = site.act
 
     def integer(inputs: tuple, given: Any) -> jax.Array:
         params, grid = given
-        grids = [_dynamic(x, scheme) if ways.act == "dynamic" else grid for x in inputs]
+        grids = [qparams_from_tensor(x, scheme) if ways.act == "dynamic" else grid for x in inputs]
 
         def visit(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
             return call_on_integers(context.module, args, grids, scheme, ways.dtype)
@@ -112,11 +108,11 @@ def _function(call: Call, ways: Ways, weight: Scheme | None, act: Scheme | None)
     return integer, (params, _grid((), scheme))
 
 
-def _kernel(kernel: jax.ShapeDtypeStruct, weight: Scheme, act: Scheme | None) -> QTensor:
-    per_channel = (1,) * (len(kernel.shape) - 1) + kernel.shape[-1:]
-    has_sum = act is not None and not act.symmetric
-    qvalue, code_sum = _array(kernel.shape, weight.storage_dtype), _array(per_channel, jnp.int32) if has_sum else None
-    return QTensor(qvalue, _grid(per_channel, weight), weight, code_sum)
+def _kernel(kernel: jax.ShapeDtypeStruct, site: SitePlan, weight: Scheme) -> Any:
+    """The shapes of a kernel on its grid, a scale for each output."""
+    axes = site.site.channel_axes
+    scales = tuple(size if axis in axes else 1 for axis, size in enumerate(kernel.shape))
+    return jax.eval_shape(lambda w, grid: site.with_code_sum(quantize(w, grid, weight)), kernel, _grid(scales, weight))
 
 
 def _grid(shape: tuple[int, ...], scheme: Scheme) -> QParams:
@@ -126,24 +122,6 @@ def _grid(shape: tuple[int, ...], scheme: Scheme) -> QParams:
 def _array(shape: tuple[int, ...], dtype: Any) -> Any:
     """A shape where an array is expected: a program is made of it, and nothing is computed."""
     return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _dynamic(x: jax.Array, scheme: Scheme) -> QParams:
-    return qparams_from_range(jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32), scheme)
-
-
-def _exported(function: Callable, inputs: tuple, params: Any) -> export.Exported:
-    """The function between barriers, so that its arguments and its result are values of a larger program."""
-    leaves, tree = jax.tree.flatten(params)  # exported functions know no types but those of JAX
-
-    def framed(inputs: tuple, *leaves: jax.Array) -> jax.Array:
-        with jax.named_scope(FRAME):
-            inputs = jax.lax.optimization_barrier(tuple(x * jnp.asarray(1.5, x.dtype) for x in inputs))
-        out = jax.lax.optimization_barrier(function(inputs, jax.tree.unflatten(tree, leaves)))
-        with jax.named_scope(FRAME):
-            return out + jnp.asarray(1, out.dtype)
-
-    return export.export(jax.jit(framed), platforms=["tpu"])(inputs, *leaves)
 
 
 def ends_bytes(call: Call, ways: Ways) -> int:
@@ -188,7 +166,7 @@ def _in_whole_lanes(call: Call) -> Call:
 
 
 def _shrunk_attention(call: Call, part: int) -> tuple[Call, float]:
-    """One row of the batch and one block of queries; of a bare product, one of what it does side by side."""
+    """One head and one block of its queries; of a bare product, one of what it does side by side."""
     if call.module is None:
         (_, (lhs, rhs)) = call.equation
         inputs, ratio = call.inputs, 1
@@ -197,14 +175,13 @@ def _shrunk_attention(call: Call, part: int) -> tuple[Call, float]:
             inputs = (_resized(inputs[0], lhs[0], 1), _resized(inputs[1], rhs[0], 1))
         return dataclasses.replace(call, inputs=inputs), ratio
     batch, queries, heads, _ = call.inputs[0].shape
-    block = queries_at_a_time(batch, heads, call.inputs[1].shape[1])
-    block = block // part if queries % block == 0 else queries
     tokens = call.inputs[1].shape[1]
+    block = queries_at_a_time(batch, tokens)
+    block = block // part if queries % block == 0 else queries
     seen = _TOKENS if tokens % _TOKENS == 0 else tokens if part == 1 else _whole_lanes(tokens)
-    q, k, v = (
-        _resized(_resized(shape, 0, 1), 1, size) for shape, size in zip(call.inputs, (block, seen, seen), strict=True)
-    )
-    return dataclasses.replace(call, inputs=(q, k, v)), batch * queries / block * max(1, tokens / seen)
+    lengths = zip(call.inputs, (block, seen, seen), strict=True)
+    q, k, v = (_resized(_resized(shape, 2, 1), 1, length) for shape, length in lengths)
+    return dataclasses.replace(call, inputs=(q, k, v)), heads * queries / block * max(1, tokens / seen)
 
 
 def _whole_lanes(size: int) -> int:

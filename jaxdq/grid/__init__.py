@@ -4,6 +4,7 @@ from jaxdq.grid._affine import SMALLEST_SCALE as SMALLEST_SCALE
 from jaxdq.grid._affine import dequantize as dequantize
 from jaxdq.grid._affine import fake_quantize as fake_quantize
 from jaxdq.grid._affine import qparams_from_range as qparams_from_range
+from jaxdq.grid._affine import qparams_from_tensor as qparams_from_tensor
 from jaxdq.grid._affine import quantize as quantize
 from jaxdq.grid._packing import pack as pack
 from jaxdq.grid._packing import unpack as unpack

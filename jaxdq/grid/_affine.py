@@ -54,6 +54,11 @@ def qparams_from_range(low: jax.Array, high: jax.Array, scheme: Scheme) -> QPara
     return QParams(scale, zero_point)
 
 
+def qparams_from_tensor(x: jax.Array, scheme: Scheme) -> QParams:
+    """One grid for a tensor as it is, from its least to its greatest value; see `qparams_from_range`."""
+    return qparams_from_range(jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32), scheme)
+
+
 def quantize(x: jax.Array, qparams: QParams, scheme: Scheme, rounding: Rounding = jnp.round) -> QTensor:
     """Puts a tensor on its grid: `qvalue = clip(rounding(x / scale) + zero_point, lo, hi)`, clipped before the cast.
 

@@ -30,4 +30,5 @@ from jaxdq.linen._sharding import shard_by_output as shard_by_output
 from jaxdq.linen._sites import Site as Site
 from jaxdq.linen._sites import find_sites as find_sites
 from jaxdq.linen._sites import inputs_of as inputs_of
+from jaxdq.linen._sites import is_attention as is_attention
 from jaxdq.linen._sites import kernel_at as kernel_at

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._errors import InputError
-from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_range
+from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._quantized import QuantizedParams
@@ -73,7 +73,7 @@ def apply_dynamic(module: nn.Module, params: QuantizedParams, *args: Any, **kwar
 
     def grid_of(site: SitePlan, name: str, x: jax.Array) -> QParams:
         assert site.act is not None
-        return qparams_from_range(jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32), site.act)
+        return qparams_from_tensor(x, site.act)
 
     return _apply_on_integers(module, params, grid_of, args, kwargs)
 

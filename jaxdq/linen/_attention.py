@@ -13,24 +13,25 @@ MANY_QUERIES = 1024
 FEWEST, MOST, SCORES_AT_A_TIME = 64, 512, 2**24
 
 
-def queries_at_a_time(batch: int, heads: int, tokens: int) -> int:
-    """Queries of a block: a power of two from `FEWEST` to `MOST`, the fewer the more rows, heads and tokens there are.
+def queries_at_a_time(batch: int, tokens: int) -> int:
+    """Queries of a block: a power of two from `FEWEST` to `MOST`, the fewer the more rows and tokens there are.
 
     Example:
-        >>> queries_at_a_time(1, 8, 4096), queries_at_a_time(8, 8, 4096)
+        >>> queries_at_a_time(8, 4096), queries_at_a_time(64, 4096)
         (512, 64)
     """
-    fitting = max(1, SCORES_AT_A_TIME // (batch * heads * tokens))
+    fitting = max(1, SCORES_AT_A_TIME // (batch * tokens))
     return min(MOST, max(FEWEST, 1 << (fitting.bit_length() - 1)))
 
 
 class DotProductAttention(nn.Module):
     """``softmax(q k^T / sqrt(D)) v`` in each head, without parameters.
 
-    In float, and from `MANY_QUERIES` queries on, blocks of queries go one after the other, so that the L x M scores
-    never stand in memory as a whole, forward or backward: the same numbers up to the order of float32 sums. A plan that
-    puts one of the two products on integers has them both made whole, as the submodules ``scores`` and ``values``; that
-    is an option for accuracy studies and does not pay: a TPU spends the time on the scores between the products.
+    In float, and from `MANY_QUERIES` queries on, the heads and blocks of their queries go one after the other, so that
+    the L x M scores never stand in memory as a whole, forward or backward: the same numbers up to the order of float32
+    sums. (Heads that are split over devices are gathered for it; split the batch.) A plan that puts one of the two
+    products on integers has them both made whole, as the submodules ``scores`` and ``values``; that is an option for
+    accuracy studies and does not pay: a TPU spends the time on the scores between the products.
     """
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -47,14 +48,20 @@ class DotProductAttention(nn.Module):
         length = q.shape[1]
         if length < MANY_QUERIES:
             return _attend(q, k, v)
-        block = queries_at_a_time(q.shape[0], q.shape[2], k.shape[1])
-        count = -(-length // block)
-        padded = jnp.pad(q, ((0, 0), (0, count * block - length), (0, 0), (0, 0)))
-        # The batch stays whole, so that devices that share it share the work.
-        blocks = jnp.moveaxis(padded.reshape(q.shape[0], count, block, *q.shape[2:]), 1, 0)
-        # The gradient makes the scores of a block again: kept, they would be as large as if they had never been split.
-        out = lax.map(jax.checkpoint(lambda block: _attend(block, k, v)), blocks)
-        return jnp.moveaxis(out, 0, 1).reshape(padded.shape)[:, :length]
+        size = queries_at_a_time(q.shape[0], k.shape[1])
+        padded = jnp.pad(q, ((0, 0), (0, -length % size), (0, 0), (0, 0)))
+
+        def of_head(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            q, k, v = (x[:, :, None] for x in head)
+            blocks = jnp.moveaxis(q.reshape(q.shape[0], -1, size, *q.shape[2:]), 1, 0)
+            # The gradient makes the scores of a block again: kept, they would be as large as if never split.
+            out = lax.map(jax.checkpoint(lambda block: _attend(block, k, v)), blocks)
+            return jnp.moveaxis(out, 0, 1).reshape(head[0].shape)
+
+        # Head by head, so that keys and values stay in fast memory too, while the blocks of queries pass; the batch
+        # stays whole, so that devices that share it share the work.
+        out = lax.map(of_head, tuple(jnp.moveaxis(x, 2, 0) for x in (padded, k, v)))
+        return jnp.moveaxis(out, 0, 2)[:, :length]
 
     @nn.compact
     def products(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

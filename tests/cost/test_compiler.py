@@ -39,7 +39,7 @@ def test_what_is_not_installed_is_named(monkeypatch):
 
 
 class Fake:
-    """A compiler that counts, and whose profiler dies."""
+    """A compiler that counts how often it is asked."""
 
     asked = 0
 

@@ -57,14 +57,15 @@ def test_part_of_an_attention_times_its_ratio_is_the_attention(queries, tokens):
     call = attention(8, queries, tokens)
     small, ratio = _shrunk(call, 1)
     shape = [shape.shape for shape in small.inputs]
-    assert shape[0][0] == 1
+    assert shape[0][0] == shape[1][0] == 8
+    assert shape[0][2] == shape[1][2] == 1
     assert shape[0][1] * shape[1][1] * ratio == 8 * queries * tokens
 
 
 def test_a_sum_by_hand():
     chip = CHIPS["v5e"]._replace(clock=1e6, bandwidth=1e6)  # a cycle and a byte take a microsecond each
     calls = [dense(1, 10, 4, 4), dense(1, 10, 4, 4)]
-    programs = [Program({"matrix": 1000}, 1000, {"s8 x s8": 1}, 0, 0), Program({"other": 1000}, 0, {}, 0, 0)]
+    programs = [Program({"matrix": 1000}, 1000, {"s8 x s8": 1}, 0), Program({"other": 1000}, 0, {}, 0)]
     units = [Unit(None, 64.0, 32), Unit(None, 1.0, 50_000)]
     rows = [
         (call, unit, Compiled(program, 0, 5, 1.0)) for call, unit, program in zip(calls, units, programs, strict=True)
@@ -82,7 +83,7 @@ def test_a_sum_by_hand():
 def test_scores_that_are_made_whole_cost_bytes_and_memory():
     call = attention(2, 4096, 4096)
     scores = 2 * 8 * 4096 * 4096 * 2
-    row = (call, Unit(None, 1.0, 0), Compiled(Program({}, 0, {}, 0, 0), 0, 0, 0.0))
+    row = (call, Unit(None, 1.0, 0), Compiled(Program({}, 0, {}, 0), 0, 0, 0.0))
     whole, blocks = (
         compose._sum([row], Network((call,), 0, 0), Ways(blocked=way), CHIPS["v5e"]) for way in (False, True)
     )

@@ -117,7 +117,8 @@ def _modelled(denoiser: Denoiser, names: Sequence[str], batch_size: int, chip: c
         kept = params
         if row.ways.quantized:
             # Scales and zero points of activations are part of what runs, one of each here.
-            kept = jax.eval_shape(lambda params, plan=plan: quantize(params, _calibration(params, plan)), params)
+            made = functools.partial(quantize, dtype=row.ways.dtype)
+            kept = jax.eval_shape(lambda p, plan=plan, made=made: made(p, _calibration(p, plan)), denoiser.params)
         argument_bytes[name] = stored_bytes((kept, x, t, args))
     found = cost.modelled(variants, chip)
     return {name: _figures(figures, argument_bytes[name]) for name, figures in found.items()}
@@ -173,11 +174,11 @@ def _runnable(denoiser: Denoiser, row: Row, batch_size: int) -> tuple[Callable, 
     # Where bfloat16 is slow, as on a CPU, what an integer network leaves in float runs in float32.
     is_cpu = next(iter(jnp.zeros(()).devices())).platform == "cpu"
     dtype = jnp.float32 if is_cpu and row.ways.quantized else row.ways.dtype
-    params, module = _cast(denoiser.params, dtype), denoiser.module
+    params, module = denoiser.params, denoiser.module
     inputs = tuple(_filled(shape) for shape in _inputs(denoiser, batch_size, dtype))
     if not row.ways.quantized:
-        return (_float if row.ways.blocked else _float_whole)(module), (params, *inputs)
-    qparams = quantize(params, _calibration(params, _plan(denoiser, row)))
+        return (_float if row.ways.blocked else _float_whole)(module), (_cast(params, dtype), *inputs)
+    qparams = quantize(params, _calibration(params, _plan(denoiser, row)), dtype=dtype)
     call = apply_dynamic if row.ways.act == "dynamic" else apply
     return (lambda qparams, *args: call(module, qparams, *args)), (qparams, *inputs)
 

@@ -193,7 +193,8 @@ def _plan_from(data: dict[str, Any]) -> Plan:
     sites = (
         SitePlan(site(row["site"]), scheme(row["weight"]), scheme(row["act"]), row["reason"]) for row in data["sites"]
     )
-    return Plan(tuple(sites), tuple((path, tuple(shape), reason) for path, shape, reason in data["unplanned"]))
+    unplanned = tuple((path, tuple(shape), reason) for path, shape, reason in data["unplanned"])
+    return Plan(tuple(sites), unplanned, data.get("dtype", ""))
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -213,7 +214,9 @@ def check_same_model(params: Any, qparams: QuantizedParams, model: str) -> None:
     for path, leaf in kept:
         other = given.get(path)
         same = other is not None and tuple(other.shape) == tuple(leaf.shape)
-        if not same or not (isinstance(leaf, QTensor) or np.array_equal(np.asarray(leaf), np.asarray(other))):
+        if not same or not (
+            isinstance(leaf, QTensor) or np.array_equal(np.asarray(leaf), np.asarray(other).astype(leaf.dtype))
+        ):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise InputError(
                 f"'{model}' is not the model that was quantized (they differ at '{name}'); pass that one with --model."

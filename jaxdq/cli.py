@@ -55,6 +55,7 @@ def quantize(
         Path | None, typer.Option(help="Of a text-to-image model: a text file, one prompt a line.")
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance, with --prompts.")] = 7.5,
+    dtype: Annotated[str | None, typer.Option(help="Of what stays in float: bfloat16 on a TPU.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; named after the options if not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run that is there.")] = False,
     as_json: AsJson = False,
@@ -77,6 +78,7 @@ def quantize(
         batch_size=batch_size,
         prompts=None if prompts is None else str(prompts),
         guidance=guidance,
+        dtype=dtype,
     )
     out = out or settings.default_folder
     metrics = run.quantize_model(settings, out, overwrite=force)

@@ -32,7 +32,7 @@ from jaxdq.checkpoint import check_same_model, restore, save, versions
 from jaxdq.decoding import Decode, Decoder, decoded, decoder_of
 from jaxdq.diffusion import Denoiser, Sampler, ddim, ddpm
 from jaxdq.evaluation import Evaluation, evaluate
-from jaxdq.linen import QuantizedParams, quantize
+from jaxdq.linen import QuantizedParams, check_dtype, quantize
 from jaxdq.report import QUANTIZED, check_free, read_metrics, staged
 from jaxdq.sampling import BATCH_SIZE, sample
 from jaxdq.unet import bundled_models, write_configs
@@ -64,6 +64,7 @@ class Settings:
         batch_size: images at a time.
         prompts: a text file, one prompt a line, for a text-to-image model; None for others.
         guidance: the scale of its classifier-free guidance.
+        dtype: of what stays in float, as `jaxdq.quantize` takes it; None leaves it to the checkpoint.
 
     Raises:
         InputError: a number out of its range.
@@ -83,19 +84,22 @@ class Settings:
     batch_size: int = BATCH_SIZE
     prompts: str | None = None
     guidance: float = 7.5
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         for name, least in (("images", 2), ("calibration_images", 1), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least {least}.")
+        check_dtype(self.dtype)
 
     @property
     def default_folder(self) -> Path:
         """Where the run goes if nobody says otherwise: `out/digits-adpdm-w8a8-g8`."""
         groups = "" if self.groups is None else f"-g{self.groups}"
         bits = f"w{self.weight_bits}a{self.act_bits}"
-        return Path("out") / f"{Path(self.model).resolve().name}-{self.recipe}-{bits}{groups}"
+        dtype = "" if self.dtype is None else f"-{self.dtype}"
+        return Path("out") / f"{Path(self.model).resolve().name}-{self.recipe}-{bits}{groups}{dtype}"
 
 
 def quantize_model(
@@ -140,7 +144,9 @@ def quantize_model(
                 checkpoint_dir=state,
             )
         with _timed(seconds, "quantize"):
-            qparams = jax.block_until_ready(jax.jit(quantize)(denoiser.params, work.calib))
+            qparams = jax.block_until_ready(
+                jax.jit(quantize, static_argnames="dtype")(denoiser.params, work.calib, dtype=settings.dtype)
+            )
         with _timed(seconds, "save"):
             save(folder / QUANTIZED, qparams)
             write_configs(settings.model, folder / MODEL)

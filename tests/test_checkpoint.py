@@ -64,6 +64,15 @@ def test_other_dtypes_and_partitions_restore_bit_exact(tmp_path):
     assert_same_bits(qparams, restore(tmp_path / "q"))
 
 
+def test_the_dtype_between_the_sites_is_restored(tmp_path):
+    plan = toy_plan(Known(), KNOWN_PARAMS, [Rule(".*", Scheme(8), Scheme(8))], KNOWN_X, T0)
+    calib = toy_calibration(Known(), KNOWN_PARAMS, plan, [0, 1], KNOWN_X, T0, num_groups=2)
+    qparams = quantize(KNOWN_PARAMS, calib, dtype="bfloat16")
+    save(tmp_path / "q", qparams)
+    assert_same_bits(qparams, restore(tmp_path / "q"))
+    assert restore(tmp_path / "q").plan.dtype == "bfloat16"
+
+
 def test_images_are_equal_to_the_bit(tiny, saved):
     denoiser, qparams = tiny
     draw = {"sampler": ddim(2), "num_images": 3, "key": jax.random.key(0)}

@@ -24,6 +24,7 @@ from jaxdq.linen._plan import SitePlan as SitePlan
 from jaxdq.linen._plan import make_plan as make_plan
 from jaxdq.linen._quantized import Calibration as Calibration
 from jaxdq.linen._quantized import QuantizedParams as QuantizedParams
+from jaxdq.linen._quantized import check_dtype as check_dtype
 from jaxdq.linen._quantized import quantize as quantize
 from jaxdq.linen._quantized import with_kernels as with_kernels
 from jaxdq.linen._sharding import shard_by_output as shard_by_output

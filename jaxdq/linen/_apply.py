@@ -1,5 +1,6 @@
 """Running a network: on integers, or in float with its activations shown to a visitor."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,6 +87,12 @@ def _apply_on_integers(
     kwargs: dict,
 ) -> Any:
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if params.plan.dtype and not context.module.path and context.method_name == "__call__":
+            call = functools.partial(inside, next_fun, context=context)
+            return _in_dtype(params.plan.dtype, call, context.module, call_args, call_kwargs)
+        return inside(next_fun, call_args, call_kwargs, context)
+
+    def inside(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if is_attention(context) and _has_integer_product(params.plan, path_of(context.module)):
             return context.module.products(*call_args, **call_kwargs)
         kind = kind_of(context.module) if context.method_name == "__call__" else None
@@ -98,6 +105,23 @@ def _apply_on_integers(
 
     with nn.intercept_methods(visit):
         return module.apply({"params": _float_where_weight_only(params)}, *args, **kwargs)
+
+
+def _in_dtype(dtype: str, call: Callable, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    """The network's call with its float inputs cast to a dtype, the time left out, and its floats cast back."""
+    place, given = _time_place(module, args, kwargs), jnp.result_type(*args[:1])
+
+    def cast(value: Any, to: Any) -> Any:
+        is_float = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
+        return value.astype(to) if is_float else value
+
+    def inputs(value: Any) -> Any:
+        return jax.tree.map(lambda leaf: cast(leaf, dtype), value)
+
+    args = tuple(value if place == index else inputs(value) for index, value in enumerate(args))
+    kwargs = {name: value if place == name else inputs(value) for name, value in kwargs.items()}
+    back = given if jnp.issubdtype(given, jnp.floating) else dtype
+    return jax.tree.map(lambda leaf: cast(leaf, back), call(args, kwargs))
 
 
 def call_on_integers(
@@ -161,6 +185,19 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array:
     Raises:
         InputError: no such argument, or one that is neither a scalar nor a vector of numbers.
     """
+    place = _time_place(module, args, kwargs)
+    given = kwargs[place] if isinstance(place, str) else args[place]
+    try:
+        t = jnp.asarray(given)
+    except (TypeError, ValueError, OverflowError):
+        t = jnp.zeros((), bool)  # refused below
+    if t.ndim > 1 or not (jnp.issubdtype(t.dtype, jnp.integer) or jnp.issubdtype(t.dtype, jnp.floating)):
+        raise InputError(f"t is {_shown(given)}; give a whole number, or one for each row of the batch.")
+    return t
+
+
+def _time_place(module: nn.Module, args: tuple, kwargs: dict) -> str | int:
+    """Where the time argument stands in this call: its name among the keywords, or its position."""
     # A wrapper is called by its `apply`, whose first argument is the variables, as a module's `__call__` has its self.
     call = type(module).__call__ if isinstance(module, nn.Module) else module.apply
     names = list(inspect.signature(call).parameters)[1:]
@@ -171,14 +208,7 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array:
             f"{type(module).__name__} was called without its time argument '{name}' (argument {position + 1}); a "
             f"quantized network needs it to choose its scales."
         )
-    given = kwargs[name] if name in kwargs else args[position]
-    try:
-        t = jnp.asarray(given)
-    except (TypeError, ValueError, OverflowError):
-        t = jnp.zeros((), bool)  # refused below
-    if t.ndim > 1 or not (jnp.issubdtype(t.dtype, jnp.integer) or jnp.issubdtype(t.dtype, jnp.floating)):
-        raise InputError(f"t is {_shown(given)}; give a whole number, or one for each row of the batch.")
-    return t
+    return name if name in kwargs else position
 
 
 def _tables_at(qparams: QuantizedParams, t: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -87,10 +87,18 @@ class Plan:
     Attributes:
         sites: one SitePlan for each site, in the order of execution.
         unplanned: (path, shape, reason) of parameters of two or more axes that belong to no site: they stay in float.
+        dtype: what flows between the sites, such as "bfloat16"; "" is what flax makes of inputs and params.
     """
 
     sites: tuple[SitePlan, ...]
     unplanned: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+    dtype: str = ""
+
+    def computing_in(self, dtype: jax.typing.DTypeLike) -> "Plan":
+        """The same plan, with everything that is not on integers in this dtype."""
+        name = str(jnp.dtype(dtype))
+        sites = tuple(dataclasses.replace(site, site=dataclasses.replace(site.site, dtype=name)) for site in self.sites)
+        return dataclasses.replace(self, sites=sites, dtype=name)
 
     @functools.cached_property
     def by_path(self) -> dict[str, SitePlan]:
@@ -109,7 +117,7 @@ class Plan:
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.sites, self.unplanned))
+        return hash((self.sites, self.unplanned, self.dtype))
 
     def __hash__(self) -> int:
         # Asked for at every dispatch of a jitted function: computed once.

@@ -12,6 +12,8 @@ from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._sites import kernel_at
 
+_FLOATS = ("bfloat16", "float16", "float32")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -55,28 +57,33 @@ class QuantizedParams:
     plan: Plan = dataclasses.field(metadata={"static": True})
 
 
-def quantize(params: Any, calib: Calibration) -> QuantizedParams:
+def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | None = None) -> QuantizedParams:
     """Puts the kernels of all planned sites on their grids. Pure and jittable.
 
     Each kernel becomes `QTensor` by `qvalue = clip(round_half_even(w / scale) + zero_point, lo, hi)` with the scales of
-    the calibration; all other parameters pass through untouched.
+    the calibration; all other parameters pass through untouched, or into `dtype`.
 
     Args:
         params: the float params that were calibrated, nested dict.
         calib: from `jaxdq.calibrate`.
+        dtype: of what stays in float and of what flows between the sites: bfloat16 is half the memory traffic of
+            float32, and what a TPU is fast in. Then `jaxdq.apply` casts the network's inputs to it, the time left out,
+            and its output back to what came. None leaves it to the params.
 
     Returns:
         QuantizedParams.
 
     Raises:
         InputError: params that are not the calibrated network's: a kernel is missing, has another shape, or (outside
-            jit, where one can look) holds NaN or infinity.
+            jit, where one can look) holds NaN or infinity; a dtype that is no float of 16 or 32 bits.
 
     Example:
-        `qparams = jax.jit(jaxdq.quantize)(denoiser.params, calib)`
+        `qparams = jax.jit(jaxdq.quantize, static_argnames="dtype")(denoiser.params, calib, dtype="bfloat16")`
     """
     if not isinstance(calib, Calibration):
         raise InputError(f"calib is {type(calib).__name__}; pass what jaxdq.calibrate returned.")
+    check_dtype(dtype)
+    plan = calib.plan if dtype is None else calib.plan.computing_in(dtype)
     quantized = {}
     for site in calib.plan.sites:
         if site.site.kind != "product":
@@ -84,12 +91,36 @@ def quantize(params: Any, calib: Calibration) -> QuantizedParams:
         if site.weight is not None:
             quantized[site.path] = _quantize_kernel(params, site, calib.weights[site.path])
     return QuantizedParams(
-        params=with_kernels(params, quantized),
+        params=with_kernels(params if dtype is None else _cast(params, plan), quantized),
         act_scale=calib.act_scale,
         act_zero_point=calib.act_zero_point,
         group_of_t=calib.group_of_t,
-        plan=calib.plan,
+        plan=plan,
     )
+
+
+def check_dtype(dtype: jax.typing.DTypeLike | None) -> None:
+    """Refuses what is no float of 16 or 32 bits; None is what the params have."""
+    try:
+        known = dtype is None or jnp.dtype(dtype).name in _FLOATS
+    except TypeError:
+        known = False
+    if not known:
+        raise InputError(f"dtype is {dtype!r}; give {', '.join(_FLOATS)}, or None for what the params have.")
+
+
+def _cast(params: Any, plan: Plan) -> Any:
+    """The params in the plan's dtype, but for the biases of integer sites, which are added in float32 anyway."""
+
+    def walk(node: Any, path: str) -> Any:
+        if hasattr(node, "items"):
+            return {key: walk(value, f"{path}/{key}" if path else key) for key, value in node.items()}
+        module = path.rpartition("/")[0]
+        site = plan.by_path.get(module)
+        keeps = not jnp.issubdtype(node.dtype, jnp.floating) or (site is not None and site.is_integer)
+        return node if keeps else node.astype(plan.dtype)
+
+    return walk(params, "")
 
 
 def _check_kernel(params: Any, site: SitePlan) -> None:

@@ -4,6 +4,7 @@ Every submodule carries the name it has in diffusers' PyTorch classes, as in ``_
 the same names.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -60,6 +61,31 @@ class CrossAttention(nn.Module):
         return nn.Dense(channels, name="to_out_0")(attend(q, k, v, channels // self.num_heads))
 
 
+# Phi(x) ~ (1 + tanh(x p(x^2))) / 2, p from its lowest power on: a least-squares fit with weights moved to where |error|
+# of x Phi(x) was largest, in float64 over 0 <= x <= 8.
+_GELU = (7.97828136e-01, 3.64687903e-02, -1.24861191e-04, -3.05810994e-05, 1.11908779e-06)
+
+
+def gelu(x: jax.Array, *, approximate: bool) -> jax.Array:
+    """``x Phi(x)``, Phi the normal distribution function (Hendrycks & Gimpel 2016).
+
+    In 16 bits through a tanh of a polynomial, within 4e-6 of exact (half a unit of bfloat16 at 0.002): the error
+    function takes TPU v5e five times as long, and twice as long as the dense layer that follows.
+
+    Args:
+        x: float[...].
+        approximate: by the known tanh of a cubic, 5e-4 off, as some networks were trained.
+
+    Returns:
+        float[...] of x's dtype.
+    """
+    if approximate or x.dtype not in (jnp.bfloat16, jnp.float16):
+        return nn.gelu(x, approximate=approximate)
+    wide = x.astype(jnp.float32)
+    slope = functools.reduce(lambda total, coefficient: total * wide * wide + coefficient, reversed(_GELU))
+    return (wide * 0.5 * (1 + jnp.tanh(wide * slope))).astype(x.dtype)
+
+
 class Geglu(nn.Module):
     """``h * gelu(gate)`` with ``[h, gate] = proj(x)`` (Shazeer 2020).
 
@@ -75,7 +101,7 @@ class Geglu(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x: float[B, L, C] to float[B, L, width]."""
         h, gate = jnp.split(nn.Dense(2 * self.width, name="proj")(x), 2, axis=-1)
-        return h * nn.gelu(gate, approximate=self.approximate)
+        return h * gelu(gate, approximate=self.approximate)
 
 
 class FeedForward(nn.Module):

@@ -339,3 +339,48 @@ def test_vector_t_is_refused_where_the_batch_does_not_lead():
 def test_no_params_are_refused():
     with pytest.raises(InputError, match="params is None; pass the float params"):
         apply(Known(), None, KNOWN_X, 0)
+
+
+@pytest.fixture(scope="module")
+def narrow(qparams):
+    plan = qparams.plan
+    calib = toy_calibration(Small(), PARAMS, plan, GROUP_OF_T, X, np.int32(0), num_groups=3)
+    return jax.jit(quantize, static_argnames="dtype")(PARAMS, calib, dtype="bfloat16")
+
+
+def test_in_bfloat16_nothing_of_activation_size_is_float32_between_the_sites(narrow):
+    jaxpr = jax.make_jaxpr(lambda q, x: apply(Small(), q, x, 1))(narrow, jnp.zeros((64, 4))).jaxpr
+    tanh = [eqn.outvars[0].aval.dtype for eqn in equations(jaxpr) if eqn.primitive.name == "tanh"]
+    assert tanh == [jnp.bfloat16]
+
+
+def test_in_bfloat16_the_codes_are_the_same_and_the_output_is_what_came(qparams, narrow):
+    wide, small = apply(Small(), qparams, X, 1), apply(Small(), narrow, X, 1)
+    np.testing.assert_array_equal(narrow.params["last"]["kernel"].qvalue, qparams.params["last"]["kernel"].qvalue)
+    assert wide.dtype == small.dtype == jnp.float32
+    assert 20 < sqnr_db(wide, small) < 80
+    assert apply(Small(), narrow, X.astype(jnp.bfloat16), 1).dtype == jnp.bfloat16
+
+
+class Late(nn.Module):
+    @nn.compact
+    def __call__(self, x, t):
+        return Small(name="small")(x, 0) + jnp.where(t == 999, 100, 0).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize("t", [np.float32(999), np.full(6, 999, np.float32)])
+def test_in_bfloat16_the_time_is_not_rounded(t, keyword):
+    params, rules = {"small": PARAMS}, [dataclasses.replace(r, pattern=f"small/{r.pattern}") for r in RULES]
+    plan = toy_plan(Late(), params, rules, X, np.int32(0))
+    calib = toy_calibration(Late(), params, plan, [0] * 1000, X, np.int32(0), num_groups=1)
+    narrow = quantize(params, calib, dtype=jnp.bfloat16)
+    out = apply(Late(), narrow, X, t=t) if keyword else apply(Late(), narrow, X, t)
+    assert float(out.min()) > 50, "999 is 1000 in bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float64", "bf16", 3])
+def test_other_dtypes_are_refused(qparams, dtype):
+    calib = toy_calibration(Small(), PARAMS, qparams.plan, GROUP_OF_T, X, np.int32(0), num_groups=3)
+    with pytest.raises(InputError, match="give bfloat16, float16, float32, or None"):
+        quantize(PARAMS, calib, dtype=dtype)

@@ -29,7 +29,7 @@ def test_rows_name_forms_and_platforms_and_say_why():
     ("shapes", "form"),
     [
         (Shapes(batch=8, width=32, channels=640, taps=9, strides=1), "native"),
-        (Shapes(batch=8, width=32, channels=320, taps=9, strides=1), "shifted"),
+        (Shapes(batch=8, width=32, channels=320, taps=9, strides=1), "padded"),
         (Shapes(batch=8, width=32, channels=320, taps=9, strides=2), "padded"),
         (Shapes(batch=2, width=16, channels=640, taps=9, strides=1), "im2col"),
         (Shapes(batch=2, width=8, channels=1280, taps=9, strides=1), "im2col"),

@@ -1,10 +1,13 @@
+import math
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from unet.twins import compiled
 
-from jaxdq.unet._transformer import FLAX, TORCH, CrossAttention, Geglu, Transformer
+from jaxdq.unet._transformer import FLAX, TORCH, CrossAttention, Geglu, Transformer, gelu
 
 
 def test_golden_the_gate_is_the_second_half():
@@ -45,3 +48,20 @@ def test_a_silent_projection_leaves_the_shortcut(numerics):
     params = compiled(module.init)(jax.random.key(0), x, context)["params"]
     params["proj_out"] = jax.tree.map(jnp.zeros_like, params["proj_out"])
     np.testing.assert_array_equal(compiled(module.apply)({"params": params}, x, context), x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_gelu_in_16_bits_is_the_exact_one_rounded(dtype):
+    x = jnp.linspace(-9, 9, 4001).astype(dtype)
+    exact = [value * 0.5 * math.erfc(-value / math.sqrt(2)) for value in np.asarray(x, np.float64)]
+    out = np.asarray(gelu(x, approximate=False), np.float64)
+    half = np.finfo(np.float16).eps / 2 if dtype == jnp.float16 else 2.0**-8
+    np.testing.assert_allclose(out, exact, rtol=1.01 * half, atol=4e-6)
+    ends = gelu(jnp.asarray([-300.0, 300.0, jnp.inf], dtype), approximate=False)
+    assert ends.tolist() == [0, 300, jnp.inf]
+
+
+@pytest.mark.parametrize("approximate", [True, False])
+def test_gelu_in_float32_is_flax_s_own(approximate):
+    x = jnp.linspace(-9, 9, 101)
+    np.testing.assert_array_equal(gelu(x, approximate=approximate), nn.gelu(x, approximate=approximate))

@@ -5,14 +5,16 @@ The network is traced once, without computing. Every call of a leaf (`Dense`, `D
 residual sums, concatenations, activations, and products of arrays that belong to no module.
 """
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 from jaxdq.linen import DotProductAttention, Einsum, inputs_of
 
@@ -30,6 +32,11 @@ _MOVES = {
     "reduce_max",
     "reduce_sum",
 }
+
+
+# Functions of one element that take a chip's vector unit many cycles, and its arithmetic, which takes it one.
+FUNCTIONS = ("cos", "erf", "erfc", "exp", "exp2", "expm1", "log", "log1p", "logistic", "sin", "tanh")
+ARITHMETIC = ("add", "add_any", "mul", "sub", "max", "min")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +76,14 @@ class Network(NamedTuple):
         calls: of leaves, in the order of execution.
         moved_bytes: from and to memory by what stands between them.
         live_bytes: the most that is alive between two calls: activations, no parameters.
+        computed: (function, dtype) -> elements that what stands between them computes it of; functions are those of
+            `FUNCTIONS`, and "arithmetic" for all of `ARITHMETIC`.
     """
 
     calls: tuple[Call, ...]
     moved_bytes: int
     live_bytes: int
+    computed: tuple[tuple[tuple[str, str], int], ...] = ()
 
 
 def network_of(module: nn.Module, params: Any, *args: Any) -> Network:
@@ -111,7 +121,7 @@ def network_of(module: nn.Module, params: Any, *args: Any) -> Network:
     products = [_product(equation) for equation in equations if equation.primitive.name == "dot_general"]
     moved = sum(map(_moved_bytes, equations))
     live = _live_bytes(equations, closed.jaxpr.outvars)
-    return Network((*calls, *products), moved, live)
+    return Network((*calls, *products), moved, live, tuple(_computed(equations).items()))
 
 
 def bytes_of(*shapes: Any) -> int:
@@ -155,6 +165,17 @@ def _moved_bytes(equation: Any) -> int:
     # Of a sum of two activations one is there already, and the other is read.
     wide = [aval for aval in ends[: len(equation.invars)] if aval.size == max(out.size for out in outputs)]
     return bytes_of(*wide[1:])
+
+
+def _computed(equations: Iterable[Any]) -> collections.Counter[tuple[str, str]]:
+    found: collections.Counter[tuple[str, str]] = collections.Counter()
+    for equation in equations:
+        for inner in jaxprs_in_params(equation.params):
+            found.update(_computed(getattr(inner, "jaxpr", inner).eqns))
+        name, out = equation.primitive.name, equation.outvars[0].aval
+        if name in FUNCTIONS or name in ARITHMETIC:
+            found["arithmetic" if name in ARITHMETIC else name, str(out.dtype)] += out.size
+    return found
 
 
 def _live_bytes(equations: list[Any], results: Any) -> int:

@@ -13,12 +13,14 @@ class Chip(NamedTuple):
         topology: as the compiler names a machine with one of it.
         clock: Hz.
         bandwidth: bytes a second from and to its memory (HBM).
+        lanes: elements that its vector unit adds or multiplies in a cycle.
     """
 
     name: str
     topology: str
     clock: float
     bandwidth: float
+    lanes: int = 8 * 128 * 4
 
 
 # Clocks follow from the published peak rates and the size of the matrix units.

@@ -9,11 +9,10 @@ import jax
 from jaxdq.cost._calls import Call, Network
 from jaxdq.cost._chips import Chip
 from jaxdq.cost._compiler import Compiled, compile_for
-from jaxdq.cost._units import Unit, Ways, ends_bytes, unit_of
+from jaxdq.cost._units import ATTEMPTS, Unit, Ways, ends_bytes, unit_of, unit_of_function
 from jaxdq.linen import Plan
 
 BETWEEN = "between modules"
-_ATTEMPTS = 3
 
 
 class Variant(NamedTuple):
@@ -82,16 +81,31 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
         for call, same in wanted[name]
     }
     priced: dict[Any, tuple[Unit, Compiled]] = {}
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(len(ATTEMPTS)):
         units = {same: unit_of(*distinct[same], attempt) for same in distinct if _unsure(priced.get(same))}
         answers = compile_for([unit.exported for unit in units.values()], chip, jobs=jobs)
         for (same, unit), answer in zip(units.items(), answers, strict=True):
             if same not in priced or not answer.program.guessed:
                 priced[same] = unit, answer
     return {
-        name: _sum([(call, *priced[same]) for call, same in wanted[name]], network, ways, chip)
+        name: _sum(
+            [(call, *priced[same]) for call, same in wanted[name]],
+            network,
+            ways,
+            chip,
+            _elementwise_cycles(network, chip, jobs),
+        )
         for name, (network, ways, _) in variants.items()
     }
+
+
+def _elementwise_cycles(network: Network, chip: Chip, jobs: int | None) -> float:
+    """Of what is computed between the calls."""
+    functions = [(*key, elements) for key, elements in network.computed if key[0] != "arithmetic"]
+    units = [unit_of_function(*function) for function in functions]
+    answers = compile_for([unit.exported for unit in units], chip, jobs=jobs)
+    each = [unit.ratio * sum(answer.program.cycles.values()) for unit, answer in zip(units, answers, strict=True)]
+    return sum(each) + sum(elements for key, elements in network.computed if key[0] == "arithmetic") / chip.lanes
 
 
 def _unsure(found: tuple[Unit, Compiled] | None) -> bool:
@@ -109,7 +123,10 @@ def _same(call: Call, ways: Ways, plan: Plan) -> tuple:
     return (repr(call.module), call.equation, tuple(shapes), *map(str, schemes), str(how))
 
 
-def _sum(calls: Sequence[tuple[Call, Unit, Compiled]], network: Network, ways: Ways, chip: Chip) -> Modelled:
+def _sum(
+    calls: Sequence[tuple[Call, Unit, Compiled]], network: Network, ways: Ways, chip: Chip, between: float = 0.0
+) -> Modelled:
+    """The whole; `between` are the cycles of what is computed between the calls."""
     parts: dict[str, float] = collections.defaultdict(float)
     contractions: collections.Counter[str] = collections.Counter()
     schedule, total_bytes, cycles, guessed, inside = 0.0, network.moved_bytes, 0.0, 0.0, 0
@@ -123,7 +140,9 @@ def _sum(calls: Sequence[tuple[Call, Unit, Compiled]], network: Network, ways: W
         inside = max(inside, _scores_bytes(call, ways))
         if call.kind != "norms":
             contractions.update(answer.program.contractions)
-    parts[BETWEEN] = network.moved_bytes / chip.bandwidth * 1e3
+    cycles += between
+    schedule += between / chip.clock * 1e3
+    parts[BETWEEN] = max(network.moved_bytes / chip.bandwidth, between / chip.clock) * 1e3
     distinct = {id(answer): answer for _, _, answer in calls}.values()
     return Modelled(
         milliseconds=sum(parts.values()),

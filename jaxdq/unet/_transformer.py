@@ -66,6 +66,7 @@ class CrossAttention(nn.Module):
 _GELU = (7.97828136e-01, 3.64687903e-02, -1.24861191e-04, -3.05810994e-05, 1.11908779e-06)
 
 
+@functools.partial(jax.jit, static_argnames="approximate")
 def gelu(x: jax.Array, *, approximate: bool) -> jax.Array:
     """``x Phi(x)``, Phi the normal distribution function (Hendrycks & Gimpel 2016).
 
@@ -82,7 +83,9 @@ def gelu(x: jax.Array, *, approximate: bool) -> jax.Array:
     if approximate or x.dtype not in (jnp.bfloat16, jnp.float16):
         return nn.gelu(x, approximate=approximate)
     wide = x.astype(jnp.float32)
-    slope = functools.reduce(lambda total, coefficient: total * wide * wide + coefficient, reversed(_GELU))
+    slope = jnp.full_like(wide, _GELU[-1])
+    for coefficient in reversed(_GELU[:-1]):
+        slope = slope * (wide * wide) + coefficient
     return (wide * 0.5 * (1 + jnp.tanh(wide * slope))).astype(x.dtype)
 
 

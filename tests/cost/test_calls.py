@@ -58,3 +58,9 @@ def test_a_whole_unet_loses_no_arithmetic():
 
     assert sum(map(macs, found.calls)) == count_macs(jax.make_jaxpr(whole)(denoiser.params, *args).jaxpr)
     assert found.live_bytes > 4 * bytes_of(args[0])
+
+
+def test_functions_and_arithmetic_between_the_calls_are_counted_by_element():
+    found = dict(network_of(Block(), PARAMS, X, 0).computed)
+    elements = 2 * 5 * 8
+    assert found == {("logistic", "float32"): elements, ("arithmetic", "float32"): 2 * elements}  # silu, and one sum

@@ -98,3 +98,14 @@ def test_calls_that_differ_in_nothing_but_their_place_are_one_program():
     elsewhere = dataclasses.replace(call, path="elsewhere")
     assert compose._same(call, Ways(), Plan(())) == compose._same(elsewhere, Ways(), Plan(()))
     assert compose._same(call, Ways(), Plan(())) != compose._same(dense(2, 10, 4, 4), Ways(), Plan(()))
+
+
+def test_what_is_computed_between_the_calls_costs_its_cycles_where_they_are_more_than_its_bytes(monkeypatch):
+    chip = CHIPS["v5e"]._replace(clock=1e6, bandwidth=1e6, lanes=1000)
+    million = Compiled(Program({"other": 2000}, 0, {}, 0), 0, 0, 0.0)
+    monkeypatch.setattr(compose, "compile_for", lambda programs, chip, jobs: [million for _ in programs])
+    network = Network((), 1000, 0, ((("tanh", "float32"), 2**21), (("arithmetic", "float32"), 5000)))
+    cycles = compose._elementwise_cycles(network, chip, None)
+    assert cycles == 2 * 2000 + 5
+    assert compose._sum([], network, Ways(), chip, cycles).parts == {compose.BETWEEN: pytest.approx(4.005)}
+    assert compose._sum([], network, Ways(), chip, 10).parts == {compose.BETWEEN: pytest.approx(1)}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor
 from jaxdq.grid import quantize as quantize_tensor
+from jaxdq.linen._attention import attend_as_in_diffusers, attends_as_in_diffusers
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._quantized import QuantizedParams
 from jaxdq.linen._sites import inputs_of, is_attention, kind_of, path_of
@@ -95,6 +96,9 @@ def _apply_on_integers(
     def inside(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if is_attention(context) and _has_integer_product(params.plan, path_of(context.module)):
             return context.module.products(*call_args, **call_kwargs)
+        is_call = context.method_name == "__call__" and bool(call_args)
+        if is_call and attends_as_in_diffusers(context.module, call_args[0]):
+            return attend_as_in_diffusers(context.module, *call_args, **call_kwargs)
         kind = kind_of(context.module) if context.method_name == "__call__" else None
         site = params.plan.by_path.get(path_of(context.module)) if kind else None
         if kind is None or site is None or site.act is None:

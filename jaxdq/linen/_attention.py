@@ -1,5 +1,7 @@
 """The attention of several heads as a module: in blocks of queries, or by two products that can be sites."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,46 @@ class DotProductAttention(nn.Module):
         """Attend by the submodules ``scores`` and ``values``; arguments and result as of the call."""
         weights = _weights(Einsum(SCORES, name="scores")(q, k), v, q.shape[-1])
         return Einsum(VALUES, name="values")(weights, v)
+
+
+# What the attention of diffusers' Flax classes, and of those that were made after them, is known by.
+_CLASS, _PARTS = "FlaxAttention", ("query", "key", "value", "proj_attn", "heads", "dim_head")
+
+
+def attends_as_in_diffusers(module: nn.Module, hidden_states: jax.Array) -> bool:
+    """Whether a module is the attention of diffusers' Flax classes, called with so many queries that blocks pay.
+
+    Args:
+        module: bound, of any class.
+        hidden_states: what it is called with.
+    """
+    is_one = type(module).__name__ == _CLASS and all(hasattr(module, part) for part in _PARTS)
+    drops = is_one and bool(getattr(module, "dropout", 0.0))
+    return is_one and not drops and hidden_states.ndim == 3 and hidden_states.shape[1] >= MANY_QUERIES
+
+
+def attend_as_in_diffusers(
+    module: Any, hidden_states: jax.Array, context: jax.Array | None = None, *args: Any, **kwargs: Any
+) -> jax.Array:
+    """What such a module computes, by its own projections, with `DotProductAttention` in place of its products.
+
+    Args:
+        module: bound.
+        hidden_states: float[B, L, C].
+        context: float[B, M, K]; None is hidden_states.
+        *args: not used; whether dropout is on, say.
+        **kwargs: likewise.
+
+    Returns:
+        float[B, L, C].
+    """
+    context = hidden_states if context is None else context
+    q, k, v = (
+        part.reshape(*part.shape[:2], module.heads, module.dim_head)
+        for part in (module.query(hidden_states), module.key(context), module.value(context))
+    )
+    mixed = DotProductAttention(parent=None).apply({}, q, k, v)
+    return module.proj_attn(jnp.asarray(mixed).reshape(*q.shape[:2], -1))
 
 
 SCORES, VALUES = "blhd,bmhd->bhlm", "bhlm,bmhd->blhd"

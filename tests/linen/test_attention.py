@@ -2,16 +2,19 @@ import os
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import toy_calibration, toy_plan
 
 import jaxdq
 from jaxdq.grid import Scheme
 from jaxdq.linen import DotProductAttention, Rule, apply, apply_visited, find_sites, make_plan
 from jaxdq.linen._attention import MANY_QUERIES, MOST
-from jaxdq.linen._quantized import QuantizedParams
+from jaxdq.linen._quantized import QuantizedParams, quantize
+from jaxdq.metrics import sqnr_db
 
 ATTENTION = DotProductAttention()
 
@@ -109,3 +112,58 @@ def test_devices_that_share_the_batch_share_the_work():
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     out = subprocess.run([sys.executable, "-c", ON_DEVICES], env=env, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+class FlaxAttention(nn.Module):
+    """What others made after diffusers' class: its names, and products of its own."""
+
+    heads: int = 2
+    dim_head: int = 4
+    dropout: float = 0.0
+
+    def setup(self):
+        self.query, self.key, self.value = (
+            nn.Dense(self.heads * self.dim_head, use_bias=False, name=name) for name in ("to_q", "to_k", "to_v")
+        )
+        self.proj_attn = nn.Dense(8, name="to_out_0")
+
+    def __call__(self, hidden_states, context=None, deterministic=True):
+        context = hidden_states if context is None else context
+        parts = self.query(hidden_states), self.key(context), self.value(context)
+        q, k, v = (part.reshape(*part.shape[:2], self.heads, self.dim_head) for part in parts)
+        weights = jax.nn.softmax(jnp.einsum("bihd,bjhd->bhij", q, k) * self.dim_head**-0.5)
+        return self.proj_attn(jnp.einsum("bhij,bjhd->bihd", weights, v).reshape(*q.shape[:2], -1))
+
+
+class Around(nn.Module):
+    """A network of one attention."""
+
+    attention: nn.Module
+
+    @nn.compact
+    def __call__(self, x, t, context=None):
+        return self.attention(x, context)
+
+
+def theirs():
+    return pytest.importorskip("diffusers.models.attention_flax").FlaxAttention(8, heads=2, dim_head=4)
+
+
+@pytest.mark.parametrize("make", [theirs, FlaxAttention], ids=["diffusers", "alike"])
+@pytest.mark.parametrize("with_context", [False, True])
+def test_attention_of_diffusers_classes_goes_in_blocks(make, with_context):
+    network = Around(make())
+    x = jax.random.normal(jax.random.key(0), (2, MANY_QUERIES, 8))
+    context = (jax.random.normal(jax.random.key(1), (2, 7, 8)),) if with_context else ()
+    params = network.init(jax.random.key(2), x, 0, *context)["params"]
+    plan = toy_plan(
+        network, params, [Rule(".*other.*"), Rule(".*", Scheme(8, channel_axis=-1), Scheme(8))], x, 0, *context
+    )
+    calib = toy_calibration(network, params, plan, [0], x, 0, *context)
+    qparams = quantize(params, calib)
+    text = str(jax.make_jaxpr(lambda x: apply(network, qparams, x, 0, *context))(x))
+    tokens = 7 if with_context else MANY_QUERIES
+    assert f"{MANY_QUERIES},{tokens}]" not in text and "scan[" in text
+    assert text.count("preferred_element_type=int32") == 4
+    exact = network.apply({"params": params}, x, 0, *context)
+    assert sqnr_db(exact, apply(network, qparams, x, 0, *context)) > 25

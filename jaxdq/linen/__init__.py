@@ -2,7 +2,8 @@
 
 What is intercepted: calls of `Dense`, `DenseGeneral`, `Conv` and `Einsum`, wherever they stand in a linen module, and
 the two products of `DotProductAttention`.
-What is not: contractions that a module computes by calling `jnp.einsum` itself (they are no modules, so they stay in
+The attention of diffusers' Flax classes, whose products are no modules, runs as `DotProductAttention` in float.
+What is not: other contractions that a module computes by calling `jnp.einsum` itself (they are no modules, so they stay in
 float), transposed, masked and lifted (`nn.remat`, `nn.scan`, `nn.vmap`) layers, and those with arithmetic of their own.
 Everything that stays in float is named in the plan, with the reason; contractions that belong to no site are one line.
 """

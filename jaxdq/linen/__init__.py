@@ -1,10 +1,10 @@
 """Floor 2: the Flax seam, the only place besides the UNets that imports flax.
 
 What is intercepted: calls of `Dense`, `DenseGeneral`, `Conv` and `Einsum`, wherever they stand in a linen module, and
-the two products of `DotProductAttention`.
-The attention of diffusers' Flax classes, whose products are no modules, runs as `DotProductAttention` in float.
-What is not: other contractions that a module computes by calling `jnp.einsum` itself (they are no modules, so they stay in
-float), transposed, masked and lifted (`nn.remat`, `nn.scan`, `nn.vmap`) layers, and those with arithmetic of their own.
+the two products of `DotProductAttention`. The attention of diffusers' Flax classes runs as `DotProductAttention`, in
+float. What is not: other contractions that a module computes by calling `jnp.einsum` itself (they are no modules, so
+they stay in float), transposed, masked and lifted (`nn.remat`, `nn.scan`, `nn.vmap`) layers, and those with arithmetic
+of their own.
 Everything that stays in float is named in the plan, with the reason; contractions that belong to no site are one line.
 """
 

@@ -197,7 +197,7 @@ class _Worker:
 def _key(program: export.Exported, chip: Chip, profile: bool) -> str:
     versions = [importlib.metadata.version(name) for name in ("libtpu", "jax")]
     # Without the places in the source that each operation came from: the same program elsewhere is the same program.
-    text = re.sub(r"^#loc.*$|\bloc\(#?[^()]*\)", "", program.mlir_module(), flags=re.MULTILINE)
+    text = re.sub(r"^#loc.*\n?|\bloc\(#?[^()]*\)", "", program.mlir_module(), flags=re.MULTILINE)
     text += "" if FRAME in program.mlir_module() else " without a frame"  # which is known by its place alone
     parts = (str(_FORMAT), chip.topology, str(profile), *versions, text)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]

@@ -79,6 +79,17 @@ def test_answers_are_kept_by_program_chip_and_profile_and_a_damaged_one_is_asked
     assert Fake.asked == 5
 
 
+def test_an_answer_is_found_again_whoever_asks(fake):
+    def deeper(depth):
+        jax.clear_caches()
+        x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+        return deeper(depth - 1) if depth else compiler.export_framed(lambda inputs, _: square(*inputs), (x,))
+
+    compile_for([deeper(0)], V5E)
+    compile_for([deeper(5)], V5E)
+    assert Fake.asked == 1
+
+
 def test_a_dead_worker_is_asked_again_without_the_profiler(monkeypatch):
     worker = compiler._Worker(V5E)
     asked = []

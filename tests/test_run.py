@@ -46,3 +46,9 @@ def test_refuses_seeds_that_jax_would_fold(seed):
 def test_folder_of_a_model_by_its_path(tmp_path):
     settings = run.Settings(str(tmp_path / "deep" / "mine"), recipe="minmax")
     assert settings.default_folder.as_posix() == "out/mine-minmax-w8a8"
+
+
+def test_the_dtype_is_checked_before_any_work_and_named_in_the_folder():
+    with pytest.raises(InputError, match="dtype is 'half'; give bfloat16, float16, float32"):
+        run.Settings("digits", dtype="half")
+    assert run.Settings("digits", dtype="bfloat16").default_folder.name == "digits-adpdm-w8a8-bfloat16"

@@ -113,19 +113,21 @@ def _apply_on_integers(
 
 def _in_dtype(dtype: str, call: Callable, module: nn.Module, args: tuple, kwargs: dict) -> Any:
     """The network's call with its float inputs cast to a dtype, the time left out, and its floats cast back."""
-    place, given = _time_place(module, args, kwargs), jnp.result_type(*args[:1])
+    place = _time_place(module, args, kwargs)
 
-    def cast(value: Any, to: Any) -> Any:
-        is_float = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
-        return value.astype(to) if is_float else value
+    def is_float(value: Any) -> bool:
+        return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
 
-    def inputs(value: Any) -> Any:
-        return jax.tree.map(lambda leaf: cast(leaf, dtype), value)
+    def cast(tree: Any, to: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(to) if is_float(leaf) else leaf, tree)
 
-    args = tuple(value if place == index else inputs(value) for index, value in enumerate(args))
-    kwargs = {name: value if place == name else inputs(value) for name, value in kwargs.items()}
-    back = given if jnp.issubdtype(given, jnp.floating) else dtype
-    return jax.tree.map(lambda leaf: cast(leaf, back), call(args, kwargs))
+    inputs = {**dict(enumerate(args)), **kwargs}
+    inputs = {where: value for where, value in inputs.items() if where != place}
+    came = next((leaf.dtype for leaf in jax.tree.leaves(inputs) if is_float(leaf)), jnp.dtype(dtype))
+    cast_inputs = cast(inputs, dtype)
+    args = tuple(cast_inputs.get(index, value) for index, value in enumerate(args))
+    kwargs = {name: cast_inputs.get(name, value) for name, value in kwargs.items()}
+    return cast(call(args, kwargs), came)
 
 
 def call_on_integers(

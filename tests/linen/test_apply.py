@@ -360,6 +360,7 @@ def test_in_bfloat16_the_codes_are_the_same_and_the_output_is_what_came(qparams,
     assert wide.dtype == small.dtype == jnp.float32
     assert 20 < sqnr_db(wide, small) < 80
     assert apply(Small(), narrow, X.astype(jnp.bfloat16), 1).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(apply(Small(), narrow, x=X, t=1), small)
 
 
 class Late(nn.Module):

@@ -49,6 +49,6 @@ def test_folder_of_a_model_by_its_path(tmp_path):
 
 
 def test_the_dtype_is_checked_before_any_work_and_named_in_the_folder():
-    with pytest.raises(InputError, match="dtype is 'half'; give bfloat16, float16, float32"):
-        run.Settings("digits", dtype="half")
+    with pytest.raises(InputError, match="dtype is 'int8'; give bfloat16, float16, float32"):
+        run.Settings("digits", dtype="int8")
     assert run.Settings("digits", dtype="bfloat16").default_folder.name == "digits-adpdm-w8a8-bfloat16"

@@ -9,6 +9,7 @@ of the compiler's simulated schedule. A number that the simulation did not give 
 """
 
 import argparse
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,12 @@ def main(argv: list[str] | None = None) -> None:
         for make in variants.values():
             function, params = make(module, x)
             programs.append(export_framed(lambda inputs, params, f=function: f(params, *inputs), (x,), params))
-    found: dict[str, Any] = {"unit": "thousands of cycles", "jax": jax.__version__, "qwix": qwix.__name__, "chips": {}}
+    found: dict[str, Any] = {
+        "unit": "thousands of cycles",
+        "jax": jax.__version__,
+        "qwix": importlib.metadata.version("qwix"),
+        "chips": {},
+    }
     for chip in args.chips:
         answers = iter(compile_for(programs, CHIPS[chip]))
         rows = {name: {variant: next(answers).program for variant in variants} for name in LAYERS}

@@ -170,10 +170,13 @@ def _moved_bytes(equation: Any) -> int:
 def _computed(equations: Iterable[Any]) -> collections.Counter[tuple[str, str]]:
     found: collections.Counter[tuple[str, str]] = collections.Counter()
     for equation in equations:
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for inner in jaxprs_in_params(equation.params):
-            found.update(_computed(getattr(inner, "jaxpr", inner).eqns))
-        name, out = equation.primitive.name, equation.outvars[0].aval
+            counted = _computed(getattr(inner, "jaxpr", inner).eqns)
+            found.update({key: times * elements for key, elements in counted.items()})
+        name = equation.primitive.name
         if name in FUNCTIONS or name in ARITHMETIC:
+            out = equation.outvars[0].aval
             found["arithmetic" if name in ARITHMETIC else name, str(out.dtype)] += out.size
     return found
 

@@ -87,17 +87,28 @@ def _apply_on_integers(
     args: tuple,
     kwargs: dict,
 ) -> Any:
-    def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        if params.plan.dtype and not context.module.path and context.method_name == "__call__":
-            call = functools.partial(inside, next_fun, context=context)
-            return _in_dtype(params.plan.dtype, call, context.module, call_args, call_kwargs)
-        return inside(next_fun, call_args, call_kwargs, context)
+    dtype, is_inside = params.plan.dtype, False
 
-    def inside(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        nonlocal is_inside
+        if not dtype or context.method_name != "__call__":
+            return called(next_fun, call_args, call_kwargs, context)
+        if context.module.path or is_inside:
+            out = called(next_fun, call_args, call_kwargs, context)
+            # What a float32 vector, such as an embedding of the time, makes float32 would make all that follows so.
+            free = kind_of(context.module) is not None and getattr(context.module, "dtype", None) is None
+            return out.astype(dtype) if free else out
+        is_inside = True
+        try:
+            call = functools.partial(called, next_fun, context=context)
+            return _in_dtype(dtype, call, context.module, call_args, call_kwargs)
+        finally:
+            is_inside = False
+
+    def called(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if is_attention(context) and _has_integer_product(params.plan, path_of(context.module)):
             return context.module.products(*call_args, **call_kwargs)
-        is_call = context.method_name == "__call__" and bool(call_args)
-        if is_call and attends_as_in_diffusers(context.module, call_args[0]):
+        if context.method_name == "__call__" and attends_as_in_diffusers(context.module, *call_args):
             return attend_as_in_diffusers(context.module, *call_args, **call_kwargs)
         kind = kind_of(context.module) if context.method_name == "__call__" else None
         site = params.plan.by_path.get(path_of(context.module)) if kind else None
@@ -112,22 +123,23 @@ def _apply_on_integers(
 
 
 def _in_dtype(dtype: str, call: Callable, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-    """The network's call with its float inputs cast to a dtype, the time left out, and its floats cast back."""
-    place = _time_place(module, args, kwargs)
+    """The network's call with its images and sequences cast to a dtype, and its floats cast back.
+
+    Those are the first float argument of two axes or more, and all of three or more: times, sizes and other small
+    numbers would be rounded, and networks compute with them in float32 for a reason.
+    """
 
     def is_float(value: Any) -> bool:
         return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
 
-    def cast(tree: Any, to: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(to) if is_float(leaf) else leaf, tree)
+    def cast(tree: Any, to: Any, least_axes: int = 0) -> Any:
+        return jax.tree.map(lambda x: x.astype(to) if is_float(x) and x.ndim >= least_axes else x, tree)
 
-    inputs = {**dict(enumerate(args)), **kwargs}
-    inputs = {where: value for where, value in inputs.items() if where != place}
-    came = next((leaf.dtype for leaf in jax.tree.leaves(inputs) if is_float(leaf)), jnp.dtype(dtype))
-    cast_inputs = cast(inputs, dtype)
-    args = tuple(cast_inputs.get(index, value) for index, value in enumerate(args))
-    kwargs = {name: cast_inputs.get(name, value) for name, value in kwargs.items()}
-    return cast(call(args, kwargs), came)
+    given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
+    floats = (leaf for leaf in jax.tree.leaves(list(given.values())[1:]) if is_float(leaf) and leaf.ndim > 1)
+    first = next(floats, None)
+    out = call(*jax.tree.map(lambda x: cast(x, dtype, 2 if x is first else 3), (args, kwargs)))
+    return out if first is None else cast(out, jnp.result_type(first))
 
 
 def call_on_integers(

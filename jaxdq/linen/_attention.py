@@ -1,5 +1,6 @@
 """The attention of several heads as a module: in blocks of queries, or by two products that can be sites."""
 
+import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +23,7 @@ def queries_at_a_time(batch: int, tokens: int) -> int:
         >>> queries_at_a_time(8, 4096), queries_at_a_time(64, 4096)
         (512, 64)
     """
-    fitting = max(1, SCORES_AT_A_TIME // (batch * tokens))
+    fitting = max(1, SCORES_AT_A_TIME // max(1, batch * tokens))
     return min(MOST, max(FEWEST, 1 << (fitting.bit_length() - 1)))
 
 
@@ -55,10 +56,10 @@ class DotProductAttention(nn.Module):
 
         def of_head(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
             q, k, v = (x[:, :, None] for x in head)
-            blocks = jnp.moveaxis(q.reshape(q.shape[0], -1, size, *q.shape[2:]), 1, 0)
+            blocks = jnp.moveaxis(q.reshape(q.shape[0], q.shape[1] // size, size, *q.shape[2:]), 1, 0)
             # The gradient makes the scores of a block again: kept, they would be as large as if never split.
             out = lax.map(jax.checkpoint(lambda block: _attend(block, k, v)), blocks)
-            return jnp.moveaxis(out, 0, 1).reshape(head[0].shape)
+            return jnp.moveaxis(out, 0, 1).reshape(*head[0].shape[:2], v.shape[-1])
 
         # Head by head, so that keys and values stay in fast memory too, while the blocks of queries pass; the batch
         # stays whole, so that devices that share it share the work.
@@ -73,23 +74,29 @@ class DotProductAttention(nn.Module):
 
 
 # What the attention of diffusers' Flax classes, and of those that were made after them, is known by.
+_ARGUMENTS = ["self", "hidden_states", "context", "deterministic"]
 _CLASS, _PARTS = "FlaxAttention", ("query", "key", "value", "proj_attn", "heads", "dim_head")
 
 
-def attends_as_in_diffusers(module: nn.Module, hidden_states: jax.Array) -> bool:
+def attends_as_in_diffusers(module: nn.Module, *args: Any) -> bool:
     """Whether a module is the attention of diffusers' Flax classes, called with so many queries that blocks pay.
+
+    One with other arguments (a mask, say), a scale of its own or dropout is not.
 
     Args:
         module: bound, of any class.
-        hidden_states: what it is called with.
+        *args: what it is called with by position.
     """
-    is_one = type(module).__name__ == _CLASS and all(hasattr(module, part) for part in _PARTS)
-    drops = is_one and bool(getattr(module, "dropout", 0.0))
-    return is_one and not drops and hidden_states.ndim == 3 and hidden_states.shape[1] >= MANY_QUERIES
+    if type(module).__name__ != _CLASS or not all(hasattr(module, part) for part in _PARTS):
+        return False
+    usual = list(inspect.signature(type(module).__call__).parameters) == _ARGUMENTS
+    scale = module.dim_head**-0.5
+    usual = usual and getattr(module, "scale", scale) == scale and not getattr(module, "dropout", 0.0)
+    return usual and bool(args) and args[0].ndim == 3 and args[0].shape[1] >= MANY_QUERIES
 
 
 def attend_as_in_diffusers(
-    module: Any, hidden_states: jax.Array, context: jax.Array | None = None, *args: Any, **kwargs: Any
+    module: Any, hidden_states: jax.Array, context: jax.Array | None = None, deterministic: bool = True
 ) -> jax.Array:
     """What such a module computes, by its own projections, with `DotProductAttention` in place of its products.
 
@@ -97,8 +104,7 @@ def attend_as_in_diffusers(
         module: bound.
         hidden_states: float[B, L, C].
         context: float[B, M, K]; None is hidden_states.
-        *args: not used; whether dropout is on, say.
-        **kwargs: likewise.
+        deterministic: not used; there is no dropout.
 
     Returns:
         float[B, L, C].

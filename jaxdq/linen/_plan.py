@@ -96,7 +96,7 @@ class Plan:
 
     def computing_in(self, dtype: jax.typing.DTypeLike) -> "Plan":
         """The same plan, with everything that is not on integers in this dtype."""
-        name = str(jnp.dtype(dtype))
+        name = jnp.dtype(dtype).name
         sites = tuple(dataclasses.replace(site, site=dataclasses.replace(site.site, dtype=name)) for site in self.sites)
         return dataclasses.replace(self, sites=sites, dtype=name)
 

@@ -12,6 +12,7 @@ from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._sites import kernel_at
 
+_CAST = ("kernel", "bias", "scale", "embedding")  # names that flax's layers have
 _FLOATS = ("bfloat16", "float16", "float32")
 
 
@@ -67,8 +68,8 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
         params: the float params that were calibrated, nested dict.
         calib: from `jaxdq.calibrate`.
         dtype: of what stays in float and of what flows between the sites: bfloat16 is half the memory traffic of
-            float32, and what a TPU is fast in. Then `jaxdq.apply` casts the network's inputs to it, the time left out,
-            and its output back to what came. None leaves it to the params.
+            float32, and what a TPU is fast in. Then `jaxdq.apply` casts images and sequences to it, and the output back
+            to what came; layers with a dtype of their own keep theirs. None leaves it to the params.
 
     Returns:
         QuantizedParams.
@@ -110,15 +111,18 @@ def check_dtype(dtype: jax.typing.DTypeLike | None) -> None:
 
 
 def _cast(params: Any, plan: Plan) -> Any:
-    """The params in the plan's dtype, but for the biases of integer sites, which are added in float32 anyway."""
+    """The params in the plan's dtype, where flax's own layers take them: others may be frequencies, say.
+
+    The biases of integer sites stay as they are: they are added in float32 anyway.
+    """
 
     def walk(node: Any, path: str) -> Any:
         if hasattr(node, "items"):
             return {key: walk(value, f"{path}/{key}" if path else key) for key, value in node.items()}
-        module = path.rpartition("/")[0]
+        module, _, name = path.rpartition("/")
         site = plan.by_path.get(module)
-        keeps = not jnp.issubdtype(node.dtype, jnp.floating) or (site is not None and site.is_integer)
-        return node if keeps else node.astype(plan.dtype)
+        is_own = name in _CAST and hasattr(node, "dtype") and jnp.issubdtype(node.dtype, jnp.floating)
+        return node.astype(plan.dtype) if is_own and not (site is not None and site.is_integer) else node
 
     return walk(params, "")
 

@@ -380,6 +380,36 @@ def test_in_bfloat16_the_time_is_not_rounded(t, keyword):
     assert float(out.min()) > 50, "999 is 1000 in bfloat16"
 
 
+class Mixed(nn.Module):
+    """A network with what is no image among its inputs and params."""
+
+    @nn.compact
+    def __call__(self, x, t, size, context=None):
+        waves = self.param("waves", lambda key: jnp.array([33.3, 1001.0]))
+        extra = self.param("extra", lambda key: [jnp.ones(2), jnp.zeros(2)])
+        seen = jnp.where((size == 683).all() & (waves == jnp.array([33.3, 1001.0])).all(), 0.0, jnp.nan)
+        h = nn.Dense(6, name="time")(jnp.cos(jnp.arange(4.0) * t)[None])
+        h = jnp.tanh(nn.Dense(6, name="first")(x) + h[:, None] + extra[0][0].astype(x.dtype))
+        h = nn.LayerNorm(parent=None).apply({"params": {"scale": jnp.ones(6), "bias": jnp.zeros(6)}}, h)
+        return {"out": nn.Dense(4, name="last")(h + (0 if context is None else context.mean())) + seen, "n": 3}
+
+
+@pytest.mark.parametrize("given", [{}, {"context": np.ones((6, 2, 3), np.float32)}])
+def test_in_bfloat16_only_images_and_sequences_are_rounded(given):
+    x, size = np.random.default_rng(0).standard_normal((6, 3, 4)).astype(np.float32), np.full((6, 2), 683, np.float32)
+    params = Mixed().init(jax.random.key(0), x, 0, size)["params"]
+    rules = [Rule("time", W8), Rule(".*", W8, A8)]
+    plan = toy_plan(Mixed(), params, rules, x, np.int32(0), size)
+    calib = toy_calibration(Mixed(), params, plan, [0] * 10, x, np.int32(0), size, num_groups=1)
+    wide, narrow = (quantize(params, calib, dtype=dtype) for dtype in (None, "bfloat16"))
+    exact, out = (apply(Mixed(), q, x, 3, size, **given) for q in (wide, narrow))
+    assert out["n"] == 3 and out["out"].dtype == jnp.float32
+    assert jnp.isfinite(out["out"]).all(), "683 is 684 in bfloat16, and 1001 is 1000"
+    assert sqnr_db(exact["out"], out["out"]) > 20
+    jaxpr = jax.make_jaxpr(lambda q: apply(Mixed(), q, x, 3, size, **given)["out"])(narrow).jaxpr
+    assert [eqn.outvars[0].aval.dtype for eqn in equations(jaxpr) if eqn.primitive.name == "tanh"] == [jnp.bfloat16]
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float64", "bf16", 3])
 def test_other_dtypes_are_refused(qparams, dtype):
     calib = toy_calibration(Small(), PARAMS, qparams.plan, GROUP_OF_T, X, np.int32(0), num_groups=3)

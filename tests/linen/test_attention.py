@@ -12,7 +12,7 @@ from toys import toy_calibration, toy_plan
 import jaxdq
 from jaxdq.grid import Scheme
 from jaxdq.linen import DotProductAttention, Rule, apply, apply_visited, find_sites, make_plan
-from jaxdq.linen._attention import MANY_QUERIES, MOST
+from jaxdq.linen._attention import MANY_QUERIES, MOST, attends_as_in_diffusers
 from jaxdq.linen._quantized import QuantizedParams, quantize
 from jaxdq.metrics import sqnr_db
 
@@ -167,3 +167,29 @@ def test_attention_of_diffusers_classes_goes_in_blocks(make, with_context):
     assert text.count("preferred_element_type=int32") == 4
     exact = network.apply({"params": params}, x, 0, *context)
     assert sqnr_db(exact, apply(network, qparams, x, 0, *context)) > 25
+
+
+class Scaled(FlaxAttention):
+    scale: float = 1.5
+
+
+class Masked(FlaxAttention):
+    def __call__(self, hidden_states, context=None, deterministic=True, mask=None):
+        return super().__call__(hidden_states, context)
+
+
+@pytest.mark.parametrize("module", [Scaled(), Masked(), FlaxAttention(dropout=0.1)])
+def test_attention_that_computes_something_else_is_left_alone(module):
+    type(module).__name__ = "FlaxAttention"
+    x = jnp.ones((1, MANY_QUERIES, 8))
+    bound = module.bind(module.init(jax.random.key(0), x))
+    assert not attends_as_in_diffusers(bound, x)
+    assert attends_as_in_diffusers(FlaxAttention().bind(bound.variables), x)
+    assert not attends_as_in_diffusers(FlaxAttention().bind(bound.variables))
+
+
+def test_other_widths_of_values_and_empty_batches():
+    q, k, v = qkv(MANY_QUERIES, 7)
+    wide = jnp.concatenate([v, v], axis=-1)
+    np.testing.assert_allclose(ATTENTION.apply({}, q, k, wide), by_hand(q, k, wide), atol=2e-6)
+    assert ATTENTION.apply({}, q[:0], k[:0], v[:0]).shape == (0, *q.shape[1:])

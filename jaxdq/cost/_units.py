@@ -108,6 +108,8 @@ def _function(call: Call, ways: Ways, site: SitePlan | None) -> tuple[Callable, 
 
         return weight_only, params
     scheme = site.act
+    if "bias" in params:  # as jaxdq.quantize leaves it
+        params = params | {"bias": _array(params["bias"].shape, jnp.float32)}
 
     def integer(inputs: tuple, given: Any) -> jax.Array:
         params, grid = given

@@ -62,7 +62,8 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     """Puts the kernels of all planned sites on their grids. Pure and jittable.
 
     Each kernel becomes `QTensor` by `qvalue = clip(round_half_even(w / scale) + zero_point, lo, hi)` with the scales of
-    the calibration; all other parameters pass through untouched, or into `dtype`.
+    the calibration; biases of integer sites become float32, in which they are added, so that no call converts them; all
+    other parameters pass through untouched, or into `dtype`.
 
     Args:
         params: the float params that were calibrated, nested dict.
@@ -92,7 +93,7 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
         if site.weight is not None:
             quantized[site.path] = _quantize_kernel(params, site, calib.weights[site.path])
     return QuantizedParams(
-        params=with_kernels(params if dtype is None else _cast(params, plan), quantized),
+        params=with_kernels(_cast(params, plan), quantized),
         act_scale=calib.act_scale,
         act_zero_point=calib.act_zero_point,
         group_of_t=calib.group_of_t,
@@ -111,9 +112,9 @@ def check_dtype(dtype: jax.typing.DTypeLike | None) -> None:
 
 
 def _cast(params: Any, plan: Plan) -> Any:
-    """The params in the plan's dtype, where flax's own layers take them: others may be frequencies, say.
+    """The params in the plan's dtype where flax's own layers take them (others may be frequencies, say).
 
-    The biases of integer sites stay as they are: they are added in float32 anyway.
+    Biases of integer sites become float32.
     """
 
     def walk(node: Any, path: str) -> Any:
@@ -122,7 +123,10 @@ def _cast(params: Any, plan: Plan) -> Any:
         module, _, name = path.rpartition("/")
         site = plan.by_path.get(module)
         is_own = name in _CAST and hasattr(node, "dtype") and jnp.issubdtype(node.dtype, jnp.floating)
-        return node.astype(plan.dtype) if is_own and not (site is not None and site.is_integer) else node
+        wanted = plan.dtype
+        if site is not None and site.is_integer:
+            wanted = "float32" if name == "bias" else ""
+        return node.astype(wanted) if is_own and wanted else node
 
     return walk(params, "")
 

@@ -1,6 +1,7 @@
 """int8 x int8 -> int32 convolution, and its float twin. Channels last: [B, *space, C] * [*window, C / groups, N]."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -114,10 +115,24 @@ def _pad_with_code(codes: jax.Array, zero_point: jax.Array, pads: list[tuple[int
     """Borders that mean 0.0: the zero point's own code, which may differ from row to row."""
     config = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
     if zero_point.ndim == 0:
-        return lax.pad(codes, zero_point.astype(jnp.int8), config)
+        grows = all(before >= 0 and after >= 0 for before, after, _ in config)
+        calls = {"cpu": _written_into_frame if grows else lax.pad, "default": lax.pad}
+        calls = {platform: functools.partial(call, padding_config=config) for platform, call in calls.items()}
+        return lax.platform_dependent(codes, zero_point.astype(jnp.int8), **calls)
     inside = lax.pad(jnp.ones((1, *codes.shape[1:-1], 1), bool), False, config)
     padded = lax.pad(codes, jnp.int8(0), config)
     return jnp.where(inside, padded, zero_point.astype(jnp.int8))
+
+
+def _written_into_frame(codes: jax.Array, code: jax.Array, padding_config: list[tuple[int, int, int]]) -> jax.Array:
+    """`lax.pad` as XLA:CPU likes it.
+
+    It computes a pad together with all that makes the codes, one element after the other. A write at places that it
+    can't know is a loop of its own; the barrier hides them, since it would make a pad of places that it knows.
+    """
+    shape = [before + size + after for size, (before, after, _) in zip(codes.shape, padding_config, strict=True)]
+    places = [lax.optimization_barrier(jnp.int32(before)) if before else 0 for before, _, _ in padding_config]
+    return lax.dynamic_update_slice(jnp.broadcast_to(code, shape), codes, places)
 
 
 def _per_channel(value: jax.Array, ndim: int) -> jax.Array:

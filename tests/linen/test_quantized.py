@@ -1,6 +1,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toys import KNOWN_PARAMS, SHAPE, Known, ToyUNet, toy_calibration, toy_params, toy_plan
@@ -153,3 +154,13 @@ def test_a_kernel_that_is_not_finite_is_named(calib, bad):
 def test_no_calibration_is_refused():
     with pytest.raises(InputError, match=r"calib is NoneType; pass what jaxdq\.calibrate returned"):
         quantize(PARAMS, None)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_biases_of_integer_sites_are_float32_in_any_checkpoint(calib, dtype):
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    made = quantize(narrow, calib, dtype=dtype)
+    sites = {site.path: site.is_integer for site in made.plan.sites if "bias" in made.params.get(site.path, {})}
+    assert set(sites.values()) == {True, False}
+    for path, is_integer in sites.items():
+        assert made.params[path]["bias"].dtype == (jnp.float32 if is_integer else jnp.bfloat16)

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from jax import lax
 
 from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.ops import Window, conv_general_dilated, conv_general_dilated_float
+from jaxdq.ops._conv import _pad_with_code
 
 SYMMETRY = pytest.mark.parametrize(("lhs_symmetric", "rhs_symmetric"), list(itertools.product([True, False], repeat=2)))
 
@@ -182,3 +184,20 @@ def test_the_program_holds_integer_convolutions_only(bits, symmetric):
     results = re.findall(r"= (\w+)\[[\d,]*\]\S* (?:convolution|dot)\(", lowered.compile().as_text())
     assert results
     assert set(results) == {"s32"}
+
+
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (1, 0)), ((-1, 1), (0, -1)), ((0, 0), (0, 0))])
+def test_borders_mean_zero_on_a_cpu_as_elsewhere(padding):
+    codes = jnp.asarray(np.random.default_rng(0).integers(-128, 128, (2, 3, 4, 5)), jnp.int8)
+    expected = lax.pad(codes, jnp.int8(-7), [(0, 0, 0), *((a, b, 0) for a, b in padding), (0, 0, 0)])
+    np.testing.assert_array_equal(jax.jit(_pad_with_code, static_argnums=2)(codes, jnp.int32(-7), padding), expected)
+
+
+def test_borders_are_no_part_of_what_makes_the_codes_on_a_cpu():
+    """XLA:CPU would compute the sigmoid element by element in one loop with a pad."""
+
+    def call(x):
+        return _pad_with_code(jnp.round(100 * jax.nn.sigmoid(x)).astype(jnp.int8), jnp.int32(3), [(1, 1), (1, 1)])
+
+    text = jax.jit(call).lower(jnp.ones((2, 8, 8, 16))).compile().as_text()
+    assert "dynamic-update-slice(" in text and " pad(" not in text

@@ -158,7 +158,7 @@ def toy_calibration(
         seen = {}
 
         def visitor(name: str, x: jax.Array) -> jax.Array:
-            if name in plan.column:
+            if name in plan.activations:
                 seen[name] = observer.update(seen.get(name, observer.init()), x)
             return x
 

@@ -148,18 +148,17 @@ def _search(
     start = _shared(work, proxy, np.zeros(work.data.num_steps, int), 1)
     assert start.calib is not None
     problem = problem_of(proxy, dequantize_params(jax.jit(quantize)(work.denoiser.params, start.calib)))
-    columns = {name: (plan.column[name], scheme) for name, scheme in plan.tables}
     optimizer = optax.adam(settings.learning_rate)
-    logits = initial_logits(work.data.num_steps, num_groups, len(columns) if settings.per_site else None, key)
+    logits = initial_logits(work.data.num_steps, num_groups, len(plan.tables) if settings.per_site else None, key)
     state = SearchState(logits, optimizer.init(logits), jnp.zeros((), jnp.int32), jnp.ones(()))
     update = make_update(
-        work.denoiser.module, columns, optimizer, settings.num_updates, settings.task, settings.entropy
+        work.denoiser.module, plan.activations, optimizer, settings.num_updates, settings.task, settings.entropy
     )
     rows_of, on_devices = rows_of_steps(work, step_weights(work), settings.rows, key), replicate(problem, work.mesh)
 
     def explain(state: SearchState, inputs: Any) -> str:
         def visitor_at(step: jax.Array) -> Visitor:
-            return relaxed(problem, columns, state.logits, step)
+            return relaxed(problem, plan.activations, state.logits, step)
 
         return first_non_finite(work.denoiser.module, problem.params, visitor_at, inputs[1])
 

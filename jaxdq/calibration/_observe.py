@@ -30,7 +30,7 @@ def observe(observer: Observer) -> Calibrator:
     """
 
     def calibrator(work: Work, key: jax.Array) -> Work:
-        column = work.plan.column
+        column = {name: index for index, (name, _) in enumerate(work.plan.tables)}
         module = work.denoiser.module
 
         @functools.partial(jax.jit, donate_argnums=1, out_shardings=replicated(work.mesh))

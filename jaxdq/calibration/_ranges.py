@@ -197,13 +197,12 @@ def _fake_quantized(plan: Plan, learned: Learned, fixed: Fixed) -> Any:
 
 def _visitor_at(plan: Plan, learned: Learned, fixed: Fixed, step: jax.Array) -> Visitor:
     """Puts the activations of `step: int32[]` on their group's grids."""
-    columns = {name: (plan.column[name], scheme) for name, scheme in plan.tables}
     group = fixed.group_of_step[step]
 
     def visitor(name: str, x: jax.Array) -> jax.Array:
-        if name not in columns:
+        if name not in plan.activations:
             return x
-        index, scheme = columns[name]
+        index, scheme = plan.activations[name]
         own = group if group.ndim == 0 else group[index]
         # A zero point is a code: borders are padded with it.
         zero_point = jnp.clip(round_nearest(learned.zero_point[own, index]), *scheme.bounds)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxdq._devices import gather, replicate, round_up, shard
 from jaxdq.calibration._base import Calibrator, Sensitivity, Work, check_at_least
 from jaxdq.diffusion import Coefficients, step
-from jaxdq.linen import apply_visited
+from jaxdq.linen import Plan, apply_visited
 
 
 def weigh_errors(num_images: int = 8, num_draws: int = 1) -> Calibrator:
@@ -56,10 +56,9 @@ def sensitivity(work: Work, key: jax.Array, *, num_images: int = 8, num_draws: i
     clipping and the network's reaction to its own drift included.
     """
     data, mesh = work.data.first(num_images), work.mesh
-    names = tuple(name for name, _ in work.plan.tables)
     fixed = replicate((work.denoiser.params, work.sampler.coefficients(work.denoiser.schedule)), mesh)
     size = round_up(min(work.batch_size, data.num_images), mesh)
-    total = np.zeros((data.num_steps, 1 + len(names)))
+    total = np.zeros((data.num_steps, 1 + len(work.plan.tables)))
     for draw in range(num_draws):
         direction = np.asarray(jax.random.normal(jax.random.fold_in(key, draw), data.states.shape[1:]))
         for start in range(0, data.num_images, size):
@@ -70,7 +69,7 @@ def sensitivity(work: Work, key: jax.Array, *, num_images: int = 8, num_draws: i
             images %= data.num_images
             states = shard(data.states[:, images], mesh, axis=1)
             args = work.denoiser.args(jnp.asarray(data.image_index[images]))
-            out = _sweep(work.denoiser.module, names, *fixed, states, *shard((args, v), mesh))
+            out = _sweep(work.denoiser.module, work.plan, *fixed, states, *shard((args, v), mesh))
             total += np.asarray(gather(out, mesh), np.float64) * size / data.num_images / num_draws
     return Sensitivity(sites=total[:, 1:], output=total[:, 0])
 
@@ -78,7 +77,7 @@ def sensitivity(work: Work, key: jax.Array, *, num_images: int = 8, num_draws: i
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _sweep(
     module: Any,
-    names: tuple[str, ...],
+    plan: Plan,
     params: Any,
     coefficients: Coefficients,
     states: jax.Array,
@@ -87,12 +86,19 @@ def _sweep(
 ) -> jax.Array:
     """f32[S, 1 + A]: one sweep from the image back to the noise; the output first, then the activations."""
     batch = states.shape[1]
+    names = tuple(name for name, _ in plan.tables)
 
     def forward(x: jax.Array, t: jax.Array, nudges: dict[str, list[jax.Array]]) -> jax.Array:
         left = {name: iter(calls) for name, calls in nudges.items()}
+        latest: dict[str, jax.Array] = {}
 
         def visitor(name: str, value: jax.Array) -> jax.Array:
-            return value + next(left[name]).astype(value.dtype) if name in left else value
+            if name not in plan.activations:
+                return value
+            first = names[plan.activations[name][0]]
+            if name == first:
+                latest[name] = next(left[name])
+            return value + latest[first].astype(value.dtype)  # the same error wherever the same codes are read
 
         return apply_visited(module, params, visitor, x, t, *args).astype(jnp.float32)
 

@@ -26,7 +26,7 @@ from jaxdq.cost._program import FRAME, Program, read_program
 
 NEEDS = ("libtpu", "flatbuffers")
 _FORMAT = 1  # of what is kept; a new one where `Compiled` or `read_program` changes
-_LIMIT_S = {True: 45.0, False: 900.0}  # for one program; some keep the profiler busy for hours
+_LIMIT_S, _LIMIT_S_UNPROFILED = 45.0, 900.0  # for one program; some keep the profiler busy for hours
 _PROFILE = "--xla_jf_dump_static_llo_profile_to="
 
 
@@ -63,7 +63,12 @@ def check_installed() -> None:
 
 
 def compile_for(
-    programs: Sequence[export.Exported], chip: Chip, *, profile: bool = True, jobs: int | None = None
+    programs: Sequence[export.Exported],
+    chip: Chip,
+    *,
+    profile: bool = True,
+    limit_s: float = _LIMIT_S,
+    jobs: int | None = None,
 ) -> list[Compiled]:
     """Compiles each program for a chip and reads what became of it; what was asked before is read from disk.
 
@@ -71,6 +76,7 @@ def compile_for(
         programs: exported for the platform "tpu".
         chip: whose compiler is asked.
         profile: simulate the final schedule. Where the profiler gives up on a program, the cycles are the heuristic's.
+        limit_s: seconds that the profiler has for one program.
         jobs: compilers at a time; None is one for each processor.
 
     Raises:
@@ -81,11 +87,11 @@ def compile_for(
     workers: list[_Worker] = []
 
     def ask(program: export.Exported) -> Compiled:
-        kept = cache_folder() / f"{_key(program, chip, profile)}.json"
+        kept = cache_folder() / f"{_key(program, chip, profile, limit_s)}.json"
         if (answer := _read(kept)) is not None:
             return answer
         if not hasattr(local, "worker"):
-            local.worker = _Worker(chip)
+            local.worker = _Worker(chip, limit_s)
             workers.append(local.worker)
         answer = local.worker.compiled(program, profile)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +129,8 @@ def export_framed(function: Callable, inputs: tuple, params: Any = ()) -> export
 
     def framed(inputs: tuple, *leaves: jax.Array) -> jax.Array:
         with jax.named_scope(FRAME):
-            inputs = jax.lax.optimization_barrier(tuple(x * jnp.asarray(1.5, x.dtype) for x in inputs))
+            other = tuple(x + 1 if x.dtype == jnp.int8 else x * jnp.asarray(1.5, x.dtype) for x in inputs)
+            inputs = jax.lax.optimization_barrier(other)
         out = jax.lax.optimization_barrier(function(inputs, jax.tree.unflatten(tree, leaves)))
         with jax.named_scope(FRAME):
             return out + jnp.asarray(1, out.dtype)
@@ -134,8 +141,8 @@ def export_framed(function: Callable, inputs: tuple, params: Any = ()) -> export
 class _Worker:
     """One compiler: a process with the profiler, and one without for what that gives up on, started when needed."""
 
-    def __init__(self, chip: Chip) -> None:
-        self.chip = chip
+    def __init__(self, chip: Chip, limit_s: float) -> None:
+        self.chip, self.limit_s = chip, limit_s
         self.processes: dict[bool, subprocess.Popen] = {}
         self.stopped = False
         self.folder = tempfile.TemporaryDirectory(prefix="jaxdq-", ignore_cleanup_errors=True)
@@ -156,7 +163,7 @@ class _Worker:
             self.processes[profile] = self._started(profile)
         process = self.processes[profile]
         assert process.stdin is not None and process.stdout is not None
-        alarm = threading.Timer(_LIMIT_S[profile], process.kill)
+        alarm = threading.Timer(self.limit_s if profile else _LIMIT_S_UNPROFILED, process.kill)
         alarm.start()
         try:
             process.stdin.write(len(frame).to_bytes(8, "big") + frame)
@@ -194,12 +201,13 @@ class _Worker:
         self.folder.cleanup()
 
 
-def _key(program: export.Exported, chip: Chip, profile: bool) -> str:
+def _key(program: export.Exported, chip: Chip, profile: bool, limit_s: float) -> str:
     versions = [importlib.metadata.version(name) for name in ("libtpu", "jax")]
     # Without the places in the source that each operation came from: the same program elsewhere is the same program.
     text = re.sub(r"^#loc.*\n?|\bloc\(#?[^()]*\)", "", program.mlir_module(), flags=re.MULTILINE)
     text += "" if FRAME in program.mlir_module() else " without a frame"  # which is known by its place alone
-    parts = (str(_FORMAT), chip.topology, str(profile), *versions, text)
+    patience = () if limit_s == _LIMIT_S else (f"{limit_s} s",)  # whoever waits longer may hear more
+    parts = (str(_FORMAT), chip.topology, str(profile), *patience, *versions, text)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 
 

@@ -1,10 +1,13 @@
 """What a whole network costs on a chip, composed from its distinct calls."""
 
 import collections
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxdq.cost._calls import Call, Network
 from jaxdq.cost._chips import Chip
@@ -72,7 +75,7 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
         jobs: compilers at a time; None is one for each processor.
     """
     wanted = {
-        name: [(call, _same(call, ways, plan)) for call in network.calls]
+        name: [(call, _same(call, ways, plan)) for call in map(functools.partial(_on_codes, ways, plan), network.calls)]
         for name, (network, ways, plan) in variants.items()
     }
     distinct = {
@@ -106,6 +109,13 @@ def _elementwise_cycles(network: Network, chip: Chip, jobs: int | None) -> float
     answers = compile_for([unit.exported for unit in units], chip, jobs=jobs)
     each = [unit.ratio * sum(answer.program.cycles.values()) for unit, answer in zip(units, answers, strict=True)]
     return sum(each) + sum(elements for key, elements in network.computed if key[0] == "arithmetic") / chip.lanes
+
+
+def _on_codes(ways: Ways, plan: Plan, call: Call) -> Call:
+    """The call, with codes for its input where an earlier call makes them of the same array on the same grid."""
+    if not ways.quantized or ways.act != "static" or not plan.is_shared(call.path):
+        return call
+    return dataclasses.replace(call, inputs=(jax.ShapeDtypeStruct(call.inputs[0].shape, jnp.int8),))
 
 
 def _unsure(found: tuple[Unit, Compiled] | None) -> bool:

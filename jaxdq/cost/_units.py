@@ -13,8 +13,8 @@ from jax import export
 from jaxdq import ops
 from jaxdq.cost._calls import NORMS, Call, bytes_of
 from jaxdq.cost._compiler import export_framed
-from jaxdq.grid import QParams, Scheme, dequantize, qparams_from_tensor, quantize, stored_bytes
-from jaxdq.linen import DotProductAttention, SitePlan, call_on_integers, count_macs, queries_at_a_time
+from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor, quantize, stored_bytes
+from jaxdq.linen import DotProductAttention, SitePlan, call_on_codes, call_on_integers, count_macs, queries_at_a_time
 
 # A call is priced on fewer rows of its image or fewer tokens, to which its cycles are in proportion: so many
 # multiply-accumulates, rows and columns of an image, rows of a matrix, and tokens that are attended to are left. A
@@ -60,7 +60,7 @@ def unit_of(call: Call, ways: Ways, site: SitePlan | None, attempt: int = 0) -> 
     """The program of a call as this variant runs it.
 
     Args:
-        call: which.
+        call: which; of int8 where it is called with codes that an earlier one made.
         ways: how the variant runs.
         site: the plan's; None where it has none.
         attempt: which of `ATTEMPTS`.
@@ -116,6 +116,8 @@ def _function(call: Call, ways: Ways, site: SitePlan | None) -> tuple[Callable, 
         grids = [qparams_from_tensor(x, scheme) if ways.act == "dynamic" else grid for x in inputs]
 
         def visit(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
+            if args[0].dtype == jnp.int8:  # made by an earlier call
+                return call_on_codes(context.module, [QTensor(args[0], grids[0], scheme)], ways.dtype)
             return call_on_integers(context.module, args, grids, scheme, ways.dtype)
 
         with nn.intercept_methods(visit):
@@ -141,8 +143,12 @@ def _array(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def ends_bytes(call: Call, ways: Ways) -> int:
-    """What a call reads and writes beside its params; scores that are made whole are written, and read again."""
-    ends = bytes_of(*call.inputs, call.output)
+    """What a call reads and writes beside its params; scores that are made whole are written, and read again.
+
+    Codes that an earlier call made are counted where they are read, as written too: no more than they cost.
+    """
+    codes = [x for x in call.inputs if x.dtype == jnp.int8]
+    ends = bytes_of(*call.inputs, *codes, call.output)
     if isinstance(call.module, DotProductAttention) and not ways.blocked:
         batch, queries, heads, _ = call.inputs[0].shape
         return ends + 2 * batch * heads * queries * call.inputs[1].shape[1] * call.inputs[0].dtype.itemsize

@@ -12,6 +12,7 @@ from jaxdq.linen._apply import Visitor as Visitor
 from jaxdq.linen._apply import apply as apply
 from jaxdq.linen._apply import apply_dynamic as apply_dynamic
 from jaxdq.linen._apply import apply_visited as apply_visited
+from jaxdq.linen._apply import call_on_codes as call_on_codes
 from jaxdq.linen._apply import call_on_integers as call_on_integers
 from jaxdq.linen._apply import dequantize_params as dequantize_params
 from jaxdq.linen._apply import time_argument as time_argument

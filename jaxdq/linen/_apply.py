@@ -60,7 +60,7 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
                 f"have scales of their own; call with one scalar t."
             )
         assert site.act is not None
-        column = params.plan.column[name]
+        column, _ = params.plan.activations[name]
         zero = None if site.act.symmetric else _per_row(zero_point[..., column], x)
         return QParams(_per_row(scale[..., column], x), zero)
 
@@ -147,6 +147,8 @@ def call_on_integers(
 ) -> jax.Array:
     """The call of one site, bound and with a `QTensor` for its kernel, on integers.
 
+    Sites that share an array and its grid quantize it each, in the same words, and XLA does it once.
+
     Args:
         module: `Dense`, `DenseGeneral`, `Conv` or `Einsum`.
         inputs: float arrays: one, or both sides of a product.
@@ -158,12 +160,18 @@ def call_on_integers(
     assert kind is not None
     prepared = zip(kind.prepare(module, *inputs), grids, strict=True)
     quantized = [quantize_tensor(x, grid, scheme) for x, grid in prepared]
-    is_product = kind.name == "product"
-    rhs = quantized[1] if is_product else module.get_variable("params", "kernel")
-    promoted = inputs if is_product else (inputs[0], jnp.dtype(dtype))
-    out = None if is_product else getattr(module, "dtype", None)
+    promoted = inputs if len(inputs) > 1 else (inputs[0], jnp.dtype(dtype))
     # What the float module would return: flax promotes inputs, kernel and bias.
-    return kind.integer(module, quantized[0], rhs, out or jnp.result_type(*promoted))
+    return call_on_codes(module, quantized, jnp.result_type(*promoted))
+
+
+def call_on_codes(module: nn.Module, inputs: Sequence[QTensor], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The same, with inputs that are on their grids and padded already; the result has the module's dtype or this."""
+    kind = kind_of(module)
+    assert kind is not None
+    is_product = kind.name == "product"
+    rhs = inputs[1] if is_product else module.get_variable("params", "kernel")
+    return kind.integer(module, inputs[0], rhs, (None if is_product else getattr(module, "dtype", None)) or dtype)
 
 
 def apply_visited(module: nn.Module, params: Any, visitor: Visitor, *args: Any, **kwargs: Any) -> Any:

@@ -107,13 +107,30 @@ class Plan:
 
     @functools.cached_property
     def tables(self) -> tuple[tuple[str, Scheme], ...]:
-        """(name, scheme) of every activation that is quantized: the columns of the tables of scales."""
-        return tuple((name, site.act) for site in self.sites if site.act is not None for name in site.site.inputs)
+        """(name, scheme) of every array that is quantized: the columns of the tables of scales.
+
+        The name is that of the first input that it is; sites of one scheme that are called with the same array share
+        its column, so that its codes are made once.
+        """
+        found: dict[int, tuple[str, Scheme]] = {}
+        for name, (index, scheme) in self.activations.items():
+            found.setdefault(index, (name, scheme))
+        return tuple(found.values())
 
     @functools.cached_property
-    def column(self) -> dict[str, int]:
-        """Name of a quantized activation -> its column."""
-        return {name: index for index, (name, _) in enumerate(self.tables)}
+    def activations(self) -> dict[str, tuple[int, Scheme]]:
+        """Name of every input that is quantized -> (its column, its scheme)."""
+        columns: dict[tuple[str, Scheme], int] = {}
+        return {
+            name: (columns.setdefault((site.site.reads or name, site.act), len(columns)), site.act)
+            for site in self.sites
+            if site.act is not None
+            for name in site.site.inputs
+        }
+
+    def is_shared(self, path: str) -> bool:
+        """Whether an earlier site makes the codes that this one is called with."""
+        return path in self.activations and self.tables[self.activations[path][0]][0] != path
 
     @functools.cached_property
     def _hash(self) -> int:

@@ -38,6 +38,8 @@ class Site:
         unsupported: why it can't run on integers; "" where it can.
         dtype: of the kernel, which flax's promotion takes part in.
         batch_first: whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
+        reads: path of the first site that was called with the very same array (keys and values have that of queries,
+            say), so that one grid serves all of them; "" where this is the first, or the only one.
     """
 
     path: str
@@ -49,6 +51,7 @@ class Site:
     unsupported: str = ""
     dtype: str = "float32"
     batch_first: bool = True
+    reads: str = ""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -234,6 +237,7 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     """
     batch = args[0].shape[0]
     found: dict[str, Site] = {}
+    first: dict[int, tuple[str, Any]] = {}  # id of an array -> the site that read it first, and the array, kept alive
 
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         nonlocal batch
@@ -248,11 +252,17 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
         reason = _own_way(context.module) or (_LIFTED if current_trace() != outer else "")
         inputs = inputs_of(context.module, call_args, call_kwargs)
         site = _site_of(kind, context.module, inputs, out, batch, reason)
-        earlier = found.get(site.path)
-        # The same kernel applied twice in a forward pass is one site that works twice.
-        found[site.path] = dataclasses.replace(site, macs=site.macs + earlier.macs) if earlier else site
+        if earlier := found.get(site.path):
+            # The same kernel applied twice in a forward pass is one site that works twice, on a grid of its own.
+            several.add(site.path)
+            site = dataclasses.replace(site, macs=site.macs + earlier.macs)
+        elif kind.name != "product":
+            reader, _ = first.setdefault(id(inputs[0]), (site.path, inputs[0]))
+            site = dataclasses.replace(site, reads="" if reader == site.path else reader)
+        found[site.path] = site
         return out
 
+    several: set[str] = set()
     outer: Any = None
 
     def forward(params: Any, *args: Any) -> Any:
@@ -272,7 +282,8 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     rest = total - sum(site.macs for site in found.values())
     if rest > 0:
         found[OTHER] = Site(OTHER, "product", (), (), 1, rest, "no Dense, DenseGeneral, Conv or Einsum computes them")
-    return tuple(found.values())
+    alone = (dataclasses.replace(site, reads="") if site.reads in several else site for site in found.values())
+    return tuple(alone)
 
 
 def kernel_at(params: Any, path: str) -> Any:

@@ -32,12 +32,20 @@ class Linear(nn.Module):
         return nn.Dense(2, use_bias=False, name="dense")(self.gain * x) / self.gain
 
 
+class Shared(nn.Module):
+    """`Linear` whose kernel is the sum of two: both layers are called with the same array."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        return sum(nn.Dense(2, use_bias=False, name=name)(x) for name in ("quarter", "rest"))
+
+
 class Curved(nn.Module):
     """Two layers around a tanh that sees the time, a condition, and a layer whose output nobody reads."""
 
     @nn.compact
     def __call__(self, x, t, label):
-        nn.Dense(3, name="dead")(x)
+        nn.Dense(3, name="dead")(2 * x)
         h = nn.tanh(nn.Dense(3, name="first")(x) + 0.1 * t + label)
         return nn.Dense(2, name="second")(h)
 
@@ -88,11 +96,10 @@ def norms_by_hand(work):
 def sweep(work, direction):
     """`_sweep` along these directions f32[N, H, W, C] of the first N images, as f64[S, 1 + A]."""
     images = slice(0, len(direction))
-    names = tuple(name for name, _ in work.plan.tables)
     coefficients = work.sampler.coefficients(work.denoiser.schedule)
     args = work.denoiser.args(work.data.image_index[images])
     states, direction = jnp.asarray(work.data.states[:, images]), jnp.asarray(direction, jnp.float32)
-    found = _sweep(work.denoiser.module, names, work.denoiser.params, coefficients, states, args, direction)
+    found = _sweep(work.denoiser.module, work.plan, work.denoiser.params, coefficients, states, args, direction)
     return np.asarray(found, np.float64)
 
 
@@ -171,6 +178,17 @@ def test_property_an_activation_g_times_as_large_costs_g_squared_less():
     one, four = sensitivity(linear(), KEY), sensitivity(linear(gain=4.0), KEY)
     np.testing.assert_array_equal(four.sites, one.sites / 16)
     np.testing.assert_array_equal(four.output, one.output)
+
+
+def test_an_error_of_shared_codes_is_the_same_wherever_they_are_read():
+    kernels = {"quarter": 0.25 * KERNEL, "rest": 0.75 * KERNEL}
+    params = {name: {"kernel": jnp.asarray(kernel, jnp.float32)} for name, kernel in kernels.items()}
+    work = work_of(Shared(), params, num_images=64)
+    assert [name for name, _ in work.plan.tables] == ["quarter"]
+    found, expected = sensitivity(work, KEY), sensitivity(linear(), KEY)
+    # The same trajectories and directions up to the order of float32 sums.
+    np.testing.assert_allclose(found.sites, expected.sites, rtol=1e-4)
+    np.testing.assert_allclose(found.output, expected.output, rtol=1e-4)
 
 
 def test_only_images_that_exist_are_averaged():

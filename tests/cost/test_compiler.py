@@ -43,7 +43,7 @@ class Fake:
 
     asked = 0
 
-    def __init__(self, chip):
+    def __init__(self, chip, limit_s):
         pass
 
     def compiled(self, program, profile):
@@ -91,7 +91,7 @@ def test_an_answer_is_found_again_whoever_asks(fake):
 
 
 def test_a_dead_worker_is_asked_again_without_the_profiler(monkeypatch):
-    worker = compiler._Worker(V5E)
+    worker = compiler._Worker(V5E, 45.0)
     asked = []
 
     def ask(frame, profile):

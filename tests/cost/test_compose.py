@@ -7,8 +7,9 @@ import pytest
 
 from jaxdq.cost import CHIPS, Call, Compiled, Network, Program, Ways
 from jaxdq.cost import _compose as compose
-from jaxdq.cost._units import Unit, _shrunk, macs_of
-from jaxdq.linen import DotProductAttention
+from jaxdq.cost._units import Unit, _shrunk, macs_of, unit_of
+from jaxdq.grid import Scheme
+from jaxdq.linen import DotProductAttention, Rule, Site, make_plan
 
 
 def conv(batch, side, channels, features, taps=3):
@@ -109,3 +110,20 @@ def test_what_is_computed_between_the_calls_costs_its_cycles_where_they_are_more
     assert cycles == 2 * 2000 + 5
     assert compose._sum([], network, Ways(), chip, cycles).parts == {compose.BETWEEN: pytest.approx(4.005)}
     assert compose._sum([], network, Ways(), chip, 10).parts == {compose.BETWEEN: pytest.approx(1)}
+
+
+def test_a_call_that_shares_its_input_is_priced_on_the_codes_of_the_first():
+    q, k = (dataclasses.replace(dense(8, 64, 128, 128), path=path) for path in "qk")
+    site = Site("q", "dense", (128, 128), (1,), 64, 64 * 128 * 128)
+    sites = [site, dataclasses.replace(site, path="k", reads="q")]
+    plan = make_plan([Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))], sites)
+    static, dynamic = (Ways(quantized=True, act=act) for act in ("static", "dynamic"))
+    for ways, wanted in ((static, jnp.int8), (dynamic, jnp.bfloat16), (Ways(), jnp.bfloat16)):
+        first, second = (compose._on_codes(ways, plan, call) for call in (q, k))
+        assert first == q and second.inputs[0].dtype == wanted
+    text = [unit_of(compose._on_codes(static, plan, call), static, plan.by_path[call.path]) for call in (q, k)]
+    assert ["round_nearest_even" in unit.exported.mlir_module() for unit in text] == [True, False]
+    # The codes that come are half as many bytes, written and read.
+    ends = [compose.ends_bytes(compose._on_codes(static, plan, call), static) for call in (q, k)]
+    assert ends[0] == ends[1]
+    assert text[0].exported.out_avals == text[1].exported.out_avals

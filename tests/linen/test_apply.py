@@ -107,9 +107,9 @@ def test_oracle_integer_network_equals_its_float_twin():
     @jax.jit
     def run(qparams, params, x, t):
         def visitor(name, x):
-            if name not in plan.column:
+            if name not in plan.activations:
                 return x
-            column, scheme = plan.column[name], dict(plan.tables)[name]
+            column, scheme = plan.activations[name]
             zero_point = None if scheme.symmetric else qparams.act_zero_point[1, column]
             return fake_quantize(x, QParams(qparams.act_scale[1, column], zero_point), scheme)
 

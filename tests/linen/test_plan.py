@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -91,7 +93,9 @@ def test_what_stays_in_float_says_why():
 
 def test_a_product_has_a_column_for_each_side():
     plan = make_plan([Rule(".*", W8, A8)], SITES)
-    assert plan.column == {"conv_in": 0, "mid/dense": 1, "mid/scores:lhs": 2, "mid/scores:rhs": 3}
+    names = ("conv_in", "mid/dense", "mid/scores:lhs", "mid/scores:rhs")
+    assert plan.activations == {name: (index, A8) for index, name in enumerate(names)}
+    assert plan.tables == tuple((name, A8) for name in names)
     assert plan.by_path["mid/scores"].weight is None
     assert plan.integer_mac_fraction == 1
 
@@ -144,3 +148,29 @@ def test_equal_plans_are_equal_keys():
     for plan in (one, two, other):
         run(1.0, plan)
     assert len(traces) == 2
+
+
+QUERY, KEY, VALUE = (
+    dataclasses.replace(DENSE, path=path, reads=reads) for path, reads in (("q", ""), ("k", "q"), ("v", "q"))
+)
+
+
+def test_sites_that_are_called_with_one_array_share_a_column():
+    plan = make_plan([REST], [CONV, QUERY, KEY, VALUE])
+    assert plan.tables == (("conv_in", A8), ("q", A8))
+    assert {name: column for name, (column, _) in plan.activations.items()} == {"conv_in": 0, "q": 1, "k": 1, "v": 1}
+    assert [plan.is_shared(path) for path in ("conv_in", "q", "k", "v", "elsewhere")] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_only_sites_of_one_scheme_share_a_column():
+    other = Scheme(6, symmetric=False)
+    plan = make_plan([Rule("q"), Rule("v", W8, other), REST], [QUERY, KEY, VALUE])
+    assert plan.tables == (("k", A8), ("v", other))
+    plan = make_plan([Rule("k", W8, other), REST], [QUERY, KEY, VALUE])
+    assert plan.tables == (("q", A8), ("k", other)) and plan.activations["v"] == (0, A8)

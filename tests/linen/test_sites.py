@@ -1,4 +1,5 @@
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -327,7 +328,7 @@ def test_oracle_every_layer_on_integers_equals_its_float_twin(names, symmetric):
         qparams = quantize(params, calib)
 
         def visitor(name, x):
-            column = plan.column[name]
+            column, _ = plan.activations[name]
             zero_point = None if symmetric else calib.act_zero_point[0, column]
             return fake_quantize(x, QParams(calib.act_scale[0, column], zero_point), act)
 
@@ -338,3 +339,32 @@ def test_oracle_every_layer_on_integers_equals_its_float_twin(names, symmetric):
         assert abs(twin[name]).max() > 0.1
         # Float32 sums of at most 36 products below 8, each rounded once, in whatever order: 36 * 8 * 2**-23 < 4e-5.
         np.testing.assert_allclose(integer[name], twin[name], rtol=0, atol=4e-5, err_msg=name)
+
+
+class Readers(nn.Module):
+    """Three layers of one array, one of another of the same numbers, and a kernel that is applied twice."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        twice = nn.Dense(4, name="twice")
+        q, k, v = (nn.Dense(4, name=name)(x) for name in ("q", "k", "v"))
+        return q + k + v + nn.Dense(4, name="copy")(x + 0.0) + twice(q) + twice(x) + nn.Dense(4, name="after")(q)
+
+
+def test_sites_name_the_first_that_reads_the_same_array():
+    x = np.zeros((1, 3, 4), np.float32)
+    sites = find_sites(Readers(), toy_params(Readers(), x, T0), x, T0)
+    # "twice" has a grid of its own for both of its inputs, so that "after" has nobody to share with.
+    expected = {"q": "", "k": "q", "v": "q", "copy": "", "twice": "", "after": ""}
+    assert {site.path: site.reads for site in sites} == expected
+
+
+def test_one_array_is_quantized_once():
+    x = np.random.default_rng(0).standard_normal((1, 3, 4)).astype(np.float32)
+    params = toy_params(Readers(), x, T0)
+    plan = toy_plan(Readers(), params, [Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))], x, T0)
+    assert [name for name, _ in plan.tables] == ["q", "copy", "twice", "after"]
+    qparams = quantize(params, toy_calibration(Readers(), params, plan, [0], x, T0))
+    text = jax.jit(lambda q, x: apply(Readers(), q, x, 0)).lower(qparams, x).compile().as_text()
+    rounded = re.findall(r"round-nearest-even\(", text)
+    assert 4 <= len(rounded) <= 5  # "twice" rounds two arrays; fused copies of x would make it seven

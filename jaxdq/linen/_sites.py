@@ -8,7 +8,7 @@ here, `kind_of`, and one class with three methods.
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -237,7 +237,7 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     """
     batch = args[0].shape[0]
     found: dict[str, Site] = {}
-    first: dict[int, tuple[str, Any]] = {}  # id of an array -> the site that read it first, and the array, kept alive
+    read: dict[str, list[Any]] = {}  # path -> the arrays that the site was called with
 
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         nonlocal batch
@@ -252,17 +252,12 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
         reason = _own_way(context.module) or (_LIFTED if current_trace() != outer else "")
         inputs = inputs_of(context.module, call_args, call_kwargs)
         site = _site_of(kind, context.module, inputs, out, batch, reason)
-        if earlier := found.get(site.path):
-            # The same kernel applied twice in a forward pass is one site that works twice, on a grid of its own.
-            several.add(site.path)
-            site = dataclasses.replace(site, macs=site.macs + earlier.macs)
-        elif kind.name != "product":
-            reader, _ = first.setdefault(id(inputs[0]), (site.path, inputs[0]))
-            site = dataclasses.replace(site, reads="" if reader == site.path else reader)
-        found[site.path] = site
+        earlier = found.get(site.path)
+        # The same kernel applied twice in a forward pass is one site that works twice.
+        found[site.path] = dataclasses.replace(site, macs=site.macs + earlier.macs) if earlier else site
+        read.setdefault(site.path, []).append(inputs[0])
         return out
 
-    several: set[str] = set()
     outer: Any = None
 
     def forward(params: Any, *args: Any) -> Any:
@@ -282,8 +277,18 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     rest = total - sum(site.macs for site in found.values())
     if rest > 0:
         found[OTHER] = Site(OTHER, "product", (), (), 1, rest, "no Dense, DenseGeneral, Conv or Einsum computes them")
-    alone = (dataclasses.replace(site, reads="") if site.reads in several else site for site in found.values())
-    return tuple(alone)
+    return tuple(_with_readers(found.values(), read))
+
+
+def _with_readers(sites: Iterable[Site], read: dict[str, list[Any]]) -> Iterator[Site]:
+    """The sites, each with the first that reads the same array; one that is called twice has a grid of its own."""
+    first: dict[int, str] = {}
+    for site in sites:
+        if site.kind == "product" or len(read.get(site.path, ())) != 1:
+            yield site
+            continue
+        reader = first.setdefault(id(read[site.path][0]), site.path)
+        yield dataclasses.replace(site, reads="" if reader == site.path else reader)
 
 
 def kernel_at(params: Any, path: str) -> Any:

@@ -79,6 +79,14 @@ def test_answers_are_kept_by_program_chip_and_profile_and_a_damaged_one_is_asked
     assert Fake.asked == 5
 
 
+def test_who_waits_longer_for_the_profiler_asks_again(fake):
+    program = exported(square, jax.ShapeDtypeStruct((4, 4), jnp.float32))
+    for _ in range(2):
+        compile_for([program], V5E)
+        compile_for([program], V5E, limit_s=300.0)
+    assert Fake.asked == 2
+
+
 def test_an_answer_is_found_again_whoever_asks(fake):
     def deeper(depth):
         jax.clear_caches()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from toys import SHAPE, Tiny, toy_denoiser
 
 import jaxdq
@@ -105,3 +106,18 @@ def test_a_network_split_by_output_channels_says_the_same(bits):
     x = jax.random.normal(KEY, (2, *SHAPE))
     one, other = (APPLY(DENOISER.module, q, x, 3, LABEL) for q in (qparams, split))
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mesh_whose_axes_are_explicit():
+    mesh = jax.make_mesh((8,), ("images",), axis_types=(AxisType.Explicit,))
+    x, label = (
+        np.random.default_rng(0).standard_normal((8, *SHAPE)).astype(np.float32),
+        np.full((8, 4), 0.5, np.float32),
+    )
+    qparams = quantize(8)
+    expected = APPLY(DENOISER.module, qparams, x, 1, label)
+    with jax.set_mesh(mesh):
+        shared = jax.device_put((x, label), NamedSharding(mesh, PartitionSpec("images")))
+        found = APPLY(DENOISER.module, qparams, shared[0], 1, shared[1])
+        assert found.sharding.spec[0] == "images"
+    np.testing.assert_allclose(found, expected, atol=1e-5)

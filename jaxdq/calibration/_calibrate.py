@@ -144,9 +144,9 @@ def run_recipe(
 
 def plan_for(denoiser: Denoiser, recipe: Recipe) -> Plan:
     """What the recipe would do to this denoiser, before any work is done. Params and conditions may be abstract."""
-    x = jnp.zeros((1, *denoiser.shape), jnp.float32)
+    x = jnp.zeros((2, *denoiser.shape), jnp.float32)
     try:
-        sites = find_sites(denoiser.module, denoiser.params, x, jnp.zeros((), jnp.int32), *denoiser.abstract_args(1))
+        sites = find_sites(denoiser.module, denoiser.params, x, jnp.zeros((), jnp.int32), *denoiser.abstract_args(2))
     except InputError:
         raise
     except Exception as error:  # whatever the module raises when it is not called as it wants to be

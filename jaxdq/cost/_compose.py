@@ -113,7 +113,8 @@ def _elementwise_cycles(network: Network, chip: Chip, jobs: int | None) -> float
 
 def _on_codes(ways: Ways, plan: Plan, call: Call) -> Call:
     """The call, with codes for its input where an earlier call makes them of the same array on the same grid."""
-    if not ways.quantized or ways.act != "static" or not plan.is_shared(call.path):
+    is_made = ways.quantized and ways.act == "static" and plan.has_codes_of_another(call.path)
+    if not is_made or call.kind != "dense layers":  # convolutions may pad their codes first
         return call
     return dataclasses.replace(call, inputs=(jax.ShapeDtypeStruct(call.inputs[0].shape, jnp.int8),))
 

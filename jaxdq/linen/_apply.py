@@ -166,7 +166,13 @@ def call_on_integers(
 
 
 def call_on_codes(module: nn.Module, inputs: Sequence[QTensor], dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The same, with inputs that are on their grids and padded already; the result has the module's dtype or this."""
+    """The call of one site whose inputs are on their grids, and padded where the module doesn't pad with zeros.
+
+    Args:
+        module: bound, with a `QTensor` for its kernel, as `call_on_integers` takes it.
+        inputs: one, or both sides of a product.
+        dtype: of the result, where the module has none of its own.
+    """
     kind = kind_of(module)
     assert kind is not None
     is_product = kind.name == "product"

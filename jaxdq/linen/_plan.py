@@ -128,8 +128,8 @@ class Plan:
             for name in site.site.inputs
         }
 
-    def is_shared(self, path: str) -> bool:
-        """Whether an earlier site makes the codes that this one is called with."""
+    def has_codes_of_another(self, path: str) -> bool:
+        """Whether an earlier site quantizes the same array on the same grid, which XLA then does once."""
         return path in self.activations and self.tables[self.activations[path][0]][0] != path
 
     @functools.cached_property

@@ -21,7 +21,7 @@ _FLOATS = ("bfloat16", "float16", "float32")
 class Calibration:
     """All that was learned of one network: small, a pytree, independent of the sampler.
 
-    G is the number of groups, A that of quantized activations (the columns `plan.tables`).
+    G is the number of groups, A that of arrays that are quantized (the columns `plan.tables`).
 
     Attributes:
         weights: path -> QParams of the kernel, scales broadcastable to it.
@@ -112,9 +112,9 @@ def check_dtype(dtype: jax.typing.DTypeLike | None) -> None:
 
 
 def _cast(params: Any, plan: Plan) -> Any:
-    """The params in the plan's dtype where flax's own layers take them (others may be frequencies, say).
+    """Biases of integer sites in float32, and all else that flax's own layers take in the plan's dtype, if it has one.
 
-    Biases of integer sites become float32.
+    Other params may be frequencies, say.
     """
 
     def walk(node: Any, path: str) -> Any:

@@ -38,8 +38,9 @@ class Site:
         unsupported: why it can't run on integers; "" where it can.
         dtype: of the kernel, which flax's promotion takes part in.
         batch_first: whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
-        reads: path of the first site that was called with the very same array (keys and values have that of queries,
-            say), so that one grid serves all of them; "" where this is the first, or the only one.
+        reads: path of the first site that is called with the very same array (keys and values have that of queries,
+            say), so that one grid can serve all of them; "" where this is the first, or has nobody to share with, as
+            products and kernels that are applied twice.
     """
 
     path: str
@@ -225,8 +226,9 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     Args:
         module: a linen module.
         params: its params tree; arrays or `jax.ShapeDtypeStruct`.
-        *args: example arguments of the module's call; the first has the batch as its leading axis. A wrapper that
-            calls a linen module with another batch (guidance doubles it) is seen through.
+        *args: example arguments of the module's call; the first has the batch as its leading axis, two rows or more: of
+            one row, parts are the same array as the whole, so that no site is found to share its input. A wrapper
+            that calls a linen module with another batch (guidance doubles it) is seen through.
 
     Returns:
         One Site for each module that contracts; and, where the network contracts arrays without a module too (attention
@@ -277,7 +279,7 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     rest = total - sum(site.macs for site in found.values())
     if rest > 0:
         found[OTHER] = Site(OTHER, "product", (), (), 1, rest, "no Dense, DenseGeneral, Conv or Einsum computes them")
-    return tuple(_with_readers(found.values(), read))
+    return tuple(found.values() if args[0].shape[0] == 1 else _with_readers(found.values(), read))
 
 
 def _with_readers(sites: Iterable[Site], read: dict[str, list[Any]]) -> Iterator[Site]:

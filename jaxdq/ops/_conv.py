@@ -115,8 +115,9 @@ def _pad_with_code(codes: jax.Array, zero_point: jax.Array, pads: list[tuple[int
     """Borders that mean 0.0: the zero point's own code, which may differ from row to row."""
     config = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
     if zero_point.ndim == 0:
-        grows = all(before >= 0 and after >= 0 for before, after, _ in config)
-        calls = {"cpu": _written_into_frame if grows else lax.pad, "default": lax.pad}
+        # A frame knows nothing of axes that a mesh has taken explicitly, and can't crop.
+        is_plain = not jax.typeof(codes).sharding.mesh.explicit_axes and min(min(pad[:2]) for pad in config) >= 0
+        calls = {"cpu": _written_into_frame if is_plain else lax.pad, "default": lax.pad}
         calls = {platform: functools.partial(call, padding_config=config) for platform, call in calls.items()}
         return lax.platform_dependent(codes, zero_point.astype(jnp.int8), **calls)
     inside = lax.pad(jnp.ones((1, *codes.shape[1:-1], 1), bool), False, config)
@@ -125,13 +126,16 @@ def _pad_with_code(codes: jax.Array, zero_point: jax.Array, pads: list[tuple[int
 
 
 def _written_into_frame(codes: jax.Array, code: jax.Array, padding_config: list[tuple[int, int, int]]) -> jax.Array:
-    """`lax.pad` as XLA:CPU likes it.
+    """`lax.pad` for XLA:CPU, which would compute one together with all that makes the codes, element by element.
 
-    It computes a pad together with all that makes the codes, one element after the other. A write at places that it
-    can't know is a loop of its own; the barrier hides them, since it would make a pad of places that it knows.
+    A write at places that it can't know is a loop of its own; the barrier hides them, since it would make a pad of
+    places that it knows. Every platform traces this, and only the CPU compiles it.
     """
     shape = [before + size + after for size, (before, after, _) in zip(codes.shape, padding_config, strict=True)]
-    places = [lax.optimization_barrier(jnp.int32(before)) if before else 0 for before, _, _ in padding_config]
+    places = [jnp.int32(before) for before, _, _ in padding_config]
+    places = [
+        lax.optimization_barrier(place) if pad[0] else place for place, pad in zip(places, padding_config, strict=True)
+    ]
     return lax.dynamic_update_slice(jnp.broadcast_to(code, shape), codes, places)
 
 

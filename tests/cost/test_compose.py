@@ -123,6 +123,8 @@ def test_a_call_that_shares_its_input_is_priced_on_the_codes_of_the_first():
         assert first == q and second.inputs[0].dtype == wanted
     text = [unit_of(compose._on_codes(static, plan, call), static, plan.by_path[call.path]) for call in (q, k)]
     assert ["round_nearest_even" in unit.exported.mlir_module() for unit in text] == [True, False]
+    of_conv = dataclasses.replace(conv(8, 32, 640, 640), path="k")
+    assert compose._on_codes(static, plan, of_conv) == of_conv  # it may pad its codes first
     # The codes that come are half as many bytes, written and read.
     ends = [compose.ends_bytes(compose._on_codes(static, plan, call), static) for call in (q, k)]
     assert ends[0] == ends[1]

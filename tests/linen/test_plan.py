@@ -159,7 +159,7 @@ def test_sites_that_are_called_with_one_array_share_a_column():
     plan = make_plan([REST], [CONV, QUERY, KEY, VALUE])
     assert plan.tables == (("conv_in", A8), ("q", A8))
     assert {name: column for name, (column, _) in plan.activations.items()} == {"conv_in": 0, "q": 1, "k": 1, "v": 1}
-    assert [plan.is_shared(path) for path in ("conv_in", "q", "k", "v", "elsewhere")] == [
+    assert [plan.has_codes_of_another(path) for path in ("conv_in", "q", "k", "v", "elsewhere")] == [
         False,
         False,
         True,

@@ -352,15 +352,31 @@ class Readers(nn.Module):
 
 
 def test_sites_name_the_first_that_reads_the_same_array():
-    x = np.zeros((1, 3, 4), np.float32)
+    x = np.zeros((2, 3, 4), np.float32)
     sites = find_sites(Readers(), toy_params(Readers(), x, T0), x, T0)
     # "twice" has a grid of its own for both of its inputs, so that "after" has nobody to share with.
     expected = {"q": "", "k": "q", "v": "q", "copy": "", "twice": "", "after": ""}
     assert {site.path: site.reads for site in sites} == expected
 
 
+class RowByRow(nn.Module):
+    """One layer for all rows and one for each of them: with one row, both are called with the same tracer."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        alone = nn.Dense(4, name="alone")
+        return nn.Dense(4, name="all")(x) + jnp.concatenate([alone(x[i : i + 1]) for i in range(x.shape[0])])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_part_of_the_batch_is_another_array(batch):
+    x = np.zeros((batch, 3, 4), np.float32)
+    sites = find_sites(RowByRow(), toy_params(RowByRow(), x, T0), x, T0)
+    assert {site.path: site.reads for site in sites} == {"alone": "", "all": ""}
+
+
 def test_one_array_is_quantized_once():
-    x = np.random.default_rng(0).standard_normal((1, 3, 4)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     params = toy_params(Readers(), x, T0)
     plan = toy_plan(Readers(), params, [Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))], x, T0)
     assert [name for name, _ in plan.tables] == ["q", "copy", "twice", "after"]

@@ -193,6 +193,13 @@ def test_borders_mean_zero_on_a_cpu_as_elsewhere(padding):
     np.testing.assert_array_equal(jax.jit(_pad_with_code, static_argnums=2)(codes, jnp.int32(-7), padding), expected)
 
 
+def test_borders_where_whole_numbers_have_64_bits():
+    codes = jnp.ones((1, 3, 3, 2), jnp.int8)
+    with jax.enable_x64(True):
+        found = jax.jit(_pad_with_code, static_argnums=2)(codes, jnp.int32(-7), ((1, 0), (0, 1)))
+    np.testing.assert_array_equal(found[:, 1:, :3], codes)
+
+
 def test_borders_are_no_part_of_what_makes_the_codes_on_a_cpu():
     """XLA:CPU would compute the sigmoid element by element in one loop with a pad."""
 

@@ -40,6 +40,20 @@ def test_golden_forms_on_tpu(shapes, form):
     assert form_of("tpu", shapes) == form
 
 
+@pytest.mark.parametrize(
+    ("shapes", "form"),
+    [
+        (Shapes(batch=8, width=16, channels=24, taps=9, strides=1), "im2col"),
+        (Shapes(batch=8, width=16, channels=3, taps=9, strides=1), "native"),
+        (Shapes(batch=8, width=64, channels=320, taps=9, strides=1), "native"),
+        (Shapes(batch=8, width=16, channels=320, taps=9, strides=2), "native"),
+        (Shapes(batch=1, width=16, channels=32, taps=127, strides=1), "native"),
+    ],
+)
+def test_golden_forms_on_a_cpu(shapes, form):
+    assert form_of("cpu", shapes) == form
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_program_holds_the_form_of_its_platform_alone(platform):
     text = traced((2, 8, 8, 320), (3, 3, 320, 64)).lower(lowering_platforms=(platform,)).as_text()

@@ -176,3 +176,15 @@ def toy_calibration(
     wider = 1 + np.arange(num_groups, dtype=np.float32)[:, None] / 4
     tables = wider * scale, np.tile(zero_point, (num_groups, 1)), np.asarray(group_of_t, np.int32)
     return Calibration(weights(), *map(jnp.asarray, tables), plan)
+
+
+class Told(nn.Module):
+    """Attention of the images to a text, the least of it: keys and values are made of the text alone."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+        h = nn.Dense(4, name="in")(x) * (1 + 0.1 * t)
+        q = nn.Dense(4, name="q")(h)
+        k, v = (nn.Dense(4, name=name)(text) for name in "kv")
+        shares = nn.softmax(jnp.einsum("bhwc,bnc->bhwn", q, k))
+        return nn.Dense(x.shape[-1], name="out")(h + jnp.einsum("bhwn,bnc->bhwc", shares, v))

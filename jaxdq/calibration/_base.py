@@ -142,6 +142,8 @@ def share(work: Work, group_of_step: np.ndarray, num_groups: int) -> Work:
 def with_tables(work: Work, group_of_step: np.ndarray, scale: jax.Array, zero_point: jax.Array) -> Work:
     """Work with the calibration that these tables and this partition of the steps make.
 
+    Where an array is the same at every step, all groups take the grid of the first.
+
     Args:
         work: what is known so far.
         group_of_step: int[S] or int[S, A].
@@ -151,6 +153,8 @@ def with_tables(work: Work, group_of_step: np.ndarray, scale: jax.Array, zero_po
     num_timesteps = work.denoiser.schedule.num_timesteps
     by_column = group_of_step.T if group_of_step.ndim == 2 else group_of_step[None]
     group_of_t = np.stack([diffusion.groups_of_steps(work.data.t, row, num_timesteps) for row in by_column], axis=-1)
+    same = np.isin(np.arange(scale.shape[1]), work.plan.conditions)
+    scale, zero_point = (jnp.where(same, rows[:1], rows) for rows in (scale, zero_point))
     calib = Calibration(
         weights=work.weights,
         act_scale=jnp.asarray(scale, jnp.float32),
@@ -206,6 +210,9 @@ def _group_tables(work: Work, group_of_step: jax.Array, num_groups: int) -> tupl
     if not schemes:
         return jnp.ones((num_groups, 0), jnp.float32), jnp.zeros((num_groups, 0), jnp.int32)
     evidence = work.evidence
+    if work.plan.conditions:  # all steps are the first group's
+        same = jnp.isin(jnp.arange(len(schemes)), jnp.asarray(work.plan.conditions))
+        group_of_step = jnp.where(same, 0, group_of_step if group_of_step.ndim == 2 else group_of_step[:, None])
 
     @jax.jit
     def tables(states: Any, group_of_step: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -203,7 +203,7 @@ def _visitor_at(plan: Plan, learned: Learned, fixed: Fixed, step: jax.Array) -> 
         if name not in plan.activations:
             return x
         index, scheme = plan.activations[name]
-        own = group if group.ndim == 0 else group[index]
+        own = 0 if index in plan.conditions else group if group.ndim == 0 else group[index]
         # A zero point is a code: borders are padded with it.
         zero_point = jnp.clip(round_nearest(learned.zero_point[own, index]), *scheme.bounds)
         grid = QParams(scale_of(learned.act[own, index]), None if scheme.symmetric else zero_point)

@@ -19,6 +19,8 @@ from jaxdq.linen._apply import time_argument as time_argument
 from jaxdq.linen._attention import DotProductAttention as DotProductAttention
 from jaxdq.linen._attention import queries_at_a_time as queries_at_a_time
 from jaxdq.linen._einsum import Einsum as Einsum
+from jaxdq.linen._kinds import inputs_of as inputs_of
+from jaxdq.linen._kinds import is_attention as is_attention
 from jaxdq.linen._macs import count_macs as count_macs
 from jaxdq.linen._plan import Plan as Plan
 from jaxdq.linen._plan import Rule as Rule
@@ -32,6 +34,4 @@ from jaxdq.linen._quantized import with_kernels as with_kernels
 from jaxdq.linen._sharding import shard_by_output as shard_by_output
 from jaxdq.linen._sites import Site as Site
 from jaxdq.linen._sites import find_sites as find_sites
-from jaxdq.linen._sites import inputs_of as inputs_of
-from jaxdq.linen._sites import is_attention as is_attention
 from jaxdq.linen._sites import kernel_at as kernel_at

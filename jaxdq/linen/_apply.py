@@ -13,9 +13,9 @@ from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._attention import attend_as_in_diffusers, attends_as_in_diffusers
+from jaxdq.linen._kinds import inputs_of, is_attention, kind_of, path_of
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._quantized import QuantizedParams
-from jaxdq.linen._sites import inputs_of, is_attention, kind_of, path_of
 
 TIME_NAMES = ("t", "timestep", "timesteps", "time")
 Visitor = Callable[[str, jax.Array], jax.Array]
@@ -54,13 +54,16 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     scale, zero_point = _tables_at(params, time_argument(module, args, kwargs))
 
     def grid_of(site: SitePlan, name: str, x: jax.Array) -> QParams:
+        assert site.act is not None
+        column, _ = params.plan.activations[name]
+        if column in params.plan.conditions:
+            first = params.act_zero_point[0, column]
+            return QParams(params.act_scale[0, column], None if site.act.symmetric else first)
         if scale.ndim == 2 and not site.site.batch_first:
             raise InputError(
                 f"t is a vector and the batch is not the leading axis of the inputs of '{site.path}', so rows can't "
                 f"have scales of their own; call with one scalar t."
             )
-        assert site.act is not None
-        column, _ = params.plan.activations[name]
         zero = None if site.act.symmetric else _per_row(zero_point[..., column], x)
         return QParams(_per_row(scale[..., column], x), zero)
 

@@ -128,6 +128,15 @@ class Plan:
             for name in site.site.inputs
         }
 
+    @functools.cached_property
+    def conditions(self) -> tuple[int, ...]:
+        """The columns of arrays that are the same at every step: all groups have one grid there, that of the first.
+
+        So what a sampling loop makes of them does not depend on the step, and XLA takes it out of the loop.
+        """
+        sites = (site.path for site in self.sites if site.is_integer and site.site.is_condition)
+        return tuple(sorted({self.activations[path][0] for path in sites}))
+
     def has_codes_of_another(self, path: str) -> bool:
         """Whether an earlier site quantizes the same array on the same grid, which XLA then does once."""
         return path in self.activations and self.tables[self.activations[path][0]][0] != path

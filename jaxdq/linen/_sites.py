@@ -1,26 +1,22 @@
-"""Sites: the places of a linen module where a contraction happens, and how each kind of module makes one.
+"""Sites: the places of a linen module where a contraction happens.
 
 `flax.linen.intercept_methods` shows every call of `Dense`, `DenseGeneral`, `Conv` and `Einsum` as it happens; the
-user's module is neither edited nor subclassed. What a kind of module needs to become an integer site is one function
-here, `kind_of`, and one class with three methods.
+user's module is neither edited nor subclassed.
 """
 
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.core.tracers import current_trace
 
-from jaxdq import ops
 from jaxdq._errors import InputError
-from jaxdq.grid import QTensor
-from jaxdq.linen._attention import DotProductAttention
 from jaxdq.linen._einsum import Einsum
+from jaxdq.linen._kinds import KINDS, DenseKind, Kind, einsum_dims, inputs_of, is_attention, kind_of, path_of
 from jaxdq.linen._macs import count_macs
 
 
@@ -41,6 +37,8 @@ class Site:
         reads: path of the first site that is called with the very same array (keys and values have that of queries,
             say), so that one grid can serve all of them; "" where this is the first, or has nobody to share with, as
             products and kernels that are applied twice.
+        is_condition: whether it is called with an argument of the network itself other than the first, such as a text:
+            the same at every step.
     """
 
     path: str
@@ -53,6 +51,7 @@ class Site:
     dtype: str = "float32"
     batch_first: bool = True
     reads: str = ""
+    is_condition: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -60,164 +59,8 @@ class Site:
         return (f"{self.path}:lhs", f"{self.path}:rhs") if self.kind == "product" else (self.path,)
 
 
-class Kind(Protocol):
-    """What the seam knows of a kind of module."""
-
-    name: str
-
-    def unsupported(self, module: nn.Module, *inputs: jax.Array) -> str:
-        """Why this call can't run on integers, or ""."""
-        ...
-
-    def prepare(self, module: nn.Module, *inputs: jax.Array) -> tuple[jax.Array, ...]:
-        """The inputs as the contraction meets them (padded, where the padding is not zeros)."""
-        ...
-
-    def integer(self, module: nn.Module, lhs: QTensor, rhs: QTensor, dtype: Any) -> jax.Array:
-        """The call on integers."""
-        ...
-
-
-class _Dense:
-    """`Dense` and `DenseGeneral`: kernels [*contracted, *features]."""
-
-    name = "dense"
-
-    @staticmethod
-    def _axes(module: nn.Module, ndim: int) -> tuple[int, ...]:
-        axes = getattr(module, "axis", -1)
-        return tuple(axis % ndim for axis in ((axes,) if isinstance(axes, int) else axes))
-
-    def unsupported(self, module: nn.Module, *inputs: jax.Array) -> str:
-        return "batch_dims of DenseGeneral" if getattr(module, "batch_dims", ()) else ""
-
-    def prepare(self, module: nn.Module, *inputs: jax.Array) -> tuple[jax.Array, ...]:
-        return inputs
-
-    def contracted(self, module: nn.Module, ndim: int) -> int:
-        return len(self._axes(module, ndim))
-
-    def integer(self, module: nn.Module, lhs: QTensor, rhs: QTensor, dtype: Any) -> jax.Array:
-        axes = self._axes(module, lhs.ndim)
-        dims = ((axes, tuple(range(len(axes)))), ((), ()))
-        return ops.dot_general(lhs, rhs, dims, bias=_bias(module), out_dtype=dtype)
-
-
-class _Conv:
-    """`Conv`, of any number of space axes; kernels [*window, C / groups, N]."""
-
-    name = "conv"
-
-    def unsupported(self, module: nn.Module, *inputs: jax.Array) -> str:
-        assert isinstance(module, nn.Conv)
-        if module.mask is not None:
-            return "a masked convolution"
-        if any(step != 1 for step in _per_axis(module.input_dilation, module)):
-            return "input dilation (a transposed convolution)"
-        if inputs[0].ndim != len(_window(module)) + 2:
-            return f"{inputs[0].ndim - len(_window(module)) - 1} batch axes, where one is expected"
-        return ""
-
-    def prepare(self, module: nn.Module, *inputs: jax.Array) -> tuple[jax.Array, ...]:
-        assert isinstance(module, nn.Conv)
-        reach = [
-            (size - 1) * step
-            for size, step in zip(_window(module), _per_axis(module.kernel_dilation, module), strict=True)
-        ]
-        modes = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
-        if isinstance(module.padding, str) and module.padding in modes:
-            pads = [(0, 0), *((r // 2, r - r // 2) for r in reach), (0, 0)]
-            return (jnp.pad(inputs[0], pads, mode=modes[module.padding]),)
-        if module.padding == "CAUSAL":
-            return (jnp.pad(inputs[0], [(0, 0), *((r, 0) for r in reach), (0, 0)]),)
-        return inputs
-
-    def integer(self, module: nn.Module, lhs: QTensor, rhs: QTensor, dtype: Any) -> jax.Array:
-        assert isinstance(module, nn.Conv)
-        padding: Any = module.padding
-        if isinstance(padding, int):
-            padding = ((padding, padding),) * len(_window(module))
-        elif not isinstance(padding, str):
-            padding = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-        elif padding not in ("SAME", "VALID"):
-            padding = "VALID"  # `prepare` has padded
-        window = ops.Window(
-            strides=_per_axis(module.strides, module),
-            padding=padding,
-            dilation=_per_axis(module.kernel_dilation, module),
-            groups=module.feature_group_count,
-        )
-        return ops.conv_general_dilated(lhs, rhs, window, bias=_bias(module), out_dtype=dtype)
-
-
-class _Product:
-    """`Einsum`: a contraction of two arrays, such as the two of attention."""
-
-    name = "product"
-
-    def unsupported(self, module: nn.Module, *inputs: jax.Array) -> str:
-        assert isinstance(module, Einsum)
-        return "" if einsum_dims(module.spec) else f"einsum {module.spec!r} is not one dot_general"
-
-    def prepare(self, module: nn.Module, *inputs: jax.Array) -> tuple[jax.Array, ...]:
-        return inputs
-
-    def integer(self, module: nn.Module, lhs: QTensor, rhs: QTensor, dtype: Any) -> jax.Array:
-        assert isinstance(module, Einsum)
-        dims, order = einsum_dims(module.spec) or (None, None)
-        assert dims is not None and order is not None
-        return jnp.transpose(ops.dot_general(lhs, rhs, dims, out_dtype=dtype), order)
-
-
 OTHER = "(other contractions)"
 _LIFTED = "inside a lifted transformation (nn.remat, nn.jit, nn.scan or nn.vmap)"
-_KINDS: dict[type, Kind] = {nn.DenseGeneral: _Dense(), nn.Dense: _Dense(), nn.Conv: _Conv(), Einsum: _Product()}
-
-
-def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a module that can be a site, or None."""
-    return next((kind for cls, kind in _KINDS.items() if isinstance(module, cls)), None)
-
-
-def is_attention(context: nn.module.InterceptorContext) -> bool:
-    """Whether a `DotProductAttention` is called: its two products are sites, which a float call has no need of."""
-    return isinstance(context.module, DotProductAttention) and context.method_name == "__call__"
-
-
-def inputs_of(module: nn.Module, args: tuple, kwargs: dict) -> tuple[jax.Array, ...]:
-    """The arrays of a call, in the order of the signature, whether they came by position or by name."""
-    return inspect.signature(type(module).__call__).bind(module, *args, **kwargs).args[1:]
-
-
-def path_of(module: nn.Module) -> str:
-    """The module's path as it is written in plans: `down_blocks_0/resnets_1/conv1`."""
-    return "/".join(module.path)
-
-
-def einsum_dims(spec: str) -> tuple[ops.DotDims, tuple[int, ...]] | None:
-    """The `dot_general` dimension numbers of an einsum of two operands, and the transpose that follows it.
-
-    Returns:
-        None where the einsum is not one such contraction (repeated or dropped labels, an ellipsis, one operand).
-
-    Example:
-        >>> einsum_dims("bqd,bkd->bqk")
-        ((((2,), (2,)), ((0,), (0,))), (0, 1, 2))
-    """
-    inputs, arrow, out = spec.replace(" ", "").partition("->")
-    lhs, comma, rhs = inputs.partition(",")
-    if not arrow or not comma or "," in rhs or "." in spec:
-        return None
-    if any(len(set(labels)) != len(labels) for labels in (lhs, rhs, out)) or not set(out) <= set(lhs) | set(rhs):
-        return None
-    batch = [label for label in lhs if label in rhs and label in out]
-    contract = [label for label in lhs if label in rhs and label not in out]
-    free = [label for label in lhs + rhs if label not in batch and label not in contract]
-    if not contract or set(free) - set(out):
-        return None
-    dims = tuple((tuple(map(lhs.index, group)), tuple(map(rhs.index, group))) for group in (contract, batch))
-    made = batch + free
-    return (dims[0], dims[1]), tuple(made.index(label) for label in out)
 
 
 def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
@@ -240,11 +83,13 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     batch = args[0].shape[0]
     found: dict[str, Site] = {}
     read: dict[str, list[Any]] = {}  # path -> the arrays that the site was called with
+    conditions: list[Any] = []
 
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         nonlocal batch
-        if not context.module.path and context.method_name == "__call__" and call_args:
-            batch = call_args[0].shape[0]
+        if not context.module.path and context.method_name == "__call__":
+            batch = call_args[0].shape[0] if call_args else batch
+            conditions.extend(_conditions(context.module, call_args, call_kwargs))
         if is_attention(context):
             return context.module.products(*call_args, **call_kwargs)
         kind = kind_of(context.module)
@@ -279,18 +124,27 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     rest = total - sum(site.macs for site in found.values())
     if rest > 0:
         found[OTHER] = Site(OTHER, "product", (), (), 1, rest, "no Dense, DenseGeneral, Conv or Einsum computes them")
-    return tuple(found.values() if args[0].shape[0] == 1 else _with_readers(found.values(), read))
+    return tuple(found.values() if args[0].shape[0] == 1 else _with_readers(found.values(), read, conditions))
 
 
-def _with_readers(sites: Iterable[Site], read: dict[str, list[Any]]) -> Iterator[Site]:
+def _conditions(module: nn.Module, args: tuple, kwargs: dict) -> list[Any]:
+    """The arrays of two axes or more that a network is called with, but for its first: images or states."""
+    given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
+    return [leaf for leaf in jax.tree.leaves(list(given.values())[1:]) if getattr(leaf, "ndim", 0) > 1][1:]
+
+
+def _with_readers(sites: Iterable[Site], read: dict[str, list[Any]], conditions: list[Any]) -> Iterator[Site]:
     """The sites, each with the first that reads the same array; one that is called twice has a grid of its own."""
     first: dict[int, str] = {}
+    constant = set(map(id, conditions))
     for site in sites:
         if site.kind == "product" or len(read.get(site.path, ())) != 1:
             yield site
             continue
-        reader = first.setdefault(id(read[site.path][0]), site.path)
-        yield dataclasses.replace(site, reads="" if reader == site.path else reader)
+        array = id(read[site.path][0])
+        reader = first.setdefault(array, site.path)
+        reads = "" if reader == site.path else reader
+        yield dataclasses.replace(site, reads=reads, is_condition=array in constant)
 
 
 def kernel_at(params: Any, path: str) -> Any:
@@ -304,7 +158,7 @@ def kernel_at(params: Any, path: str) -> Any:
 
 def _own_way(module: nn.Module) -> str:
     """Why this module may compute something else than its class of flax does, or ""."""
-    base = next(cls for cls in _KINDS if isinstance(module, cls))
+    base = next(cls for cls in KINDS if isinstance(module, cls))
     if type(module).__call__ is not base.__call__:
         return f"a subclass of {base.__name__} with a __call__ of its own"
     hooks = ("dot_general", "dot_general_cls", "conv_general_dilated", "conv_general_dilated_cls")
@@ -322,7 +176,7 @@ def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch
         shape, channel_axes = tuple(inputs[1].shape), ()
     else:
         shape = tuple(module.get_variable("params", "kernel").shape)
-        contracted = kind.contracted(module, inputs[0].ndim) if isinstance(kind, _Dense) else len(shape) - 1
+        contracted = kind.contracted(module, inputs[0].ndim) if isinstance(kind, DenseKind) else len(shape) - 1
         batched = len(getattr(module, "batch_dims", ()))  # axes that the kernel has before those it contracts
         terms = math.prod(shape[batched : batched + contracted])
         channel_axes = tuple(range(batched + contracted, len(shape)))
@@ -331,17 +185,3 @@ def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch
     rows = max(1, math.prod(out.shape) // (batch * features))
     dtype = "float32" if kind.name == "product" else module.get_variable("params", "kernel").dtype.name
     return Site(path_of(module), kind.name, shape, channel_axes, rows, macs, reason, dtype, inputs[0].shape[0] == batch)
-
-
-def _bias(module: nn.Module) -> jax.Array | None:
-    return module.get_variable("params", "bias") if getattr(module, "use_bias", False) else None
-
-
-def _window(module: nn.Conv) -> tuple[int, ...]:
-    return (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
-
-
-def _per_axis(value: int | Sequence[int] | None, module: nn.Conv) -> tuple[int, ...]:
-    if value is None or isinstance(value, int):
-        return (value or 1,) * len(_window(module))
-    return tuple(value)

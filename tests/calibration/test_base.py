@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,18 @@ def test_golden_a_group_s_grid_fits_the_union_of_its_steps():
     # t between sampled times goes to the nearer one, halfway to the larger: 7 is nearer to 5, 8 to 10.
     np.testing.assert_array_equal(found.calib.group_of_t, [1] * 8 + [0] * 12)
     np.testing.assert_array_equal(found.group_of_step, [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("is_per_activation", [False, True])
+def test_golden_an_array_that_is_the_same_at_every_step_has_one_grid(is_per_activation):
+    first, second = PLAN.sites
+    told = dataclasses.replace(second, site=dataclasses.replace(second.site, is_condition=True))
+    partition = np.array([0, 0, 1, 1])
+    partition = np.stack([partition, partition], axis=1) if is_per_activation else partition
+    found = share(work(Plan((first, told))), partition, 2)
+    # Of the second column that of all steps, 7 / 7; of the first each group's own.
+    np.testing.assert_allclose(found.calib.act_scale, [[5.1 / 255, 1.0], [5.1 / 255, 1.0]], rtol=1e-6)
+    np.testing.assert_array_equal(found.calib.act_zero_point, [[-78, 0], [22, 0]])
 
 
 def test_groups_need_not_be_spans_of_time():

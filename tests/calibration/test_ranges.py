@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Line, toy_denoiser
+from toys import Line, Told, toy_denoiser
 
 from jaxdq import InputError, Rule, Scheme, apply, ddim, quantize
 from jaxdq.calibration import (
@@ -65,6 +65,28 @@ def test_oracle_the_loss_is_that_of_the_integer_path():
 def test_a_network_that_says_nothing_has_a_loss_of_one():
     power = np.mean(np.sum(work().data.outputs ** 2, axis=(2, 3, 4)), axis=1)
     assert np.sum(step_weights(work()) * power) == pytest.approx(1, rel=1e-5)
+
+
+def test_an_array_that_is_the_same_at_every_step_keeps_one_grid_while_it_is_learned():
+    text = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
+    grids = {"weight": Scheme(4, channel_axis=-1), "act": Scheme(4, symmetric=False)}
+    rules = [Rule("in|out", reason="an end"), Rule("q|k|v", **grids), Rule(".*", reason="no kernel")]
+    recipe = Recipe(
+        "toy",
+        lambda sites: rules,
+        minmax_weights(),
+        (observe(minmax()), weigh_errors(), share_uniformly(GROUPS), learn_ranges(SHORT)),
+    )
+    found = run_recipe(toy_denoiser(Told(), (text,)), recipe, sampler=ddim(S), key=KEY, num_images=4)
+    assert [name for name, _ in found.plan.tables] == ["q", "k"] and found.plan.conditions == (1,)
+    scale, zero_point = np.asarray(found.calib.act_scale), np.asarray(found.calib.act_zero_point)
+    assert scale[0, 1] == scale[1, 1] and zero_point[0, 1] == zero_point[1, 1]
+    assert scale[0, 0] != scale[1, 0]
+    # Only the first group's is learned, since it is what runs.
+    fixed = Fixed(found.denoiser.params, found.weights, jnp.asarray(found.group_of_step))
+    rows = rows_of_steps(found, step_weights(found), S, KEY)(0)
+    slope = jax.grad(_make_loss(found.denoiser.module, found.plan))(learned_of(found), fixed, rows).act
+    assert slope[0, 1] != 0 and slope[1, 1] == 0
 
 
 def test_learning_lowers_the_error_of_the_output():

@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
-from toys import KNOWN_PARAMS, KNOWN_X, KNOWN_Y, SHAPE, Known, ToyUNet, toy_calibration, toy_params, toy_plan
+from toys import KNOWN_PARAMS, KNOWN_X, KNOWN_Y, SHAPE, Known, Told, ToyUNet, toy_calibration, toy_params, toy_plan
 
 from jaxdq import InputError
 from jaxdq.grid import QParams, Scheme, fake_quantize
@@ -415,3 +416,24 @@ def test_other_dtypes_are_refused(qparams, dtype):
     calib = toy_calibration(Small(), PARAMS, qparams.plan, GROUP_OF_T, X, np.int32(0), num_groups=3)
     with pytest.raises(InputError, match="give bfloat16, float16, float32, or None"):
         quantize(PARAMS, calib, dtype=dtype)
+
+
+def test_what_is_made_of_a_text_is_made_once_and_not_at_every_step():
+    x, text = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((2, *SHAPE), (2, 3, 5)))
+    params = toy_params(Told(), x, np.int32(0), text)
+    rules = [Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))]
+    plan = toy_plan(Told(), params, rules, x, np.int32(0), text)
+    group_of_t = np.arange(20) // 10
+    qparams = quantize(params, toy_calibration(Told(), params, plan, group_of_t, x, np.int32(0), text, num_groups=2))
+
+    def loop(qparams, x, text, times):
+        return jax.lax.scan(lambda x, t: (apply(Told(), qparams, x, t, text), None), x, times)[0]
+
+    text_of_program = jax.jit(loop).lower(qparams, x, text, jnp.arange(20)[::-1]).compile().as_text()
+    computations = re.split(r"\n(?=%|ENTRY)", text_of_program)
+    (entry,) = (lines for lines in computations if lines.startswith("ENTRY"))
+    bodies = set(re.findall(r"body=%?([\w.\-]+)", text_of_program))
+    inside = "\n".join(lines for lines in computations if lines.split()[0].lstrip("%") in bodies)
+    made = {name: rf"(?:fusion|dot|custom-call)\(.*Told/{name}/dot_general" for name in ("in", "q", "k", "v", "out")}
+    assert {name for name, pattern in made.items() if re.search(pattern, inside)} == {"in", "q", "out"}
+    assert {name for name, pattern in made.items() if re.search(pattern, entry)} >= {"k", "v"}

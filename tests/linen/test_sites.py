@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import SHAPE, ToyUNet, toy_calibration, toy_params, toy_plan
+from toys import SHAPE, Told, ToyUNet, toy_calibration, toy_params, toy_plan
 
 from jaxdq import InputError
 from jaxdq.grid import QParams, Scheme, fake_quantize
 from jaxdq.linen import Einsum, Rule, apply, apply_visited, dequantize_params, find_sites, quantize
-from jaxdq.linen._sites import OTHER, einsum_dims, kernel_at
+from jaxdq.linen._sites import OTHER, kernel_at
 
 T0 = np.int32(0)
 
@@ -233,43 +233,6 @@ def test_abstract_params_do():
     assert find_sites(ToyUNet(), abstract, x, T0) == find_sites(ToyUNet(), params, x, T0)
 
 
-@pytest.mark.parametrize(
-    ("spec", "dims", "order"),
-    [
-        ("ij,jk->ik", (((1,), (0,)), ((), ())), (0, 1)),
-        ("ij,jk->ki", (((1,), (0,)), ((), ())), (1, 0)),
-        ("bqd, bkd -> bqk", (((2,), (2,)), ((0,), (0,))), (0, 1, 2)),
-        ("bqhd,bkhd->bhqk", (((3,), (3,)), ((0, 2), (0, 2))), (0, 1, 2, 3)),
-        ("bhqk,bkhd->bqhd", (((3,), (1,)), ((0, 1), (0, 2))), (0, 2, 1, 3)),
-        ("abc,abc->", (((0, 1, 2), (0, 1, 2)), ((), ())), ()),
-    ],
-)
-def test_golden_einsum_dims(spec, dims, order):
-    assert einsum_dims(spec) == (dims, order)
-    rng = np.random.default_rng(0)
-    lhs, rhs = (rng.integers(-9, 9, (2,) * len(part)) for part in spec.replace(" ", "").split("->")[0].split(","))
-    out = jax.jit(lambda: jnp.transpose(jax.lax.dot_general(lhs, rhs, dims), order))()
-    assert (out == np.einsum(spec.replace(" ", ""), lhs, rhs)).all()
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "ij->ji",  # one operand
-        "ij,jk,kl->il",  # three
-        "ij,jk",  # no output
-        "...j,jk->...k",  # ellipsis
-        "ii,ij->j",  # repeated label
-        "ij,jk->k",  # i is dropped: a sum of its own
-        "ij,jk->ikz",  # z comes from nowhere
-        "i,j->ij",  # nothing to contract
-        "bi,bi->bi",  # nor here
-    ],
-)
-def test_einsums_that_are_not_one_dot_are_refused(spec):
-    assert einsum_dims(spec) is None
-
-
 def test_kernel_at_follows_paths_and_misses_gently():
     params = {"a": {"b": {"kernel": 1}, "bias": 2}}
     assert kernel_at(params, "a/b") == 1
@@ -357,6 +320,25 @@ def test_sites_name_the_first_that_reads_the_same_array():
     # "twice" has a grid of its own for both of its inputs, so that "after" has nobody to share with.
     expected = {"q": "", "k": "q", "v": "q", "copy": "", "twice": "", "after": ""}
     assert {site.path: site.reads for site in sites} == expected
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_sites_that_are_called_with_a_condition_are_known(by_name):
+    x, text = np.zeros((2, *SHAPE), np.float32), np.zeros((2, 3, 5), np.float32)
+    params = toy_params(Told(), x, T0, text)
+
+    class Named:
+        def apply(self, variables, x, t, text):
+            return Told().apply(variables, text=text, t=t, x=x)
+
+    sites = find_sites(Named() if by_name else Told(), params, x, T0, text)
+    assert {site.path: (site.is_condition, site.reads) for site in sites if site.kind == "dense"} == {
+        "in": (False, ""),
+        "q": (False, ""),
+        "k": (True, ""),
+        "v": (True, "k"),
+        "out": (False, ""),
+    }
 
 
 class RowByRow(nn.Module):

@@ -166,6 +166,8 @@ def test_every_dense_and_conv_of_the_flax_unet_is_a_site(config, attention):
     # Its attention calls jnp.einsum: float, and named as such.
     assert [site.path for site in sites if site.kind == "product" and site.unsupported] == ["(other contractions)"]
     assert not [site for site in found if site.unsupported or not site.batch_first]
+    of_text = {path for path in kernels if path.endswith(("attn2/to_k", "attn2/to_v"))}
+    assert {site.path for site in found if site.is_condition} == of_text != set()
     for part in ("attn1/to_q", "attn2/to_out_0", "ff/net_0/proj", "time_emb_proj", "time_embedding/linear_1"):
         assert any(part in path for path in kernels)
 

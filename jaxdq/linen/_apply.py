@@ -39,7 +39,8 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
 
     Raises:
         InputError: a concrete t that is no whole time from 0 to T-1. A traced one makes the activation scales NaN, and
-            with them the output of every integer site: under jit there is no one to tell.
+            with them the output of every integer site but those that are called with a condition, whose scales are the
+            same at every t: under jit there is no one to tell.
 
     The gradient to the module's inputs is 0 through integer sites, since codes are constant almost everywhere:
     differentiate the float params where a gradient is wanted (classifier guidance, say).

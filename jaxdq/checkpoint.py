@@ -25,7 +25,8 @@ from jaxdq._folders import move_into_place, part_of
 from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
 from jaxdq.linen import Plan, QuantizedParams, Site, SitePlan
 
-FORMAT = 1
+FORMAT = 2  # 1 knew no activations that share a grid; it is read as what it is
+READABLE = (1, FORMAT)
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
 
@@ -125,10 +126,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise InputError(f"'{path / MANIFEST}' lacks {sorted(missing)}; save the checkpoint again.")
     if manifest.pop("sha256_of_manifest") != _digest(manifest):
         raise InputError(f"'{path / MANIFEST}' is damaged; save the checkpoint again, or copy it anew.")
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in READABLE:
+        writer = manifest.get("versions", {}).get("jaxdq", "unknown")
         raise InputError(
-            f"'{path}' is of checkpoint format {manifest['format']} and this jaxdq reads {FORMAT}; install the jaxdq "
-            f"that wrote it ({manifest.get('versions', {}).get('jaxdq', 'unknown')}), or quantize again."
+            f"'{path}' is of checkpoint format {manifest['format']} and this jaxdq reads {READABLE[0]} to {FORMAT}; "
+            f"install the jaxdq that wrote it ({writer}), or quantize again."
         )
     return manifest
 

@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import export
 
 import jaxdq
 from jaxdq.cost import CHIPS, Variant, Ways, compile_for, export_framed, modelled, network_of
@@ -72,19 +73,8 @@ def priced(
     block: nn.Module, shape: tuple[int, ...], other: tuple[int, ...], ways: Ways, chip: str, limit_s: float
 ) -> dict[str, Any]:
     """One row."""
-    network = Timed(block)
-    inputs = tuple(jax.ShapeDtypeStruct(each, jnp.bfloat16) for each in (shape, other))
-    x, context = inputs
-    wide = jax.eval_shape(lambda x, c: network.init(jax.random.key(0), x, 0, c), x, context)["params"]
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), wide)
-    time = jax.ShapeDtypeStruct((), jnp.int32)
-    rules = [Rule("block/time_emb_proj|.*/(scores|values)", reason="as the recipes leave them")]
-    rules.append(Rule(".*", Scheme(8, channel_axis=-1), Scheme(8)))
-    plan = make_plan(rules, find_sites(network, params, x, time, context))
-    given = jax.eval_shape(lambda p: quantized(p, plan), params) if ways.quantized else params
-    whole = export_framed(lambda inputs, p: jaxdq.apply(network, p, inputs[0], 7, inputs[1]), inputs, given)
+    whole, variant = assembled(block, shape, other, ways, Scheme(8))
     (answer,) = compile_for([whole], CHIPS[chip], limit_s=limit_s)
-    variant = Variant(network_of(network, params, x, time, context), ways, plan)
     summed = modelled({"": variant}, CHIPS[chip])[""]
     return {
         "whole": sum(answer.program.cycles.values()) / CHIPS[chip].clock * 1e3,
@@ -94,6 +84,24 @@ def priced(
         "parts": summed.parts,
         "temp_bytes": answer.temp_bytes,
     }
+
+
+def assembled(
+    block: nn.Module, shape: tuple[int, ...], other: tuple[int, ...], ways: Ways, act: Scheme
+) -> tuple[export.Exported, Variant]:
+    """A block as one program, and as what `modelled` takes apart."""
+    network = Timed(block)
+    inputs = tuple(jax.ShapeDtypeStruct(each, jnp.bfloat16) for each in (shape, other))
+    x, context = inputs
+    wide = jax.eval_shape(lambda x, c: network.init(jax.random.key(0), x, 0, c), x, context)["params"]
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), wide)
+    time = jax.ShapeDtypeStruct((), jnp.int32)
+    rules = [Rule("block/time_emb_proj|.*/(scores|values)", reason="as the recipes leave them")]
+    rules.append(Rule(".*", Scheme(8, channel_axis=-1), act))
+    plan = make_plan(rules, find_sites(network, params, x, time, context))
+    given = jax.eval_shape(lambda p: quantized(p, plan), params) if ways.quantized else params
+    whole = export_framed(lambda inputs, p: jaxdq.apply(network, p, inputs[0], 7, inputs[1]), inputs, given)
+    return whole, Variant(network_of(network, params, x, time, context), ways, plan)
 
 
 def quantized(params: Any, plan: Plan) -> Any:

@@ -140,8 +140,22 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(saved):
     manifest["format"], manifest["versions"]["jaxdq"] = 99, "7.1"
     manifest["sha256_of_manifest"] = checkpoint._digest(manifest)
     (saved / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"format 99 and this jaxdq reads 1.*\(7\.1\)"):
+    with pytest.raises(InputError, match=r"format 99 and this jaxdq reads 1 to 2.*\(7\.1\)"):
         restore(saved)
+
+
+def test_the_format_before_shared_grids_is_read(tmp_path):
+    own = known_quantized(Scheme(8), Scheme(8))  # of sites that share nothing
+    save(tmp_path / "old", own)
+    path = tmp_path / "old" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256_of_manifest"]
+    manifest["format"] = 1
+    for site in manifest["plan"]["sites"]:
+        del site["site"]["reads"], site["site"]["is_condition"]
+    manifest["sha256_of_manifest"] = checkpoint._digest(manifest)
+    path.write_text(json.dumps(manifest))
+    assert_same_bits(restore(tmp_path / "old"), own)
 
 
 def test_an_existing_folder_is_refused_and_left_untouched(saved):

@@ -28,6 +28,7 @@ NEEDS = ("libtpu", "flatbuffers")
 _FORMAT = 1  # of what is kept; a new one where `Compiled` or `read_program` changes
 _LIMIT_S, _LIMIT_S_UNPROFILED = 45.0, 900.0  # for one program; some keep the profiler busy for hours
 _PROFILE = "--xla_jf_dump_static_llo_profile_to="
+_FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # the user's own, which change what the compiler makes
 
 
 class Compiled(NamedTuple):
@@ -181,7 +182,8 @@ class _Worker:
 
     def _started(self, profile: bool) -> subprocess.Popen:
         # The flag makes the compiler simulate its schedule; the files that it writes too are of no use.
-        flags = {"LIBTPU_INIT_ARGS": f"{_PROFILE}{self.folder.name}"} if profile else {}
+        given = os.environ.get("LIBTPU_INIT_ARGS", "")
+        flags = {"LIBTPU_INIT_ARGS": f"{given} {_PROFILE}{self.folder.name}".strip()} if profile else {}
         own = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu", **flags}
         return subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("_worker.py")), self.chip.topology],
@@ -207,7 +209,8 @@ def _key(program: export.Exported, chip: Chip, profile: bool, limit_s: float) ->
     text = re.sub(r"^#loc.*\n?|\bloc\(#?[^()]*\)", "", program.mlir_module(), flags=re.MULTILINE)
     text += "" if FRAME in program.mlir_module() else " without a frame"  # which is known by its place alone
     patience = () if limit_s == _LIMIT_S else (f"{limit_s} s",)  # whoever waits longer may hear more
-    parts = (str(_FORMAT), chip.topology, str(profile), *patience, *versions, text)
+    flags = (f"{name}={os.environ[name]}" for name in _FLAGS if os.environ.get(name))
+    parts = (str(_FORMAT), chip.topology, str(profile), *patience, *flags, *versions, text)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 
 

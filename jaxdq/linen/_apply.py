@@ -112,7 +112,7 @@ def _apply_on_integers(
     def called(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if is_attention(context) and _has_integer_product(params.plan, path_of(context.module)):
             return context.module.products(*call_args, **call_kwargs)
-        if context.method_name == "__call__" and attends_as_in_diffusers(context.module, *call_args):
+        if context.method_name == "__call__" and attends_as_in_diffusers(context.module, *call_args, **call_kwargs):
             return attend_as_in_diffusers(context.module, *call_args, **call_kwargs)
         kind = kind_of(context.module) if context.method_name == "__call__" else None
         site = params.plan.by_path.get(path_of(context.module)) if kind else None

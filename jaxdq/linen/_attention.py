@@ -75,28 +75,38 @@ class DotProductAttention(nn.Module):
 
 # What the attention of diffusers' Flax classes, and of those that were made after them, is known by.
 _ARGUMENTS = ["self", "hidden_states", "context", "deterministic"]
+_UNUSED = "cross_attention_kwargs"  # MaxDiffusion's class takes them too, and passes them on to nothing
 _CLASS, _PARTS = "FlaxAttention", ("query", "key", "value", "proj_attn", "heads", "dim_head")
 
 
-def attends_as_in_diffusers(module: nn.Module, *args: Any) -> bool:
+def attends_as_in_diffusers(module: nn.Module, *args: Any, **kwargs: Any) -> bool:
     """Whether a module is the attention of diffusers' Flax classes, called with so many queries that blocks pay.
 
-    One with other arguments (a mask, say), a scale of its own or dropout is not.
+    So is MaxDiffusion's, which was made after them, where its kernel is "dot_product" (its others keep no scores
+    themselves). One with other arguments (a mask, say), a scale of its own or dropout is not.
 
     Args:
         module: bound, of any class.
         *args: what it is called with by position.
+        **kwargs: what it is called with by name.
     """
     if type(module).__name__ != _CLASS or not all(hasattr(module, part) for part in _PARTS):
         return False
-    usual = list(inspect.signature(type(module).__call__).parameters) == _ARGUMENTS
+    takes = list(inspect.signature(type(module).__call__).parameters)
+    given = {**dict(zip(takes[1:], args, strict=False)), **kwargs}
+    usual = takes in (_ARGUMENTS, [*_ARGUMENTS, _UNUSED]) and not given.get(_UNUSED)
     scale = module.dim_head**-0.5
     usual = usual and getattr(module, "scale", scale) == scale and not getattr(module, "dropout", 0.0)
+    usual = usual and getattr(module, "attention_kernel", "dot_product") == "dot_product"
     return usual and bool(args) and args[0].ndim == 3 and args[0].shape[1] >= MANY_QUERIES
 
 
 def attend_as_in_diffusers(
-    module: Any, hidden_states: jax.Array, context: jax.Array | None = None, deterministic: bool = True
+    module: Any,
+    hidden_states: jax.Array,
+    context: jax.Array | None = None,
+    deterministic: bool = True,
+    cross_attention_kwargs: None = None,
 ) -> jax.Array:
     """What such a module computes, by its own projections, with `DotProductAttention` in place of its products.
 
@@ -105,6 +115,7 @@ def attend_as_in_diffusers(
         hidden_states: float[B, L, C].
         context: float[B, M, K]; None is hidden_states.
         deterministic: not used; there is no dropout.
+        cross_attention_kwargs: not used.
 
     Returns:
         float[B, L, C].

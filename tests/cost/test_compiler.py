@@ -58,6 +58,8 @@ class Fake:
 def fake(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXDQ_CACHE", str(tmp_path))
     monkeypatch.setattr(compiler, "check_installed", lambda: None)
+    for name in compiler._FLAGS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(compiler, "_Worker", Fake)
     monkeypatch.setattr(compiler.importlib.metadata, "version", lambda name: "1")
     Fake.asked = 0
@@ -85,6 +87,17 @@ def test_who_waits_longer_for_the_profiler_asks_again(fake):
         compile_for([program], V5E)
         compile_for([program], V5E, limit_s=300.0)
     assert Fake.asked == 2
+
+
+def test_who_gives_the_compiler_flags_asks_again(fake, monkeypatch):
+    program = exported(square, jax.ShapeDtypeStruct((4, 4), jnp.float32))
+    compile_for([program], V5E)
+    for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"):
+        monkeypatch.setenv(name, "--xla_some=1")
+        compile_for([program], V5E)
+        monkeypatch.delenv(name)
+    compile_for([program], V5E)
+    assert Fake.asked == 3
 
 
 def test_an_answer_is_found_again_whoever_asks(fake):

@@ -1,6 +1,7 @@
 """What the TPU's own compiler makes of a quantized network. Needs `pip install 'jaxdq[tpu-model]'`, and no TPU."""
 
 import importlib.util
+import math
 import re
 
 import jax
@@ -11,9 +12,14 @@ from jax import export
 import jaxdq
 from jaxdq.calibration import plan_for, weight_ranges
 from jaxdq.cost import CHIPS, compile_for
-from jaxdq.cost._compiler import NEEDS
+from jaxdq.cost._compiler import NEEDS, _Worker
+from jaxdq.cost._program import _CALLED, _computations
+from jaxdq.grid import Scheme
 from jaxdq.linen import Calibration
 from jaxdq.observers import minmax_weights
+from jaxdq.unet._blocks import ResnetBlock
+from jaxdq.unet._transformer import TORCH, TransformerBlock
+from tests.scripts_by_name import script
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,3 +58,50 @@ def test_integer_sites_are_int8_contractions_and_no_conditional_stands_around_on
     assert sum(rest.values()) <= len(plan.sites) - integer
     assert not [operands for operands in rest if re.search(r"\bs\d", operands)], rest
     assert found.program.conditionals == 0
+
+
+# Stable Diffusion's widest activations, where nothing that is made too wide could hide in the fast memory.
+BLOCKS = {
+    "residual": (lambda style: ResnetBlock(320, style), (8, 64, 64, 320), (1, 1280)),
+    "transformer": (lambda style: TransformerBlock(8, TORCH.approximate_gelu), (8, 4096, 320), (8, 77, 768)),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_no_sums_and_no_float32_of_an_activations_size_lie_in_memory(name):
+    make, shape, other = BLOCKS[name]
+    composition = script("bench_composition")
+    act = Scheme(8, symmetric=False)
+    whole, _ = composition.assembled(make(composition.STYLE), shape, other, composition.WAYS["W8A8"], act)
+    in_memory = arrays_in_memory(whole)
+    sizes = {"bf16": 0, "s8": 0, "f32": 0, "s32": 0}
+    for kind, size in in_memory:
+        sizes[kind] = max(sizes.get(kind, 0), size)
+    assert sizes["bf16"] >= math.prod(shape)  # the reading sees what lies there: the block's own input
+    assert sizes["f32"] < math.prod(shape) / 8 and sizes["s32"] < math.prod(shape) / 8, sizes
+
+
+def test_the_reading_sees_a_float32_that_lies_in_memory():
+    x = jax.ShapeDtypeStruct((8, 64, 64, 320), jnp.bfloat16)
+    found = arrays_in_memory(export.export(jax.jit(lambda x: jnp.cumsum(x.astype(jnp.float32))), platforms=["tpu"])(x))
+    assert ("f32", math.prod(x.shape)) in found
+
+
+def arrays_in_memory(program):
+    """(dtype, elements) of what a program's own instructions, and those of its loops, leave in HBM."""
+    worker = _Worker(CHIPS["v5e"], limit_s=600.0)
+    try:
+        hlo = worker._ask(bytes(program.serialize()), profile=False)["hlo"]
+    finally:
+        worker.stop()
+    computations, _ = _computations(hlo)
+    lines = [line for each in computations.values() for line in each]
+    inside = {name for line in lines if line.op != "call" for name in _CALLED.findall(line.rest)}  # no memory of theirs
+    return {
+        (kind, math.prod(map(int, dims.split(","))))
+        for name, each in computations.items()
+        if name not in inside
+        for line in each
+        for kind, dims, layout in re.findall(r"\b([a-z]+\d+)\[([\d,]+)\](\{[^}]*\})?", line.type)
+        if "S(1)" not in layout  # the chip's fast memory
+    }

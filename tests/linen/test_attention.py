@@ -135,6 +135,46 @@ class FlaxAttention(nn.Module):
         return self.proj_attn(jnp.einsum("bhij,bjhd->bihd", weights, v).reshape(*q.shape[:2], -1))
 
 
+class Products:
+    """MaxDiffusion's way to name the products: a kernel of several."""
+
+    def apply_attention(self, q, k, v, heads):
+        q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
+        scores = jnp.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5
+        return jnp.einsum("bhij,bjhd->bihd", jax.nn.softmax(scores), v).reshape(*q.shape[:2], -1)
+
+
+def as_in_maxdiffusion(**fields):
+    """MaxDiffusion's attention as the seam sees it: its class's name, fields and arguments."""
+
+    class FlaxAttention(nn.Module):
+        query_dim: int = 8
+        heads: int = 2
+        dim_head: int = 4
+        dropout: float = 0.0
+        attention_kernel: str = "dot_product"
+        flash_min_seq_length: int = 4096
+
+        def setup(self):
+            self.attention_op = Products()
+            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "heads"))
+            self.query, self.key, self.value = (
+                nn.Dense(self.heads * self.dim_head, use_bias=False, kernel_init=init, name=name)
+                for name in ("to_q", "to_k", "to_v")
+            )
+            self.proj_attn = nn.Dense(self.query_dim, name="to_out_0")
+            self.dropout_layer = nn.Dropout(self.dropout)
+
+        def __call__(self, hidden_states, context=None, deterministic=True, cross_attention_kwargs=None):
+            context = hidden_states if context is None else context
+            q, k, v = self.query(hidden_states), self.key(context), self.value(context)
+            q = nn.with_logical_constraint(q, ("batch", "length", "heads"))
+            mixed = self.attention_op.apply_attention(q, k, v, self.heads)
+            return self.dropout_layer(self.proj_attn(mixed), deterministic=deterministic)
+
+    return FlaxAttention(**fields)
+
+
 class Around(nn.Module):
     """A network of one attention."""
 
@@ -149,13 +189,13 @@ def theirs():
     return pytest.importorskip("diffusers.models.attention_flax").FlaxAttention(8, heads=2, dim_head=4)
 
 
-@pytest.mark.parametrize("make", [theirs, FlaxAttention], ids=["diffusers", "alike"])
+@pytest.mark.parametrize("make", [theirs, FlaxAttention, as_in_maxdiffusion], ids=["diffusers", "alike", "max"])
 @pytest.mark.parametrize("with_context", [False, True])
 def test_attention_of_diffusers_classes_goes_in_blocks(make, with_context):
     network = Around(make())
     x = jax.random.normal(jax.random.key(0), (2, MANY_QUERIES, 8))
     context = (jax.random.normal(jax.random.key(1), (2, 7, 8)),) if with_context else ()
-    params = network.init(jax.random.key(2), x, 0, *context)["params"]
+    params = nn.unbox(network.init(jax.random.key(2), x, 0, *context)["params"])
     plan = toy_plan(
         network, params, [Rule(".*other.*"), Rule(".*", Scheme(8, channel_axis=-1), Scheme(8))], x, 0, *context
     )
@@ -186,6 +226,19 @@ def test_attention_that_computes_something_else_is_left_alone(module):
     assert not attends_as_in_diffusers(bound, x)
     assert attends_as_in_diffusers(FlaxAttention().bind(bound.variables), x)
     assert not attends_as_in_diffusers(FlaxAttention().bind(bound.variables))
+
+
+def test_maxdiffusions_attention_is_taken_over_only_where_it_would_keep_the_scores():
+    x = jnp.ones((1, MANY_QUERIES, 8))
+    variables = nn.unbox(as_in_maxdiffusion().init(jax.random.key(0), x))
+
+    def taken(*args, fields=(), **kwargs):
+        return attends_as_in_diffusers(as_in_maxdiffusion(**dict(fields)).bind(variables), *args, **kwargs)
+
+    assert taken(x) and taken(x, None, True, None) and taken(x, cross_attention_kwargs=None, deterministic=False)
+    assert not taken(x, fields={"attention_kernel": "flash"})
+    assert not taken(x, cross_attention_kwargs={"scale": 2.0})
+    assert not taken(x, None, True, {"scale": 2.0})
 
 
 def test_other_widths_of_values_and_empty_batches():

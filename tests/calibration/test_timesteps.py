@@ -23,6 +23,7 @@ from jaxdq.calibration import (
     uniform_timesteps,
     visits_penalised,
 )
+from jaxdq.calibration._sensitivity import sensitivity
 from jaxdq.observers import minmax, minmax_weights
 from jaxdq.recipes import default_rules
 
@@ -44,7 +45,7 @@ def pilot(monkeypatch):
     """Risk and features as told: steps 0..7 look alike, 8 and 9 each like nothing else."""
     features = np.zeros((S, 2))
     features[8], features[9] = (10, 0), (0, 10)
-    monkeypatch.setattr(_timesteps, "_pilot", lambda work, num_images, key: (RISK, features))
+    monkeypatch.setattr(_timesteps, "_pilot", lambda work, num_images, key, priced: (RISK, features))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -84,7 +85,7 @@ def test_structural_risk_goes_to_what_is_typical_under_a_heavy_penalty(pilot):
 
 def test_structural_risk_prefers_the_riskier_of_two_alike(monkeypatch):
     risk = np.r_[np.ones(9), 1.5]
-    monkeypatch.setattr(_timesteps, "_pilot", lambda *args: (risk, np.zeros((S, 1))))
+    monkeypatch.setattr(_timesteps, "_pilot", lambda *args, priced: (risk, np.zeros((S, 1))))
     assert structural_risk()(plenty(), 1, KEY)[9] == 1
 
 
@@ -101,9 +102,19 @@ def wide_and_narrow():
 
 
 def test_the_pilot_finds_the_step_that_a_static_grid_serves_worst():
-    risk, features = _timesteps._pilot(wide_and_narrow(), 2, KEY)
+    risk, features = _timesteps._pilot(wide_and_narrow(), 2, KEY, priced=False)
     assert risk[0] > 4 * risk[1]
     np.testing.assert_allclose(np.ravel(features[1] - features[0])[:1], np.log(8), atol=0.3)
+
+
+def test_a_priced_risk_counts_what_an_error_costs_the_image():
+    given = wide_and_narrow()
+    cost = sensitivity(given, KEY, num_images=2)
+    risk, _ = _timesteps._pilot(given, 2, KEY, priced=True)
+    np.testing.assert_allclose(risk, _timesteps._pilot(given._replace(cost=cost), 2, KEY, priced=True)[0])
+    only_last = cost._replace(sites=np.array([[0.0], [1.0]]) * np.ones_like(cost.sites))
+    first, last = _timesteps._pilot(given._replace(cost=only_last), 2, KEY, priced=True)[0]
+    assert first == 0 < last
 
 
 def test_observe_looks_at_the_chosen_states_only():

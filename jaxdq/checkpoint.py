@@ -97,11 +97,18 @@ def restore(path: str | os.PathLike[str]) -> QuantizedParams:
     path = Path(path)
     manifest = _read_manifest(path)
     found = _checksums(path / ARRAYS)
+    if not isinstance(manifest["sha256"], dict) or set(found) - set(manifest["sha256"]):
+        raise InputError(
+            f"'{path / MANIFEST}' does not list every file of '{path / ARRAYS}'; save the checkpoint again."
+        )
     for name, digest in manifest["sha256"].items():
         if found.get(name) != digest:
             state = "is damaged" if name in found else "is missing"
             raise InputError(f"'{path / ARRAYS / name}' {state}; save the checkpoint again, or copy it anew.")
-    plan = _plan_from(manifest["plan"])
+    try:
+        plan = _plan_from(manifest["plan"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"the plan in '{path / MANIFEST}' can't be read; save the checkpoint again.") from None
     return _from_arrays(_read_arrays((path / ARRAYS).absolute()), plan)
 
 
@@ -115,6 +122,8 @@ def versions() -> dict[str, str]:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no object of JSON")
         missing = {"format", "plan", "sha256", "sha256_of_manifest"} - set(manifest)
     except FileNotFoundError:
         raise InputError(
@@ -126,10 +135,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise InputError(f"'{path / MANIFEST}' lacks {sorted(missing)}; save the checkpoint again.")
     if manifest.pop("sha256_of_manifest") != _digest(manifest):
         raise InputError(f"'{path / MANIFEST}' is damaged; save the checkpoint again, or copy it anew.")
-    if manifest["format"] not in READABLE:
-        writer = manifest.get("versions", {}).get("jaxdq", "unknown")
+    kept = manifest["format"]
+    if type(kept) is not int or kept not in READABLE:
+        versions = manifest.get("versions")
+        writer = versions.get("jaxdq", "unknown") if isinstance(versions, dict) else "unknown"
         raise InputError(
-            f"'{path}' is of checkpoint format {manifest['format']} and this jaxdq reads {READABLE[0]} to {FORMAT}; "
+            f"'{path}' is of checkpoint format {kept!r} and this jaxdq reads {READABLE[0]} to {FORMAT}; "
             f"install the jaxdq that wrote it ({writer}), or quantize again."
         )
     return manifest

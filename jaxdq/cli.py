@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `jaxdq quantize` wrote.")]
+_VARIANTS = (
+    'One to compare; repeat it. Of float32, bfloat16, W8A8, W4A8, "W8A8 dynamic" and W8A16; all if not given. '
+    "bfloat16 with all scores at once is what they are compared with."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the metrics, as JSON.")]
 
 
@@ -176,7 +180,7 @@ def bench(
         str, typer.Option(help="cpu, gpu or tpu, measured there; or tpu:v5e or tpu:v6e, modelled without one.")
     ] = "cpu",
     batch_size: Annotated[int, typer.Option(help="Rows of the batch.")] = 8,
-    variant: Annotated[list[str] | None, typer.Option(help="One to compare; repeat it. All if not given.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help=_VARIANTS)] = None,
     rounds: Annotated[int, typer.Option(help="Calls of each variant that are timed.")] = 10,
     as_json: AsJson = False,
 ) -> None:

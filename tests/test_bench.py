@@ -86,7 +86,7 @@ def test_the_table_has_a_line_for_each_variant(answers, small, capsys):
     ("options", "sentence"),
     [
         ({"variants": ["W1A1"]}, "'W1A1' is no variant; give some of 'float32'"),
-        ({"platform": "tpu:v9"}, "'tpu:v9' is no platform that is modelled"),
+        ({"platform": "tpu:v9"}, "'tpu:v9' is no platform of jaxdq"),
         ({"platform": "gpu"}, "JAX finds no gpu here"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"rounds": 0}, "rounds 0"),

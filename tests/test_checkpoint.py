@@ -117,7 +117,7 @@ def test_every_field_of_the_manifest_is_checked(saved):
         manifest.write_text(json.dumps({key: value for key, value in whole.items() if key != field}))
         with pytest.raises(InputError, match=r"lacks|damaged"):
             restore(saved)
-    for text in ("", "[]", "3", "null", '{"format": 1', "\x00"):
+    for text in ("", "[]", '["format", "plan", "sha256", "sha256_of_manifest"]', "3", "null", '{"format": 1', "\x00"):
         manifest.write_text(text)
         with pytest.raises(InputError, match=r"manifest\.json"):
             restore(saved)
@@ -141,6 +141,27 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(saved):
     manifest["sha256_of_manifest"] = checkpoint._digest(manifest)
     (saved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"format 99 and this jaxdq reads 1 to 2.*\(7\.1\)"):
+        restore(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("format", "1", "format '1' and this jaxdq reads 1 to 2"),
+        ("format", True, "format True"),
+        ("sha256", {}, "does not list every file"),
+        ("sha256", [], "does not list every file"),
+        ("plan", None, "the plan in .* can't be read"),
+        ("plan", {"unplanned": []}, "the plan in .* can't be read"),
+    ],
+)
+def test_a_manifest_that_was_written_by_hand_is_refused(saved, field, value, says):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    del manifest["sha256_of_manifest"]
+    manifest[field], manifest["versions"] = value, None
+    manifest["sha256_of_manifest"] = checkpoint._digest(manifest)
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=says):
         restore(saved)
 
 

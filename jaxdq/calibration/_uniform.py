@@ -43,11 +43,14 @@ def check_num_groups(num_groups: int, num_steps: int) -> None:
 
 
 def check_groups_fit(work: Work, num_groups: int) -> None:
-    """Refuses a number of groups that the sampler's steps, or the steps chosen for calibration, can't fill."""
+    """Refuses a number of groups that the sampler's steps, or the budget of calibration, can't fill.
+
+    States may well be chosen at fewer steps than there are groups: a step without any is observed at the nearest one.
+    """
     check_num_groups(num_groups, work.data.num_steps)
-    counts = work.counts_or_all
-    if np.count_nonzero(counts) < num_groups:
+    budget = work.counts_or_all.sum()
+    if budget < num_groups:
         raise InputError(
-            f"a budget of {counts.sum()} states covers {np.count_nonzero(counts)} timesteps and {num_groups} groups "
-            f"were asked for; give a budget of at least {num_groups} states, or fewer groups."
+            f"a budget of {budget} states was given and {num_groups} groups were asked for; give a budget of at least "
+            f"{num_groups} states, or fewer groups."
         )

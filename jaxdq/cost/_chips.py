@@ -41,7 +41,9 @@ def chip_of(platform: str) -> Chip:
     """
     name = platform.removeprefix("tpu:")
     if name not in CHIPS:
-        raise InputError(f"'{platform}' is no platform that is modelled; give one of {_listed()}.")
+        raise InputError(
+            f"'{platform}' is no platform of jaxdq; give cpu, gpu or tpu to measure here, or {_listed()} to model one."
+        )
     return CHIPS[name]
 
 

@@ -29,6 +29,7 @@ _FORMAT = 1  # of what is kept; a new one where `Compiled` or `read_program` cha
 _LIMIT_S, _LIMIT_S_UNPROFILED = 45.0, 900.0  # for one program; some keep the profiler busy for hours
 _PROFILE = "--xla_jf_dump_static_llo_profile_to="
 _FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")  # the user's own, which change what the compiler makes
+_OF_THE_HOST = ("--xla_force_host", "--xla_dump")  # these don't
 
 
 class Compiled(NamedTuple):
@@ -155,7 +156,8 @@ class _Worker:
             answer = self._ask(frame, False)
         if answer is None or "error" in answer:
             why = "it ended without a word" if answer is None else answer["error"]
-            raise InputError(f"the compiler for {self.chip.name} refused a program: {why}")
+            flags = "".join(f"; it was given {flags}" for flags in _flags())
+            raise InputError(f"the compiler for {self.chip.name} refused a program: {why}{flags}")
         return Compiled(read_program(answer["hlo"]), answer["temp_bytes"], answer["code_bytes"], answer["seconds"])
 
     def _ask(self, frame: bytes, profile: bool) -> dict[str, Any] | None:
@@ -209,9 +211,15 @@ def _key(program: export.Exported, chip: Chip, profile: bool, limit_s: float) ->
     text = re.sub(r"^#loc.*\n?|\bloc\(#?[^()]*\)", "", program.mlir_module(), flags=re.MULTILINE)
     text += "" if FRAME in program.mlir_module() else " without a frame"  # which is known by its place alone
     patience = () if limit_s == _LIMIT_S else (f"{limit_s} s",)  # whoever waits longer may hear more
-    flags = (f"{name}={os.environ[name]}" for name in _FLAGS if os.environ.get(name))
-    parts = (str(_FORMAT), chip.topology, str(profile), *patience, *flags, *versions, text)
+    parts = (str(_FORMAT), chip.topology, str(profile), *patience, *_flags(), *versions, text)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
+
+
+def _flags() -> list[str]:
+    """The compiler's flags that the user has set, with the variable's name before them."""
+    words = {name: os.environ.get(name, "").split() for name in _FLAGS}
+    kept = {name: [word for word in each if not word.startswith(_OF_THE_HOST)] for name, each in words.items()}
+    return [" ".join((f"{name}:", *each)) for name, each in kept.items() if each]
 
 
 def _read(path: Path) -> Compiled | None:

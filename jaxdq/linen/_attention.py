@@ -82,8 +82,9 @@ _CLASS, _PARTS = "FlaxAttention", ("query", "key", "value", "proj_attn", "heads"
 def attends_as_in_diffusers(module: nn.Module, *args: Any, **kwargs: Any) -> bool:
     """Whether a module is the attention of diffusers' Flax classes, called with so many queries that blocks pay.
 
-    So is MaxDiffusion's, which was made after them, where its kernel is "dot_product" (its others keep no scores
-    themselves). One with other arguments (a mask, say), a scale of its own or dropout is not.
+    So is MaxDiffusion's, which was made after them, where its kernel keeps the scores: "dot_product", and "flash" for
+    fewer tokens than its least. One with other arguments (a mask, say), other layers, a scale of its own or dropout is
+    not, nor is a class that inherits its call and changes it.
 
     Args:
         module: bound, of any class.
@@ -92,13 +93,35 @@ def attends_as_in_diffusers(module: nn.Module, *args: Any, **kwargs: Any) -> boo
     """
     if type(module).__name__ != _CLASS or not all(hasattr(module, part) for part in _PARTS):
         return False
+    try:
+        given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
+    except TypeError:  # the call itself says what is wrong with it
+        return False
+    x, context = given.get("hidden_states"), given.get("context")
+    if (
+        not isinstance(x, jax.Array)
+        or x.ndim != 3
+        or x.shape[1] < MANY_QUERIES
+        or not _computes_as_in_diffusers(module)
+    ):
+        return False
+    unused, kernel = given.get(_UNUSED), getattr(module, "attention_kernel", "dot_product")
+    shortest = min(x.shape[1], x.shape[1] if context is None else context.shape[1])
+    keeps_scores = kernel == "flash" and shortest < getattr(module, "flash_min_seq_length", 0)
+    return (unused is None or (isinstance(unused, dict) and not unused)) and (kernel == "dot_product" or keeps_scores)
+
+
+def _computes_as_in_diffusers(module: Any) -> bool:
+    """Whether the class has the arguments, the layers and the scale, from one class that nothing overrides."""
     takes = list(inspect.signature(type(module).__call__).parameters)
-    given = {**dict(zip(takes[1:], args, strict=False)), **kwargs}
-    usual = takes in (_ARGUMENTS, [*_ARGUMENTS, _UNUSED]) and not given.get(_UNUSED)
+    if takes not in (_ARGUMENTS, [*_ARGUMENTS, _UNUSED]):
+        return False
+    bases = [base for base in type(module).__mro__ if issubclass(base, nn.Module) and base is not nn.Module]
+    overridden = any(sum(name in base.__dict__ for base in bases) > 1 for name in ("__call__", "setup"))
+    layers = {getattr(module, part).name for part in _PARTS[:4]}
     scale = module.dim_head**-0.5
-    usual = usual and getattr(module, "scale", scale) == scale and not getattr(module, "dropout", 0.0)
-    usual = usual and getattr(module, "attention_kernel", "dot_product") == "dot_product"
-    return usual and bool(args) and args[0].ndim == 3 and args[0].shape[1] >= MANY_QUERIES
+    usual = getattr(module, "scale", scale) == scale and not getattr(module, "dropout", 0.0)
+    return usual and not overridden and set(module.variables.get("params", ())) <= layers
 
 
 def attend_as_in_diffusers(
@@ -109,6 +132,8 @@ def attend_as_in_diffusers(
     cross_attention_kwargs: None = None,
 ) -> jax.Array:
     """What such a module computes, by its own projections, with `DotProductAttention` in place of its products.
+
+    Logical constraints between them, which say how arrays lie on a mesh, fall away: the partitioner decides.
 
     Args:
         module: bound.

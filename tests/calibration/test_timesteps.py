@@ -138,9 +138,22 @@ def test_impossible_budgets_are_refused(budget):
         select_timesteps(uniform_timesteps(), budget)(plenty(), KEY)
 
 
+def test_a_budget_at_fewer_steps_than_groups_is_observed_at_the_nearest():
+    def at_the_ends(work, budget, key):
+        return np.array([1, 0, 0, 0, 3])
+
+    chosen = (select_timesteps(at_the_ends, 4), observe(minmax()), share_uniformly(4))
+    recipe = Recipe("few", default_rules(8, 8), minmax_weights(), chosen)
+    work = run_recipe(toy_denoiser(), recipe, sampler=ddim(5), key=KEY, num_images=3)
+    first, second, third, last = np.asarray(work.calib.act_scale)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(third, last)
+    assert (first != last).any()
+
+
 @pytest.mark.parametrize("share", [share_uniformly, share_optimally, search_groups])
 def test_a_budget_smaller_than_the_groups_is_refused(share):
     chosen = (observe(minmax()), select_timesteps(uniform_timesteps(), 3), share(4))
     recipe = Recipe("few", default_rules(8, 8), minmax_weights(), chosen)
-    with pytest.raises(InputError, match="budget of 3 states covers 3 timesteps and 4 groups"):
+    with pytest.raises(InputError, match="budget of 3 states was given and 4 groups"):
         run_recipe(toy_denoiser(), recipe, sampler=ddim(5), key=KEY, num_images=2)

@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import json
 import re
 from types import SimpleNamespace
@@ -28,7 +29,9 @@ def square(x):
 
 def test_unknown_chips_are_refused_with_those_there_are():
     assert chip_of("tpu:v5e") is V5E
-    with pytest.raises(InputError, match="'tpu:v9' is no platform that is modelled; give one of tpu:v5e, tpu:v6e"):
+    with pytest.raises(
+        InputError, match="'tpu:v9' is no platform of jaxdq; give cpu, gpu or tpu to measure here, or tpu:v5e, tpu:v6e"
+    ):
         chip_of("tpu:v9")
 
 
@@ -93,11 +96,32 @@ def test_who_gives_the_compiler_flags_asks_again(fake, monkeypatch):
     program = exported(square, jax.ShapeDtypeStruct((4, 4), jnp.float32))
     compile_for([program], V5E)
     for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"):
-        monkeypatch.setenv(name, "--xla_some=1")
+        monkeypatch.setenv(name, "--xla_some=1 --xla_dump_to=here")
+        compile_for([program], V5E)
+        monkeypatch.setenv(name, "--xla_force_host_platform_device_count=8")  # which is nothing to a TPU
         compile_for([program], V5E)
         monkeypatch.delenv(name)
-    compile_for([program], V5E)
     assert Fake.asked == 3
+
+
+def test_the_compiler_gets_the_flags_and_they_are_named_where_it_refuses(monkeypatch):
+    given = []
+
+    class Process:
+        stdin, stdout, kill, wait = io.BytesIO(), io.BytesIO(), lambda self: None, lambda self: None
+
+        def __init__(self, *args, env, **kwargs):
+            given.append(env.get("LIBTPU_INIT_ARGS", ""))
+
+    monkeypatch.setattr(compiler.subprocess, "Popen", Process)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_some=1")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    worker = compiler._Worker(V5E, 1.0)
+    program = exported(square, jax.ShapeDtypeStruct((4, 4), jnp.float32))
+    with pytest.raises(InputError, match=r"ended without a word; it was given LIBTPU_INIT_ARGS: --xla_some=1$"):
+        worker.compiled(program, profile=True)
+    profiled, plain = given
+    assert profiled.startswith(f"--xla_some=1 {compiler._PROFILE}") and plain == "--xla_some=1"
 
 
 def test_an_answer_is_found_again_whoever_asks(fake):

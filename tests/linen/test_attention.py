@@ -218,14 +218,31 @@ class Masked(FlaxAttention):
         return super().__call__(hidden_states, context)
 
 
-@pytest.mark.parametrize("module", [Scaled(), Masked(), FlaxAttention(dropout=0.1)])
+class Doubled(FlaxAttention):
+    def __call__(self, hidden_states, context=None, deterministic=True):
+        return 2 * super().__call__(hidden_states, context)
+
+
+class Normed(FlaxAttention):
+    def setup(self):
+        super().setup()
+        self.norm = nn.LayerNorm()
+
+    def __call__(self, hidden_states, context=None, deterministic=True):
+        return super().__call__(self.norm(hidden_states), context)
+
+
+@pytest.mark.parametrize("module", [Scaled(), Masked(), Doubled(), Normed(), FlaxAttention(dropout=0.1)])
 def test_attention_that_computes_something_else_is_left_alone(module):
     type(module).__name__ = "FlaxAttention"
     x = jnp.ones((1, MANY_QUERIES, 8))
     bound = module.bind(module.init(jax.random.key(0), x))
     assert not attends_as_in_diffusers(bound, x)
-    assert attends_as_in_diffusers(FlaxAttention().bind(bound.variables), x)
-    assert not attends_as_in_diffusers(FlaxAttention().bind(bound.variables))
+    usual = FlaxAttention()
+    usual = usual.bind(usual.init(jax.random.key(0), x))
+    assert attends_as_in_diffusers(usual, x) and attends_as_in_diffusers(usual, hidden_states=x)
+    assert not attends_as_in_diffusers(usual) and not attends_as_in_diffusers(usual, x, x, True, None)
+    assert not attends_as_in_diffusers(usual, [1.0])
 
 
 def test_maxdiffusions_attention_is_taken_over_only_where_it_would_keep_the_scores():
@@ -236,9 +253,14 @@ def test_maxdiffusions_attention_is_taken_over_only_where_it_would_keep_the_scor
         return attends_as_in_diffusers(as_in_maxdiffusion(**dict(fields)).bind(variables), *args, **kwargs)
 
     assert taken(x) and taken(x, None, True, None) and taken(x, cross_attention_kwargs=None, deterministic=False)
-    assert not taken(x, fields={"attention_kernel": "flash"})
     assert not taken(x, cross_attention_kwargs={"scale": 2.0})
     assert not taken(x, None, True, {"scale": 2.0})
+    assert not taken(x, cross_attention_kwargs=x)
+    # Its flash kernel falls back to whole scores for fewer tokens than its least, of either side.
+    flash = {"attention_kernel": "flash", "flash_min_seq_length": MANY_QUERIES}
+    assert not taken(x, fields=flash) and taken(x, x[:, :7], fields=flash)
+    assert taken(x, fields={**flash, "flash_min_seq_length": MANY_QUERIES + 1})
+    assert not taken(x, fields={"attention_kernel": "cudnn_flash_te"})
 
 
 def test_other_widths_of_values_and_empty_batches():

@@ -73,8 +73,11 @@ def test_normal_timesteps_lie_about_their_mean_counted_from_the_image():
     assert abs(mean - 20) < 2
 
 
-def test_structural_risk_goes_to_risk_alone_without_its_penalty(pilot):
-    np.testing.assert_array_equal(structural_risk(0.0)(plenty(), 2 * N, KEY), [0] * 8 + [N, N])
+def test_structural_risk_without_its_penalty_takes_the_most_off_the_risk(pilot):
+    # By hand, in thirds of the largest risk: the gains of a risky step are 3, 1, 1/2, ..., those of another 1, 1/3, ...
+    np.testing.assert_array_equal(structural_risk(0.0)(plenty(), 2, KEY), [0] * 8 + [1, 1])
+    np.testing.assert_array_equal(structural_risk(0.0)(plenty(), 12, KEY), [1] * 8 + [2, 2])
+    np.testing.assert_array_equal(structural_risk(0.0)(plenty(), 14, KEY), [1] * 8 + [3, 3])
 
 
 def test_structural_risk_goes_to_what_is_typical_under_a_heavy_penalty(pilot):

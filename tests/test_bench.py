@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import toys
 
-from jaxdq import bench, cost
+from jaxdq import bench, cli, cost
 from jaxdq._errors import InputError
 from jaxdq.bench import BASELINE, ROWS, bench_model
 from jaxdq.cli import main
@@ -37,6 +37,11 @@ def test_integers_are_smaller_and_run_as_integers(small):
     sizes = [row["argument_bytes"] for row in rows.values()]
     assert sizes[0] > sizes[1] > sizes[2]
     assert all(row["milliseconds"] > 0 for row in rows.values())
+
+
+def test_the_help_names_every_variant():
+    words = cli._VARIANTS.replace(",", " ").replace(";", " ")
+    assert all(f" {name} " in words or f'"{name}"' in words for name in ROWS if name != BASELINE)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import export
+from scripts_by_name import script
 
 import jaxdq
 from jaxdq.calibration import plan_for, weight_ranges
@@ -19,7 +20,6 @@ from jaxdq.linen import Calibration
 from jaxdq.observers import minmax_weights
 from jaxdq.unet._blocks import ResnetBlock
 from jaxdq.unet._transformer import TORCH, TransformerBlock
-from tests.scripts_by_name import script
 
 pytestmark = [
     pytest.mark.slow,

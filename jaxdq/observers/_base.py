@@ -132,8 +132,11 @@ def search_range(
 
 
 def power(difference: jax.Array, p: float) -> jax.Array:
-    """`|difference|**p`, elementwise; through exp and log, which XLA:CPU vectorises: several times as fast as pow."""
-    return jnp.exp(p * jnp.log(jnp.abs(difference)))
+    """`|difference|**p`, elementwise: a product where p is 2, otherwise through exp and log.
+
+    XLA:CPU vectorises all three; pow takes several times as long as exp and log, and those four times as a product.
+    """
+    return difference**2 if p == 2 else jnp.exp(p * jnp.log(jnp.abs(difference)))
 
 
 def check_search(p: float, num_candidates: int) -> None:

@@ -85,7 +85,7 @@ def test_an_array_that_is_the_same_at_every_step_keeps_one_grid_while_it_is_lear
     # Only the first group's is learned, since it is what runs.
     fixed = Fixed(found.denoiser.params, found.weights, jnp.asarray(found.group_of_step))
     rows = rows_of_steps(found, step_weights(found), S, KEY)(0)
-    slope = jax.grad(_make_loss(found.denoiser.module, found.plan))(learned_of(found), fixed, rows).act
+    slope = jax.jit(jax.grad(_make_loss(found.denoiser.module, found.plan)))(learned_of(found), fixed, rows).act
     assert slope[0, 1] != 0 and slope[1, 1] == 0
 
 

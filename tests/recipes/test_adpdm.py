@@ -113,7 +113,13 @@ def guided_denoiser():
     return guided(toy_denoiser(Tiny(), (labels,)), (np.full((1, 4), 5.0, np.float32),))
 
 
-@pytest.mark.parametrize("make", [lambda: toy_denoiser(ScalarTime()), guided_denoiser], ids=["scalar t", "guided"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: toy_denoiser(ScalarTime()), id="scalar t"),
+        pytest.param(guided_denoiser, id="guided", marks=pytest.mark.slow),
+    ],
+)
 def test_networks_that_take_one_time_are_learned_too(make):
     # Two rows in an update, as many as the first layer has channels: a vector t would broadcast over those.
     recipe = adpdm(4, 8, 2, search=SearchSettings(num_updates=2, rows=2), ranges=RangeSettings(num_updates=2, rows=2))

@@ -70,8 +70,11 @@ def abstract_sites(config):
 # Parameters as counted by diffusers; two products for each attention, two attentions for each transformer block.
 @pytest.mark.parametrize(
     ("config", "num_params", "num_blocks"),
-    [(V1_4, 859_520_964, 16), (V2_1, 865_910_724, 16), (XL_BASE, 2_567_463_684, 70)],
-    ids=["v1-4", "v2-1", "xl-base"],
+    [
+        pytest.param(V1_4, 859_520_964, 16, id="v1-4"),
+        pytest.param(V2_1, 865_910_724, 16, id="v2-1"),
+        pytest.param(XL_BASE, 2_567_463_684, 70, id="xl-base", marks=pytest.mark.slow),
+    ],
 )
 def test_golden_every_contraction_is_a_site(config, num_params, num_blocks):
     sites, params = abstract_sites(config)

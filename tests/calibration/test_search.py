@@ -176,6 +176,21 @@ def test_oracle_at_a_choice_the_network_is_that_group_s_quantized_one(shape):
     assert abs(found - rows.target).max() > 0.1  # it is quantized at all
 
 
+def test_memory_does_not_grow_with_the_groups_on_the_way_back():
+    """Rows of 2 x 64 x 64: what is kept of them outweighs the tables."""
+    problem, steps = problem_of(random_proxy(), params()), jnp.arange(4, dtype=jnp.int32)
+    x = jnp.zeros((4, 64, 64, 2))
+    rows = Rows(x, 10 - 2 * steps, steps, x, jnp.ones(4))
+
+    def temporaries(num_groups):
+        def task(logits):
+            return jnp.sum(relaxed_apply(Chain(), problem, COLUMNS, logits, rows) ** 2)
+
+        return jax.jit(jax.grad(task)).lower(jnp.zeros((S, num_groups))).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(16) < 1.2 * temporaries(2)
+
+
 def test_sites_outside_the_plan_pass():
     problem, rows = problem_of(random_proxy(), params()), rows_of()
     float_output = relaxed_apply(Chain(), problem, {}, jnp.zeros((S, G)), rows)

@@ -229,18 +229,28 @@ def one_pass(
         denoiser: gives the module's further arguments.
         data: the states.
         batch_size: images at a time.
-        counts: int[S], how many images of each step are shown; None is all.
+        counts: int[S], how many images of each step are shown, in turn (`turns`); None is all.
         mesh: whose devices share a batch.
     """
     counts = np.full(data.num_steps, data.num_images) if counts is None else counts
+    turn = turns(counts)
     size = batch_size_of(counts, batch_size)
     shared = size - size % num_devices(mesh)
     for step in np.flatnonzero(counts):
-        images = np.resize(np.arange(counts[step]), (-(-counts[step] // size), size))
+        shown = (turn[step] + np.arange(counts[step])) % data.num_images
+        images = np.resize(shown, (-(-counts[step] // size), size))
         for batch in images:
             for part in (batch[:shared], batch[shared:]):
                 if len(part):
                     yield batch_at(denoiser, data, int(step), part, mesh=mesh)
+
+
+def turns(counts: np.ndarray) -> np.ndarray:
+    """int[S]: the image, modulo their number, whose state is a step's first where each step shows `counts[s]` of them.
+
+    A step goes on where the one before left off, so that few states are of many images, and of all conditions.
+    """
+    return np.cumsum(counts) - counts
 
 
 def num_batches(counts: np.ndarray, batch_size: int, mesh: Mesh | None = None) -> int:

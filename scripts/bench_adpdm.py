@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
             label = f"{denoiser.name} {bits} {name} G{groups} {budget} S{args.steps} N{args.images} seed{seed}"
             if label in rows and rows[label]["settings"] == SETTINGS:
                 continue
-            work, seconds_before = prepare(method.plain, budget)
+            # A policy may look at the grids; all states are the same for all bit widths.
+            work, seconds_before = prepare(method.plain, budget, "W8A8" if budget == "all" else bits)
             start = time.perf_counter()
             work = with_bits(work, bits, method)
             for index, calibrator in enumerate(method.calibrators(groups)):
@@ -123,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
                 "prepare_seconds": seconds_before,
                 "calibrate_seconds": seconds,
                 "settings": SETTINGS,
+                "jax": jax.__version__,
                 "log": [[name, numbers_of(log)] for name, log in work.log],
             }
             rows[label] = {**measured(denoiser, sampler, seed, qparams, reference()), **found}
@@ -160,24 +162,40 @@ def reference_of(denoiser: Any, sampler: Any, seed: int, num_images: int) -> Ref
     return Reference(data, np.asarray(draw(key=jax.random.fold_in(key_of_images(seed), 1))))
 
 
-def prepared(denoiser: Any, sampler: Any, seed: int, plain: bool, budget: str) -> tuple[Work, float]:
-    """What is the same for all bit widths (trajectories, ranges, weighed errors), and the seconds it took."""
+def prepared(denoiser: Any, sampler: Any, seed: int, plain: bool, budget: str, bits: str) -> tuple[Work, float]:
+    """What comes before ranges are shared (trajectories, evidence, weighed errors), and the seconds it took."""
     start = time.perf_counter()
     selection: tuple[Calibrator, ...] = ()
     if budget != "all":
         policy, _, states = budget.partition(":")
         selection = (select_timesteps(POLICIES[policy](), int(states)),)
     evidence = (observe(minmax()),) if plain else (observe(mse(2.0)), weigh_errors())
-    recipe = Recipe("prepared", default_rules(8, 8), minmax_weights(), (*selection, *evidence, share_uniformly(1)))
+    recipe = Recipe(
+        "prepared", default_rules(*widths(bits)), minmax_weights(), (*selection, *evidence, share_uniformly(1))
+    )
     work = run_recipe(denoiser, recipe, sampler=sampler, key=jax.random.key(seed))
     return work, time.perf_counter() - start
 
 
+def widths(bits: str) -> tuple[int, int]:
+    """Of weights and of activations."""
+    found = re.fullmatch(r"W(\d)A(\d)", bits)
+    if found is None:
+        raise SystemExit(f"--bits has '{bits}'; give them as W4A8.")
+    return int(found[1]), int(found[2])
+
+
+def budget_of(text: str) -> str:
+    """`all`, or POLICY:STATES."""
+    if text != "all" and re.fullmatch(f"({'|'.join(POLICIES)}):[1-9][0-9]*", text) is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither 'all' nor POLICY:STATES such as risk:200")
+    return text
+
+
 def with_bits(work: Work, bits: str, method: Method) -> Work:
     """The same evidence under another plan."""
-    weight_bits, act_bits = (int(digits) for digits in re.findall(r"\d+", bits))
     weight_range = minmax_weights() if method.plain else mse_weights()
-    recipe = Recipe("bits", default_rules(weight_bits, act_bits), weight_range, ())
+    recipe = Recipe("bits", default_rules(*widths(bits)), weight_range, ())
     plan = plan_for(work.denoiser, recipe)
     return work._replace(plan=plan, weights=weight_ranges(work.denoiser.params, plan, weight_range), log=())
 
@@ -205,7 +223,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bits", nargs="+", default=["W8A8", "W6A6", "W4A8", "W4A4"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--groups", type=int, nargs="+", default=[8])
-    parser.add_argument("--budgets", nargs="+", default=["all"], help="all, or POLICY:STATES such as risk:200")
+    parser.add_argument(
+        "--budgets", nargs="+", type=budget_of, default=["all"], help="all, or POLICY:STATES such as risk:200"
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=256)
@@ -215,16 +235,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def summarise(rows: dict[str, dict]) -> dict[str, dict]:
-    """Mean, standard deviation and number of seeds of every row but for its seed."""
+    """Mean, standard deviation and number of seeds of every row but for its seed, of these settings only."""
     grouped: dict[str, list[dict]] = {}
     for name, row in rows.items():
-        grouped.setdefault(name.rpartition(" seed")[0], []).append(row)
+        if row["settings"] == SETTINGS:
+            grouped.setdefault(name.rpartition(" seed")[0], []).append(row)
     return {
         name: {
             "seeds": len(group),
             **{
                 figure: [round(float(spread([row[figure] for row in group])), 4) for spread in (np.mean, deviation)]
-                for figure in (*FIGURES, "median_image_psnr_db", "fd_float_floor", "calibrate_seconds")
+                for figure in (
+                    *FIGURES,
+                    "median_image_psnr_db",
+                    "fd_float_floor",
+                    "prepare_seconds",
+                    "calibrate_seconds",
+                )
             },
         }
         for name, group in grouped.items()

@@ -19,8 +19,7 @@ import jax
 
 import jaxdq
 from jaxdq import diffusion
-from jaxdq.calibration import observe, run_recipe, share_uniformly
-from jaxdq.observers import minmax
+from jaxdq.calibration import run_recipe, share_uniformly
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,7 +34,6 @@ def main(argv: list[str] | None = None) -> None:
     denoiser, sampler = jaxdq.load_denoiser(args.model), jaxdq.ddim(args.steps)
     key = jax.random.key(0)
     work = run_recipe(denoiser, jaxdq.recipes.minmax(8, 8), sampler=sampler, key=key, num_images=4)
-    work = observe(minmax())(work, key)
     programs = {}
     for groups in args.groups:
         calib = share_uniformly(groups)(work, key).calib

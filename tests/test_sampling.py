@@ -8,7 +8,7 @@ from toys import NUM_TIMESTEPS, SHAPE, Tiny, tiny_quantized, toy_denoiser
 
 from jaxdq import InputError, ddim, ddpm, sample
 from jaxdq.diffusion import Denoiser, initial_noise, linear_schedule
-from jaxdq.sampling import batch_at, one_pass, trajectories
+from jaxdq.sampling import batch_at, one_pass, trajectories, turns
 
 KEY = jax.random.key(5)
 SCHEDULE = linear_schedule(NUM_TIMESTEPS, 0.01, 0.3)
@@ -141,3 +141,15 @@ def test_one_pass_shows_every_state_in_batches_of_one_size():
     batch = batch_at(denoiser, data, 1, np.array([4, 1]))
     np.testing.assert_array_equal(batch.target, data.outputs[1, [4, 1]])
     np.testing.assert_array_equal(np.ravel(batch.args[0]), [1, 1])
+
+
+def test_few_states_are_of_many_images():
+    denoiser = pointwise()
+    data = trajectories(denoiser, denoiser.params, sampler=ddim(4), num_images=5, key=KEY)
+    counts = np.array([2, 0, 1, 4])
+    np.testing.assert_array_equal(turns(counts), [0, 2, 2, 3])
+    shown = {
+        (int(batch.step), x.tobytes()) for batch in one_pass(denoiser, data, 4, counts) for x in np.asarray(batch.x)
+    }
+    images = {0: [0, 1], 2: [2], 3: [3, 4, 0, 1]}
+    assert shown == {(step, data.states[step, image].tobytes()) for step in images for image in images[step]}

@@ -62,7 +62,7 @@ class Work(NamedTuple):
         weights: path -> QParams of the kernels.
         data: the float model's trajectories.
         key: their noise: sampling with it draws `data.images` again.
-        counts: int[S], how many states of each step calibrators may look at, the first ones; None is all N.
+        counts: int[S], how many states of each step calibrators may look at, its images in turn; None is all N.
         evidence: ranges of activations by step, once observed.
         cost: what errors cost the image, once measured.
         group_of_step: int32[S] or int32[S, A], once chosen.
@@ -113,8 +113,8 @@ class Ranges(NamedTuple):
 
 
 def observed_ranges(work: Work) -> Ranges | None:
-    """The ranges by step that the evidence holds; None where nothing was observed."""
-    if work.evidence is None or not work.plan.tables:
+    """The ranges by step that the evidence holds; None where nothing was observed, or by an observer without them."""
+    if work.evidence is None or not work.plan.tables or not hasattr(work.evidence.states, "low"):
         return None
     return Ranges(work.data.t, np.asarray(work.evidence.states.low), np.asarray(work.evidence.states.high))
 
@@ -132,7 +132,7 @@ def share(work: Work, group_of_step: np.ndarray, num_groups: int) -> Work:
         work with `group_of_step` and `calib`.
 
     Raises:
-        InputError: no evidence yet; a range that is NaN or infinite, naming the site and the time.
+        InputError: no evidence yet.
     """
     if work.evidence is None:
         raise InputError("no ranges were observed yet; put observe(...) before this calibrator in the recipe.")

@@ -18,11 +18,10 @@ from jaxdq._errors import InputError
 from jaxdq.calibration._base import Calibrator, Work
 from jaxdq.checkpoint import versions
 from jaxdq.diffusion import Denoiser, Sampler
-from jaxdq.grid import QParams, Scheme
+from jaxdq.grid import QParams
 from jaxdq.linen import Calibration, Plan, Rule, Site, find_sites, kernel_at, make_plan
+from jaxdq.observers import WeightQParams
 from jaxdq.sampling import Trajectories, trajectories
-
-WeightRange = Callable[[jax.Array, Scheme], QParams]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +33,13 @@ class Recipe:
         rules: the sites of a network -> the rules for them.
         weight_range: how a kernel's grid is found.
         calibrators: run in order; the last one leaves a calibration.
-        settings: the recipe's own arguments, for metrics.json.
+        settings: the recipe's own arguments, for metrics.json; and by which a `checkpoint_dir` knows its own run again,
+            so that all that the calibrators were told must be among them.
     """
 
     name: str
     rules: Callable[[Sequence[Site]], Sequence[Rule]]
-    weight_range: WeightRange
+    weight_range: WeightQParams
     calibrators: tuple[Calibrator, ...]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -164,7 +164,7 @@ def plan_for(denoiser: Denoiser, recipe: Recipe) -> Plan:
     return make_plan(recipe.rules(sites), sites, denoiser.params)
 
 
-def weight_ranges(params: Any, plan: Plan, weight_range: WeightRange) -> dict[str, QParams]:
+def weight_ranges(params: Any, plan: Plan, weight_range: WeightQParams) -> dict[str, QParams]:
     """Path -> grid of every planned kernel."""
     of_one = jax.jit(weight_range, static_argnums=1)
     return {

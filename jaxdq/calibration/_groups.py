@@ -15,7 +15,7 @@ from jaxdq.calibration._loop import learn
 from jaxdq.calibration._proxy import Proxy, best_contiguous, build_proxy
 from jaxdq.calibration._rows import first_non_finite, image_error, rows_of_steps, step_weights
 from jaxdq.calibration._search import SearchState, initial_logits, make_update, problem_of, relaxed
-from jaxdq.calibration._uniform import check_groups_fit
+from jaxdq.calibration._uniform import check_groups_fit, equal_spans
 from jaxdq.linen import Visitor, dequantize_params, quantize
 from jaxdq.observers import HistogramState
 
@@ -65,8 +65,7 @@ def share_by_price(num_groups: int) -> Calibrator:
     def calibrator(work: Work, key: jax.Array) -> Work:
         check_groups_fit(work, num_groups)
         proxy = price(work)
-        group_of_step = np.arange(work.data.num_steps) * num_groups // work.data.num_steps
-        return _shared(work, proxy, group_of_step, num_groups)
+        return _shared(work, proxy, equal_spans(work.data.num_steps, num_groups), num_groups)
 
     return calibrator
 
@@ -101,8 +100,9 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
         InputError: more groups than steps; a loss that becomes NaN.
 
     Source: arXiv 2305.18723, with these deviations: one bank per tensor, so that integer dots can run it (the public
-    code's ranges differ by input channel); straight-through rounding (there, none); a choice that ends one-hot (there,
-    a mixture remains); grids and steps weighted by propagated error; an acceptance test.
+    code's ranges differ by input channel); straight-through rounding (there, none); in the end a choice, by argmax of
+    rows that the entropy term has made nearly one-hot (there, a mixture remains); grids and steps weighted by
+    propagated error; an acceptance test.
     """
     settings = settings or SearchSettings()
 
@@ -110,7 +110,7 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
         num_steps = work.data.num_steps
         check_groups_fit(work, num_groups)
         proxy = price(work)
-        uniform = np.arange(num_steps) * num_groups // num_steps
+        uniform = equal_spans(num_steps, num_groups)
         base = _shared(work, proxy, uniform, num_groups)
         if num_groups == 1 or not work.plan.tables:
             return base

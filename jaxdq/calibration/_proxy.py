@@ -76,13 +76,20 @@ def build_proxy(evidence: Evidence, weight: np.ndarray, schemes: tuple[Scheme, .
     num_steps = weight.shape[0]
     spans = _spans(num_steps)
     scale, zero_point = _candidates(evidence, spans, schemes)
-    table = np.zeros((num_steps, len(schemes), len(spans)))
+    table = errors_on(evidence, scale, zero_point, schemes) * weight[:, :, None]
+    return Proxy(table, scale, zero_point)
+
+
+def errors_on(evidence: Evidence, scale: np.ndarray, zero_point: np.ndarray, schemes: tuple[Scheme, ...]) -> np.ndarray:
+    """f64[S, A, C]: mean squared error of what each step and activation saw on grids f32[C, A] and int32[C, A]."""
+    errors = np.zeros((jax.tree.leaves(evidence.states)[0].shape[0], len(schemes), len(scale)))
     for scheme in dict.fromkeys(schemes):
         columns = np.flatnonzero([other == scheme for other in schemes])
         states = jax.tree.map(lambda leaf, columns=columns: leaf[:, columns], evidence.states)
-        error = _errors(states, jnp.asarray(scale[:, columns]), jnp.asarray(zero_point[:, columns]), scheme)
-        table[:, columns] = np.asarray(error, np.float64) * weight[:, columns, None]
-    return Proxy(table, scale, zero_point)
+        errors[:, columns] = _errors(
+            states, jnp.asarray(scale[:, columns]), jnp.asarray(zero_point[:, columns]), scheme
+        )
+    return errors
 
 
 def best_contiguous(proxy: Proxy, num_groups: int) -> tuple[np.ndarray, float]:

@@ -91,8 +91,8 @@ class Fixed(NamedTuple):
 def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
     """Moves the ranges of the groups, and of the weights, down the gradient of the output's error (see `_ranges`).
 
-    Kept are the ranges, among those it began with and those it passed through, whose images on the integer path come
-    closest to the float ones from the calibration's own noise.
+    Kept are the ranges, among those it began with and those after every `judge_every`-th update, whose images on the
+    integer path come closest to the float ones from the calibration's own noise.
 
     Args:
         settings: of the learning.

@@ -10,7 +10,7 @@ import numpy as np
 from jaxdq._devices import round_up, shard
 from jaxdq.calibration._base import Work
 from jaxdq.linen import Visitor, apply_visited, quantize
-from jaxdq.sampling import sample
+from jaxdq.sampling import sample, turns
 
 _quantize = jax.jit(quantize)
 
@@ -46,14 +46,14 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
         key: of the draws.
     """
     data, counts = work.data, work.counts_or_all
-    seen = np.flatnonzero(counts)
+    seen, turn = np.flatnonzero(counts), turns(counts)
     num_rows = min(num_rows, len(seen))
     seed = int(np.asarray(jax.random.bits(key, (), np.uint32)))
 
     def rows_of(index: int) -> Rows:
         draw = np.random.default_rng((seed, index))
         step = np.sort(draw.permutation(seen)[:num_rows])
-        image = draw.integers(counts[step])
+        image = (turn[step] + draw.integers(counts[step])) % data.num_images
         added = round_up(num_rows, work.mesh) - num_rows
         step, image = (np.resize(drawn, num_rows + added) for drawn in (step, image))
         real = np.arange(num_rows + added) < num_rows

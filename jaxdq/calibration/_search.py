@@ -11,7 +11,8 @@ with straight-through rounding, so that the loss at the network's output reaches
 
 the error of the noise prediction on float trajectories (its unit is what it was at first), the discretisation error
 (`_proxy`: the inner minimum is the grid that the group would choose, which is also the bank of the mixture), and the
-entropy of the choice, whose strength grows until every row of p is one-hot. The second term is concave in p, so that it
+entropy of the choice, whose strength grows so that every row of p comes close to one-hot; argmax decides what is left.
+The second term is concave in p, so that it
 too is least at a choice.
 """
 

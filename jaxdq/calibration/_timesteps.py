@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._errors import InputError
-from jaxdq.calibration._base import Calibrator, Work, tables_of
+from jaxdq.calibration._base import Calibrator, Work, check_at_least, tables_of
 from jaxdq.calibration._observe import observe
 from jaxdq.calibration._proxy import build_proxy
 from jaxdq.calibration._sensitivity import sensitivity
@@ -23,8 +23,9 @@ Policy = Callable[[Work, int, jax.Array], np.ndarray]
 def select_timesteps(policy: Policy, budget: int) -> Calibrator:
     """Takes `budget` of the sampled states, at the steps that the policy chooses, as the calibration set.
 
-    Observers and loops that learn see those and no others. Outside of the budget are what the weights of errors are
-    measured on (`weigh_errors`), the outputs' power by step, and the images that judge a result.
+    Observers and loops that learn see those and no others; the images take turns, so that few states are of many.
+    Outside of the budget are a policy's own pilot images, what the weights of errors are measured on
+    (`weigh_errors`), the outputs' power by step, and the images that judge a result.
 
     Args:
         policy: such as `structural_risk()`.
@@ -34,10 +35,16 @@ def select_timesteps(policy: Policy, budget: int) -> Calibrator:
         A calibrator that sets `work.counts`.
 
     Raises:
-        InputError: a budget that is larger than what was sampled, or smaller than 1.
+        InputError: a budget that is larger than what was sampled, or smaller than 1; states that were observed before
+            the choice.
     """
 
     def calibrator(work: Work, key: jax.Array) -> Work:
+        if work.evidence is not None:
+            raise InputError(
+                "ranges were observed already, on all states; put select_timesteps(...) before observe(...) in the "
+                "recipe."
+            )
         available = work.data.num_steps * work.data.num_images
         if not isinstance(budget, int | np.integer) or not 1 <= budget <= available:
             raise InputError(
@@ -79,6 +86,7 @@ def normal_timesteps(mean: float = 0.4, deviation: float = 0.4) -> Policy:
         mean: in parts of S, counted from the image (PTQ4DM prefers steps near it).
         deviation: in parts of S.
     """
+    _check_finite(mean=mean, deviation=deviation)
 
     def policy(work: Work, budget: int, key: jax.Array) -> np.ndarray:
         num_steps = work.data.num_steps
@@ -112,6 +120,8 @@ def structural_risk(redundancy: float = 0.1, pilot_images: int = 2) -> Policy:
     better than equal spacing; a risk that no state lowers went to two or three steps alone; without the structural term
     it was worse than chance where states were few. Images of the bundled model do not tell the policies apart.
     """
+    check_at_least(1, pilot_images=pilot_images)
+    _check_finite(redundancy=redundancy)
 
     def policy(work: Work, budget: int, key: jax.Array) -> np.ndarray:
         risk, features = _pilot(work, pilot_images, key, priced=True)
@@ -143,6 +153,8 @@ def visits_penalised(weight: float = 2.0, eligible: float = 0.7, pilot_images: i
         eligible: share of the steps, counted from the image, that may be chosen (there, 70 of 100).
         pilot_images: images on which the error is measured.
     """
+    check_at_least(1, pilot_images=pilot_images)
+    _check_finite(weight=weight, eligible=eligible)
 
     def policy(work: Work, budget: int, key: jax.Array) -> np.ndarray:
         risk, _ = _pilot(work, pilot_images, key, priced=False)
@@ -181,6 +193,12 @@ def _pilot(work: Work, num_images: int, key: jax.Array, *, priced: bool) -> tupl
     table = build_proxy(evidence, weight, schemes).table
     static = table.sum(axis=0).argmin(axis=-1)
     return np.take_along_axis(table, static[None, :, None], axis=2).sum(axis=(1, 2)), np.log(scale)
+
+
+def _check_finite(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not np.isfinite(number):
+            raise InputError(f"{name} is {number}; give a finite number.")
 
 
 def _power(state: HistogramState) -> jax.Array:

@@ -26,9 +26,14 @@ def share_uniformly(num_groups: int) -> Calibrator:
     def calibrator(work: Work, key: jax.Array) -> Work:
         num_steps = work.data.num_steps
         check_groups_fit(work, num_groups)
-        return share(work, np.arange(num_steps) * num_groups // num_steps, num_groups)
+        return share(work, equal_spans(num_steps, num_groups), num_groups)
 
     return calibrator
+
+
+def equal_spans(num_steps: int, num_groups: int) -> np.ndarray:
+    """int[S]: `floor(step * G / S)`."""
+    return np.arange(num_steps) * num_groups // num_steps
 
 
 def check_num_groups(num_groups: int, num_steps: int) -> None:

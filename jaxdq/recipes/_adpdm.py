@@ -35,9 +35,9 @@ def adpdm(
 
     Where we deviate from the paper and from its public code, and why: one bank per tensor instead of ranges per input
     channel, since a scale that varies along the contraction can't leave an integer dot; straight-through rounding,
-    since without it half of the layers get no gradient; an entropy term that grows until the choice is one-hot, since a
-    mixture of grids is no grid; errors weighted by what reaches the image; ranges learned after the choice, the
-    weights' among them, since ranges and not groups carry most of the gain; and acceptance on the integer path.
+    since without it half of the layers get no gradient; an entropy term that grows, and argmax, since a mixture of
+    grids is no grid; errors weighted by what reaches the image; ranges learned after the choice, the weights' among
+    them, since ranges and not groups carry most of the gain; and acceptance on the integer path.
     8 groups are the paper's; its learning rate and its weight decay are not used (see `SearchSettings`). Timesteps are
     chosen by structural risk only where a budget is given: trajectories are at hand anyway, and all of them serve best.
 

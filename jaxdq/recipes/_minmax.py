@@ -9,8 +9,8 @@ from jaxdq.recipes._rules import default_rules
 def minmax(weight_bits: int = 8, act_bits: int = 8) -> Recipe:
     """Min-max ranges over all timesteps, one scale per activation.
 
-    Equation: `scale = (max x - min x) / (2**act_bits - 1)` over all steps and images; weights per output channel,
-    `scale = max |w| / (2**(weight_bits - 1) - 1)`.
+    Equation: `scale = (max(x, 0) - min(x, 0)) / (2**act_bits - 1)` over all steps and images; weights per output
+    channel, `scale = max |w| / (2**(weight_bits - 1) - 1)`.
 
     Args:
         weight_bits: 2 to 8.

@@ -47,6 +47,6 @@ def default_rules(weight_bits: int, act_bits: int) -> Callable[[Sequence[Site]],
 
 
 def _first(sites: Sequence[Site]) -> Site | None:
-    """The first site that touches every position of an image, if there is more than one of them."""
+    """The first site that touches every position of an image, if there are more than two of them."""
     wide = [site for site in sites if site.rows > 1]
     return wide[0] if len(wide) > 2 else None

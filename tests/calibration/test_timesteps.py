@@ -121,10 +121,10 @@ def test_a_priced_risk_counts_what_an_error_costs_the_image():
 
 
 def test_observe_looks_at_the_chosen_states_only():
-    counts = np.array([1, 2])
+    counts, images = np.array([1, 2]), [[0], [1, 2]]  # images take turns
     low, high = observe(minmax())(work()._replace(counts=counts), KEY).evidence.states
     for step, t in enumerate((10, 0)):
-        for column, (lowest, highest) in enumerate(by_hand(STATES[step, : counts[step]], t)):
+        for column, (lowest, highest) in enumerate(by_hand(STATES[step, images[step]], t)):
             np.testing.assert_allclose([low[step, column], high[step, column]], [lowest, highest], rtol=1e-6)
 
 
@@ -139,6 +139,27 @@ def test_a_step_without_states_borrows_from_the_nearest_step():
 def test_impossible_budgets_are_refused(budget):
     with pytest.raises(InputError, match=f"budget of {budget} states.*60 were sampled"):
         select_timesteps(uniform_timesteps(), budget)(plenty(), KEY)
+
+
+def test_a_choice_after_observing_is_refused():
+    observed = observe(minmax())(work(), KEY)
+    with pytest.raises(InputError, match="before observe"):
+        select_timesteps(uniform_timesteps(), 2)(observed, KEY)
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "said"),
+    [
+        (structural_risk, {"pilot_images": 0}, "pilot_images is 0"),
+        (structural_risk, {"redundancy": float("nan")}, "redundancy is nan"),
+        (visits_penalised, {"pilot_images": 0}, "pilot_images is 0"),
+        (visits_penalised, {"weight": float("inf")}, "weight is inf"),
+        (normal_timesteps, {"mean": float("nan")}, "mean is nan"),
+    ],
+)
+def test_impossible_settings_of_a_policy_are_refused(policy, settings, said):
+    with pytest.raises(InputError, match=said):
+        policy(**settings)
 
 
 def test_a_budget_at_fewer_steps_than_groups_is_observed_at_the_nearest():
@@ -156,7 +177,7 @@ def test_a_budget_at_fewer_steps_than_groups_is_observed_at_the_nearest():
 
 @pytest.mark.parametrize("share", [share_uniformly, share_optimally, search_groups])
 def test_a_budget_smaller_than_the_groups_is_refused(share):
-    chosen = (observe(minmax()), select_timesteps(uniform_timesteps(), 3), share(4))
+    chosen = (select_timesteps(uniform_timesteps(), 3), observe(minmax()), share(4))
     recipe = Recipe("few", default_rules(8, 8), minmax_weights(), chosen)
     with pytest.raises(InputError, match="budget of 3 states was given and 4 groups"):
         run_recipe(toy_denoiser(), recipe, sampler=ddim(5), key=KEY, num_images=2)

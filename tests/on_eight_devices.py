@@ -84,6 +84,7 @@ def test_images_are_those_of_one_device():
     np.testing.assert_allclose(one, eight, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_pmap_takes_replicated_qparams():
     x, t = jax.random.normal(KEY, (8, 2, *SHAPE)), jnp.arange(8) * 2
     replicated = jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), quantize(8))
@@ -108,6 +109,7 @@ def test_a_network_split_by_output_channels_says_the_same(bits):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mesh_whose_axes_are_explicit():
     mesh = jax.make_mesh((8,), ("images",), axis_types=(AxisType.Explicit,))
     x, label = (

@@ -28,6 +28,7 @@ def run(*words):
     assert exit_info.value.code == 0
 
 
+@pytest.mark.slow
 def test_integers_are_smaller_and_run_as_integers(small):
     found = bench_model(small, batch_size=2, variants=["W8A8", "W4A8"], rounds=1)
     rows = found["rows"]

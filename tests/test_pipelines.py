@@ -214,6 +214,7 @@ def half(folder, family):
     return pipeline, {name: part if name == "scheduler" else in_half(part) for name, part in params.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["v1"], indirect=True)
 def test_in_bfloat16_kernels_become_the_integers_of_their_values(half):
     pipeline, params = half

@@ -65,6 +65,7 @@ def test_a_folders_text_encoder_and_the_pipelines_make_the_same_conditions(tmp_p
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_oracle_text_encoders_of_pytorch_are_read_from_safetensors(tmp_path):
     folder = write_pipeline(tmp_path / "model")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")

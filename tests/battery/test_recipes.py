@@ -22,7 +22,16 @@ RECIPES = {
 # deviations is 6.02 b + 10.8 - 20 log10 k below the signal; with k = 10, its weights alike, and two such layers
 # (3 dB each): 6.02 b + 10.8 - 20 - 6, and 2 dB for luck with 8 images.
 FLOORS = {(8, 8): 31, (4, 6): 7}
-ROWS = [pytest.param((name, bits), id=f"{name}-w{bits[0]}a{bits[1]}") for name in RECIPES for bits in FLOORS]
+LEARNS = {"adpdm"}  # half a minute a row: the second one only in CI
+ROWS = [
+    pytest.param(
+        (name, bits),
+        id=f"{name}-w{bits[0]}a{bits[1]}",
+        marks=[pytest.mark.slow] if name in LEARNS and bits == (8, 8) else [],
+    )
+    for name in RECIPES
+    for bits in FLOORS
+]
 
 
 @pytest.fixture(scope="module", params=ROWS)

@@ -12,8 +12,7 @@ with straight-through rounding, so that the loss at the network's output reaches
 the error of the noise prediction on float trajectories (its unit is what it was at first), the discretisation error
 (`_proxy`: the inner minimum is the grid that the group would choose, which is also the bank of the mixture), and the
 entropy of the choice, whose strength grows so that every row of p comes close to one-hot; argmax decides what is left.
-The second term is concave in p, so that it
-too is least at a choice.
+The second term is concave in p, so that it too is least at a choice.
 """
 
 from typing import Any, NamedTuple
@@ -139,7 +138,7 @@ def relaxed_apply(
 def _mixture(x: jax.Array, share: jax.Array, grids: QParams, scheme: Scheme) -> jax.Array:
     """sum_g share[g] fake_quantize(x, grids[g]), one group after another, on the way back too.
 
-    All at once would be G copies of x, and on two CPU cores an update of `digits` took five times as long.
+    All at once would be G copies of x, kept whether a checkpoint stands around them or not, and several times as slow.
     """
 
     @jax.checkpoint

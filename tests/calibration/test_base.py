@@ -7,7 +7,7 @@ import pytest
 from toys import KNOWN_PARAMS, NUM_TIMESTEPS, SHAPE, Known
 
 from jaxdq import InputError, ddim, linear_schedule
-from jaxdq.calibration import Evidence, Work, share
+from jaxdq.calibration import Evidence, Work, observed_ranges, share
 from jaxdq.diffusion import Denoiser
 from jaxdq.grid import Scheme
 from jaxdq.linen import Plan, Site, SitePlan
@@ -111,3 +111,9 @@ def test_work_is_not_changed():
     after = share(before, np.zeros(4, int), 1)
     assert before.calib is None and before.group_of_step is None
     assert after.plan is before.plan and after.evidence is before.evidence
+
+
+def test_ranges_are_those_observed_and_none_of_an_observer_that_keeps_no_ends():
+    np.testing.assert_array_equal(observed_ranges(work()).high, work().evidence.states.high)
+    endless = work()._replace(evidence=Evidence(minmax(), {"sum": LOW}))
+    assert observed_ranges(endless) is None

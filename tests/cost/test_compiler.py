@@ -2,7 +2,6 @@ import importlib.util
 import io
 import json
 import re
-import types
 from types import SimpleNamespace
 
 import jax
@@ -118,7 +117,7 @@ def test_the_compiler_gets_the_flags_and_they_are_named_where_it_refuses(monkeyp
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_some=1")
     monkeypatch.setenv("XLA_FLAGS", "")
     worker = compiler._Worker(V5E, 1.0)
-    program = types.SimpleNamespace(serialize=lambda: b"")
+    program = SimpleNamespace(serialize=lambda: b"")
     with pytest.raises(InputError, match=r"ended without a word; it was given LIBTPU_INIT_ARGS: --xla_some=1$"):
         worker.compiled(program, profile=True)
     profiled, plain = given

@@ -64,6 +64,16 @@ class Method(NamedTuple):
     plain: bool = False  # min-max ranges, of weights too
 
 
+def widen(margin: float) -> Calibrator:
+    """Every activation's scale times `margin`: more room for what unseen images bring, and coarser steps."""
+
+    def calibrator(work: Work, key: jax.Array) -> Work:
+        assert work.calib is not None
+        return work._replace(calib=dataclasses.replace(work.calib, act_scale=margin * work.calib.act_scale))
+
+    return calibrator
+
+
 METHODS = {
     "minmax": Method(lambda groups: (share_uniformly(groups),), 1, plain=True),
     "uniform": Method(lambda groups: (share_uniformly(groups),), plain=True),
@@ -75,6 +85,7 @@ METHODS = {
     "uniform-learned": Method(lambda groups: (share_by_price(groups), learn_ranges())),
     "dynamic": Method(lambda groups: (share_optimally(groups), learn_ranges())),
     "adpdm": Method(lambda groups: (search_groups(groups), learn_ranges())),
+    "adpdm-wider": Method(lambda groups: (search_groups(groups), learn_ranges(), widen(1.1))),
     "adpdm-per-site": Method(lambda groups: (search_groups(groups, SearchSettings(per_site=True)), learn_ranges())),
 }
 POLICIES = {
@@ -146,7 +157,7 @@ def write(path: Path, rows: dict[str, dict]) -> None:
 def numbers_of(log: dict[str, Any]) -> dict[str, Any]:
     """A calibrator's log without the numbers of each update, but for the last."""
     return {
-        name: value[-1:] if isinstance(value, list) and name != "image_mse" else value for name, value in log.items()
+        name: value[-1:] if isinstance(value, list) and name != "image_error" else value for name, value in log.items()
     }
 
 

@@ -120,7 +120,7 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
         errors = {"equal spans": image_error(base), "search": image_error(found)}
         kept = found if errors["search"] <= errors["equal spans"] else base
         log = {
-            "image_mse": errors,
+            "image_error": errors,
             "kept": "search" if kept is found else "equal spans",
             "proxy": {
                 "one group": proxy.cost(np.zeros(num_steps, int)),

@@ -153,7 +153,7 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
             explain=explain,
             mesh=work.mesh,
         )
-        log = {"loss": [float(value) for value in losses], "image_mse": errors}
+        log = {"loss": [float(value) for value in losses], "image_error": errors}
         return with_ranges(work, best)._replace(log=(*work.log, ("learn_ranges", log)))
 
     return calibrator

@@ -96,8 +96,8 @@ def test_learning_lowers_the_error_of_the_output():
 
 def test_images_are_never_farther_than_before():
     _, log = learned().log[-1]
-    assert len(log["image_mse"]) == 4
-    assert image_error(learned()) == pytest.approx(min(log["image_mse"])) and min(log["image_mse"]) <= image_error(
+    assert len(log["image_error"]) == 4
+    assert image_error(learned()) == pytest.approx(min(log["image_error"])) and min(log["image_error"]) <= image_error(
         work()
     )
 

@@ -27,7 +27,7 @@ import numpy as np
 from jaxdq import recipes, report, text
 from jaxdq._errors import InputError
 from jaxdq._folders import state_beside
-from jaxdq.calibration import Recipe, check_num_groups, observed_ranges, run_recipe
+from jaxdq.calibration import Recipe, observed_ranges, run_recipe
 from jaxdq.checkpoint import check_same_model, restore, save, versions
 from jaxdq.decoding import Decode, Decoder, decoded, decoder_of
 from jaxdq.diffusion import Denoiser, Sampler, ddim, ddpm
@@ -125,7 +125,6 @@ def quantize_model(
     out = Path(out)
     check_free(out, overwrite=overwrite)
     recipe, sampler = make_recipe(settings), make_sampler(settings.sampler, settings.steps, settings.eta)
-    check_num_groups(recipe.settings.get("groups", 1), settings.steps)
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         num_prompts = max(settings.images, settings.calibration_images)

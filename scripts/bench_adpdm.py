@@ -29,6 +29,7 @@ from jaxdq.calibration import (
     SearchSettings,
     Work,
     learn_ranges,
+    measure_sensitivity,
     normal_timesteps,
     observe,
     plan_for,
@@ -42,7 +43,6 @@ from jaxdq.calibration import (
     structural_risk,
     uniform_timesteps,
     visits_penalised,
-    weigh_errors,
     weight_ranges,
 )
 from jaxdq.evaluation import noise_sqnr_per_step_db
@@ -174,13 +174,13 @@ def reference_of(denoiser: Any, sampler: Any, seed: int, num_images: int) -> Ref
 
 
 def prepared(denoiser: Any, sampler: Any, seed: int, plain: bool, budget: str, bits: str) -> tuple[Work, float]:
-    """What comes before ranges are shared (trajectories, evidence, weighed errors), and the seconds it took."""
+    """What comes before ranges are shared (trajectories, evidence, sensitivity), and the seconds it took."""
     start = time.perf_counter()
     selection: tuple[Calibrator, ...] = ()
     if budget != "all":
         policy, _, states = budget.partition(":")
         selection = (select_timesteps(POLICIES[policy](), int(states)),)
-    evidence = (observe(minmax()),) if plain else (observe(mse(2.0)), weigh_errors())
+    evidence = (observe(minmax()),) if plain else (observe(mse(2.0)), measure_sensitivity())
     recipe = Recipe(
         "prepared", default_rules(*widths(bits)), minmax_weights(), (*selection, *evidence, share_uniformly(1))
     )

@@ -3,9 +3,10 @@
     python scripts/bench_timesteps.py --model digits --bits 6 --budgets 16 --seeds 1
 
 Grids of equal spans are fitted to the chosen states, and priced on all states: the discretisation error of every
-activation at every step, times what it costs the image (`jaxdq.calibration.weigh_errors`). Prints one JSON line: budget
--> policy -> that error in parts of what grids from all states have, a number for each seed. Policies that draw nothing
-at random differ between seeds by what they measure only. What the images say of it is `bench_adpdm.py --budgets`.
+activation at every step, times what it costs the image (`jaxdq.calibration.measure_sensitivity`). Prints one JSON line:
+budget -> policy -> that error in parts of what grids from all states have, a number for each seed. Policies that draw
+nothing at random differ between seeds by what they measure only. What the images say of it is
+`bench_adpdm.py --budgets`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import jaxdq
 from jaxdq.calibration import (
     Recipe,
     Work,
+    measure_sensitivity,
     normal_timesteps,
     observe,
     random_timesteps,
@@ -27,7 +29,6 @@ from jaxdq.calibration import (
     structural_risk,
     uniform_timesteps,
     visits_penalised,
-    weigh_errors,
 )
 from jaxdq.calibration._proxy import errors_on
 from jaxdq.observers import mse, mse_weights
@@ -57,28 +58,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args(argv)
     denoiser, share = jaxdq.load_denoiser(args.model), share_by_price(args.groups)
-    calibrators = (observe(OBSERVER), weigh_errors(), share)
+    calibrators = (observe(OBSERVER), measure_sensitivity(), share)
     recipe = Recipe("all states", default_rules(args.bits, args.bits), mse_weights(), calibrators)
     whole = run_recipe(denoiser, recipe, sampler=jaxdq.ddim(args.steps), key=jax.random.key(0))
-    unseen, best = whole._replace(evidence=None, cost=None, calib=None), priced(whole, whole)
+    unseen, best = whole._replace(evidence=None, sensitivity=None, calib=None), priced(whole, whole)
     found: dict[str, dict[str, list[float]]] = {}
     for budget in args.budgets:
         for name in args.policies:
             for seed in range(args.seeds):
                 key = jax.random.key(seed)
                 chosen = observe(OBSERVER)(select_timesteps(POLICIES[name], budget)(unseen, key), key)
-                ratio = priced(share(chosen._replace(cost=whole.cost), key), whole) / best
+                ratio = priced(share(chosen._replace(sensitivity=whole.sensitivity), key), whole) / best
                 found.setdefault(str(budget), {}).setdefault(name, []).append(round(ratio, 4))
     print(json.dumps(found))
 
 
 def priced(work: Work, whole: Work) -> float:
     """The propagated discretisation error of a calibration's grids on the evidence of all states."""
-    assert work.calib is not None and whole.evidence is not None and whole.cost is not None
+    assert work.calib is not None and whole.evidence is not None and whole.sensitivity is not None
     schemes = tuple(scheme for _, scheme in whole.plan.tables)
     grids = np.asarray(work.calib.act_scale), np.asarray(work.calib.act_zero_point)
     error, group = errors_on(whole.evidence, *grids, schemes), np.asarray(work.group_of_step)[:, None, None]
-    return float(np.sum(np.take_along_axis(error, group, axis=2)[..., 0] * whole.cost.sites))
+    return float(np.sum(np.take_along_axis(error, group, axis=2)[..., 0] * whole.sensitivity.sites))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jaxdq.calibration._groups import share_optimally as share_optimally
 from jaxdq.calibration._observe import observe as observe
 from jaxdq.calibration._ranges import RangeSettings as RangeSettings
 from jaxdq.calibration._ranges import learn_ranges as learn_ranges
-from jaxdq.calibration._sensitivity import weigh_errors as weigh_errors
+from jaxdq.calibration._sensitivity import measure_sensitivity as measure_sensitivity
 from jaxdq.calibration._timesteps import Policy as Policy
 from jaxdq.calibration._timesteps import normal_timesteps as normal_timesteps
 from jaxdq.calibration._timesteps import random_timesteps as random_timesteps
@@ -27,5 +27,5 @@ from jaxdq.calibration._timesteps import select_timesteps as select_timesteps
 from jaxdq.calibration._timesteps import structural_risk as structural_risk
 from jaxdq.calibration._timesteps import uniform_timesteps as uniform_timesteps
 from jaxdq.calibration._timesteps import visits_penalised as visits_penalised
-from jaxdq.calibration._uniform import check_num_groups as check_num_groups
+from jaxdq.calibration._uniform import check_budget as check_budget
 from jaxdq.calibration._uniform import share_uniformly as share_uniformly

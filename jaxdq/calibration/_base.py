@@ -64,7 +64,7 @@ class Work(NamedTuple):
         key: their noise: sampling with it draws `data.images` again.
         counts: int[S], how many states of each step calibrators may look at, its images in turn; None is all N.
         evidence: ranges of activations by step, once observed.
-        cost: what errors cost the image, once measured.
+        sensitivity: of the image to errors, once measured.
         group_of_step: int32[S] or int32[S, A], once chosen.
         calib: the calibration, once there is one.
         log: (name, numbers) of each calibrator that has something to report.
@@ -81,7 +81,7 @@ class Work(NamedTuple):
     key: jax.Array
     counts: np.ndarray | None = None
     evidence: Evidence | None = None
-    cost: Sensitivity | None = None
+    sensitivity: Sensitivity | None = None
     group_of_step: np.ndarray | None = None
     calib: Calibration | None = None
     log: tuple[tuple[str, dict[str, Any]], ...] = ()

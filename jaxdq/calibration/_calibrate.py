@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxdq._devices import is_first_process
 from jaxdq._errors import InputError
 from jaxdq.calibration._base import Calibrator, Work
+from jaxdq.calibration._uniform import check_num_groups
 from jaxdq.checkpoint import versions
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.grid import QParams
@@ -34,7 +35,8 @@ class Recipe:
         weight_range: how a kernel's grid is found.
         calibrators: run in order; the last one leaves a calibration.
         settings: the recipe's own arguments, for metrics.json; and by which a `checkpoint_dir` knows its own run again,
-            so that all that the calibrators were told must be among them.
+            so that all that the calibrators were told must be among them. `groups` is held against the sampler's steps
+            before any work is done.
     """
 
     name: str
@@ -113,6 +115,7 @@ def run_recipe(
         Work, with a calibration.
     """
     key_noise, key_learn = jax.random.split(key)
+    check_num_groups(recipe.settings.get("groups", 1), sampler.num_steps)
     plan = plan_for(denoiser, recipe)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     if folder is not None:

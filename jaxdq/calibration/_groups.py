@@ -51,9 +51,9 @@ def price(work: Work) -> Proxy:
         raise InputError(
             "no histograms of activations were observed; put observe(mse()) before this calibrator in the recipe."
         )
-    if work.cost is None:
-        raise InputError("errors have no weights yet; put weigh_errors() before this calibrator in the recipe.")
-    return build_proxy(work.evidence, work.cost.sites, tuple(scheme for _, scheme in work.plan.tables))
+    if work.sensitivity is None:
+        raise InputError("no sensitivity was measured; put measure_sensitivity() before this calibrator in the recipe.")
+    return build_proxy(work.evidence, work.sensitivity.sites, tuple(scheme for _, scheme in work.plan.tables))
 
 
 def share_by_price(num_groups: int) -> Calibrator:

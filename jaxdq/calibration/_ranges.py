@@ -5,8 +5,9 @@ With the groups fixed, every group's scale and zero point, and the weights' scal
     sum_s w_s |eps_float - eps^|^2,     w_s = 1/2 (1 / (S E|eps_s|^2)  +  c_s / sum_s c_s E|eps_s|^2)
 
 over states of float trajectories: half of the weight makes the relative error of every step count alike, the other half
-is what an error at that step costs the image (`c = work.cost.output`). eps^ comes from fake-quantized weights and
-activations with straight-through rounding, whose gradient to a scale is that of Esser et al. (`grid.fake_quantize`).
+is what an error at that step costs the image (`c = work.sensitivity.output`). eps^ comes from fake-quantized weights
+and activations with straight-through rounding, whose gradient to a scale is that of Esser et al.
+(`grid.fake_quantize`).
 """
 
 import dataclasses
@@ -98,7 +99,7 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
         settings: of the learning.
 
     Returns:
-        A calibrator that replaces the ranges of `work.calib` and `work.weights`; needs both, and weighed errors.
+        A calibrator that replaces the ranges of `work.calib` and `work.weights`; needs both, and a sensitivity.
 
     Raises:
         InputError: no calibration to start from; a loss or a range that becomes NaN.
@@ -106,10 +107,10 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
     settings = settings or RangeSettings()
 
     def calibrator(work: Work, key: jax.Array) -> Work:
-        if work.calib is None or work.cost is None:
+        if work.calib is None or work.sensitivity is None:
             raise InputError(
-                "there are no ranges to learn from, or no costs; put weigh_errors() and a calibrator that shares "
-                "ranges, such as search_groups(8), before learn_ranges() in the recipe."
+                "there are no ranges to learn from, or no sensitivity; put measure_sensitivity() and a calibrator that "
+                "shares ranges, such as search_groups(8), before learn_ranges() in the recipe."
             )
         start = Learned(
             jnp.log(work.calib.act_scale),

@@ -119,11 +119,11 @@ def first_non_finite(module: Any, params: Any, visitor_at: Callable[[jax.Array],
 
 def step_weights(work: Work) -> np.ndarray:
     """f64[S]: what a squared error of the output counts for at each step; a network that says 0 has a loss of 1."""
-    assert work.cost is not None
+    assert work.sensitivity is not None
     power = np.mean(np.sum(np.float64(work.data.outputs) ** 2, axis=(2, 3, 4)), axis=1)
     power = np.maximum(power, np.finfo(np.float32).tiny)
-    cost = work.cost.output
-    return 0.5 * (1 / (len(power) * power) + cost / max(np.sum(cost * power), np.finfo(np.float32).tiny))
+    in_image = work.sensitivity.output
+    return 0.5 * (1 / (len(power) * power) + in_image / max(np.sum(in_image * power), np.finfo(np.float32).tiny))
 
 
 def image_error(work: Work, *, num_images: int = 32) -> float:

@@ -13,7 +13,7 @@ from jaxdq.diffusion import Coefficients, step
 from jaxdq.linen import Plan, apply_visited
 
 
-def weigh_errors(num_images: int = 8, num_draws: int = 1) -> Calibrator:
+def measure_sensitivity(num_images: int = 8, num_draws: int = 1) -> Calibrator:
     """Measures what an error of each activation and of the output costs the image, at each step.
 
     Args:
@@ -21,12 +21,12 @@ def weigh_errors(num_images: int = 8, num_draws: int = 1) -> Calibrator:
         num_draws: random directions for each.
 
     Returns:
-        A calibrator that sets `work.cost`; see `sensitivity`.
+        A calibrator that sets `work.sensitivity`; see `sensitivity`.
     """
     check_at_least(1, num_images=num_images, num_draws=num_draws)
 
     def calibrator(work: Work, key: jax.Array) -> Work:
-        return work._replace(cost=sensitivity(work, key, num_images=num_images, num_draws=num_draws))
+        return work._replace(sensitivity=sensitivity(work, key, num_images=num_images, num_draws=num_draws))
 
     return calibrator
 

@@ -25,7 +25,7 @@ def select_timesteps(policy: Policy, budget: int) -> Calibrator:
 
     Observers and loops that learn see those and no others; the images take turns, so that few states are of many.
     Outside of the budget are a policy's own pilot images, what the weights of errors are measured on
-    (`weigh_errors`), the outputs' power by step, and the images that judge a result.
+    (`measure_sensitivity`), the outputs' power by step, and the images that judge a result.
 
     Args:
         policy: such as `structural_risk()`.
@@ -186,7 +186,7 @@ def _pilot(work: Work, num_images: int, key: jax.Array, *, priced: bool) -> tupl
     assert evidence is not None
     scale = np.asarray(jax.jit(lambda states: tables_of(evidence.observer, states, schemes)[0])(evidence.states))
     if priced:
-        weight = (work.cost or sensitivity(few, key, num_images=num_images)).sites
+        weight = (work.sensitivity or sensitivity(few, key, num_images=num_images)).sites
     else:
         power = np.asarray(jax.jit(jax.vmap(jax.vmap(_power)))(evidence.states), np.float64)
         weight = 1 / (len(schemes) * np.maximum(power, np.finfo(float).tiny))

@@ -53,8 +53,12 @@ def check_groups_fit(work: Work, num_groups: int) -> None:
     States may well be chosen at fewer steps than there are groups: a step without any is observed at the nearest one.
     """
     check_num_groups(num_groups, work.data.num_steps)
-    budget = work.counts_or_all.sum()
-    if budget < num_groups:
+    check_budget(int(work.counts_or_all.sum()), num_groups)
+
+
+def check_budget(budget: int, num_groups: int) -> None:
+    """Refuses a calibration set of fewer states than there are groups."""
+    if not isinstance(budget, int | np.integer) or budget < num_groups:
         raise InputError(
             f"a budget of {budget} states was given and {num_groups} groups were asked for; give a budget of at least "
             f"{num_groups} states, or fewer groups."

@@ -3,15 +3,17 @@
 import dataclasses
 
 from jaxdq.calibration import (
+    Calibrator,
     RangeSettings,
     Recipe,
     SearchSettings,
+    check_budget,
     learn_ranges,
+    measure_sensitivity,
     observe,
     search_groups,
     select_timesteps,
     structural_risk,
-    weigh_errors,
 )
 from jaxdq.observers import mse, mse_weights
 from jaxdq.recipes._rules import default_rules
@@ -53,6 +55,9 @@ def adpdm(
     Returns:
         Recipe.
 
+    Raises:
+        InputError: bits outside; a budget of fewer states than groups.
+
     Example:
         >>> adpdm(6, 6).settings["groups"]
         8
@@ -60,7 +65,10 @@ def adpdm(
     Source: Wang et al., arXiv 2305.18723 (CVPR 2024).
     """
     search, ranges = search or SearchSettings(), ranges or RangeSettings()
-    selection = () if budget is None else (select_timesteps(structural_risk(), budget),)
+    selection: tuple[Calibrator, ...] = ()
+    if budget is not None:
+        check_budget(budget, num_groups)
+        selection = (select_timesteps(structural_risk(), budget),)
     return Recipe(
         name="adpdm",
         rules=default_rules(weight_bits, act_bits),
@@ -68,7 +76,7 @@ def adpdm(
         calibrators=(
             *selection,
             observe(mse(2.0)),
-            weigh_errors(),
+            measure_sensitivity(),
             search_groups(num_groups, search),
             learn_ranges(ranges),
         ),

@@ -7,7 +7,7 @@ import pytest
 from toys import SHAPE, Tiny, toy_denoiser
 
 from jaxdq import InputError, Rule, Scheme, calibrate, ddim, quantize
-from jaxdq.calibration import Recipe, observe, plan_for, share_uniformly
+from jaxdq.calibration import Recipe, _calibrate, observe, plan_for, share_uniformly
 from jaxdq.observers import minmax, minmax_weights
 
 KEY = jax.random.key(0)
@@ -82,6 +82,12 @@ def test_a_recipe_must_leave_a_calibration(denoiser):
 def test_more_groups_than_steps_are_refused(denoiser):
     with pytest.raises(InputError, match="3 groups were asked for and the sampler has 2 steps"):
         run(denoiser, recipe(observe(minmax()), share_uniformly(3)))
+
+
+def test_more_groups_than_steps_are_refused_before_any_work(denoiser, monkeypatch):
+    monkeypatch.setattr(_calibrate, "trajectories", None)
+    with pytest.raises(InputError, match="3 groups were asked for and the sampler has 2 steps"):
+        run(denoiser, dataclasses.replace(recipe(), settings={"groups": 3}))
 
 
 def test_rules_that_do_not_fit_are_refused_before_any_work(denoiser):

@@ -11,13 +11,13 @@ from jaxdq.calibration import (
     Recipe,
     SearchSettings,
     _groups,
+    measure_sensitivity,
     observe,
     run_recipe,
     search_groups,
     share_by_price,
     share_optimally,
     share_uniformly,
-    weigh_errors,
 )
 from jaxdq.calibration._groups import price
 from jaxdq.calibration._rows import image_error
@@ -44,7 +44,7 @@ RANGES = mse()._replace(
 @functools.cache
 def work(rules=RULES):
     """Ranges by step of a small network, and a calibration that calibrators under test replace."""
-    recipe = Recipe("toy", rules, minmax_weights(), (observe(RANGES), weigh_errors(), share_uniformly(1)))
+    recipe = Recipe("toy", rules, minmax_weights(), (observe(RANGES), measure_sensitivity(), share_uniformly(1)))
     return run_recipe(toy_denoiser(Line()), recipe, sampler=STEPS, key=KEY, num_images=4)
 
 
@@ -103,8 +103,8 @@ def test_groups_that_steps_cannot_fill_are_refused(name, num_groups):
 def test_ranges_come_first(name):
     with pytest.raises(InputError, match=r"put observe\(mse\(\)\) before"):
         CALIBRATORS[name](2)(work()._replace(evidence=None), KEY)
-    with pytest.raises(InputError, match=r"put weigh_errors\(\) before"):
-        CALIBRATORS[name](2)(work()._replace(cost=None), KEY)
+    with pytest.raises(InputError, match=r"put measure_sensitivity\(\) before"):
+        CALIBRATORS[name](2)(work()._replace(sensitivity=None), KEY)
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)

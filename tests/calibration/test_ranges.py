@@ -13,10 +13,10 @@ from jaxdq.calibration import (
     Recipe,
     _ranges,
     learn_ranges,
+    measure_sensitivity,
     observe,
     run_recipe,
     share_uniformly,
-    weigh_errors,
 )
 from jaxdq.calibration._ranges import Fixed, Learned, _make_loss, with_ranges
 from jaxdq.calibration._rows import image_error, rows_of_steps, step_weights
@@ -34,7 +34,7 @@ def rules(sites):
 
 @functools.cache
 def work(rules=rules):
-    recipe = Recipe("toy", rules, minmax_weights(), (observe(minmax()), weigh_errors(), share_uniformly(GROUPS)))
+    recipe = Recipe("toy", rules, minmax_weights(), (observe(minmax()), measure_sensitivity(), share_uniformly(GROUPS)))
     return run_recipe(toy_denoiser(Line()), recipe, sampler=ddim(S), key=KEY, num_images=4)
 
 
@@ -75,7 +75,7 @@ def test_an_array_that_is_the_same_at_every_step_keeps_one_grid_while_it_is_lear
         "toy",
         lambda sites: rules,
         minmax_weights(),
-        (observe(minmax()), weigh_errors(), share_uniformly(GROUPS), learn_ranges(SHORT)),
+        (observe(minmax()), measure_sensitivity(), share_uniformly(GROUPS), learn_ranges(SHORT)),
     )
     found = run_recipe(toy_denoiser(Told(), (text,)), recipe, sampler=ddim(S), key=KEY, num_images=4)
     assert [name for name, _ in found.plan.tables] == ["q", "k"] and found.plan.conditions == (1,)
@@ -145,9 +145,9 @@ def test_without_quantized_activations_weights_learn_alone():
     assert found.calib.act_scale.shape == (GROUPS, 0)
 
 
-@pytest.mark.parametrize("missing", ["calib", "cost"])
+@pytest.mark.parametrize("missing", ["calib", "sensitivity"])
 def test_what_it_starts_from_comes_first(missing):
-    with pytest.raises(InputError, match=r"put weigh_errors\(\) and a calibrator that shares"):
+    with pytest.raises(InputError, match=r"put measure_sensitivity\(\) and a calibrator that shares"):
         learn_ranges(SHORT)(work()._replace(**{missing: None}), KEY)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdq import InputError, Rule, Scheme, calibrate, ddim, linear_schedule, recipes
-from jaxdq.calibration import Recipe, SearchSettings, _groups, _loop, observe, search_groups, weigh_errors
+from jaxdq.calibration import Recipe, SearchSettings, _groups, _loop, measure_sensitivity, observe, search_groups
 from jaxdq.diffusion import Denoiser
 from jaxdq.grid import qparams_from_range
 from jaxdq.observers import _histogram as histogram
@@ -55,10 +55,10 @@ def once(function):
 def searching():
     rules = [Rule(".*", Scheme(4, channel_axis=-1), Scheme(4, symmetric=False))]
     ranges = once(lambda work, key: observe(RANGES)(work, key).evidence)
-    costs = once(lambda work, key: weigh_errors()(work, key).cost)
+    found = once(lambda work, key: measure_sensitivity()(work, key).sensitivity)
     calibrators = (
         lambda work, key: work._replace(evidence=ranges(work, key)),
-        lambda work, key: work._replace(cost=costs(work, key)),
+        lambda work, key: work._replace(sensitivity=found(work, key)),
         search_groups(2, SearchSettings(num_updates=6, rows=2)),
     )
     return Recipe("toy", lambda sites: rules, minmax_weights(), calibrators)

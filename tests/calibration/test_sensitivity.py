@@ -8,7 +8,7 @@ import pytest
 from toys import toy_plan
 
 from jaxdq import InputError, ddim, linear_schedule
-from jaxdq.calibration import Work, weigh_errors
+from jaxdq.calibration import Work, measure_sensitivity
 from jaxdq.calibration._sensitivity import _sweep, sensitivity
 from jaxdq.diffusion import Denoiser, step
 from jaxdq.grid import Scheme
@@ -233,4 +233,4 @@ def test_a_layer_that_is_called_twice_costs_what_its_calls_cost():
 @pytest.mark.parametrize("setting", ["num_images", "num_draws"])
 def test_nothing_to_measure_on_is_refused(setting):
     with pytest.raises(InputError, match=f"{setting} is 0; give a whole number of at least 1"):
-        weigh_errors(**{setting: 0})
+        measure_sensitivity(**{setting: 0})

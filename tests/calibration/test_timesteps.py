@@ -114,9 +114,9 @@ def test_a_priced_risk_counts_what_an_error_costs_the_image():
     given = wide_and_narrow()
     cost = sensitivity(given, KEY, num_images=2)
     risk, _ = _timesteps._pilot(given, 2, KEY, priced=True)
-    np.testing.assert_allclose(risk, _timesteps._pilot(given._replace(cost=cost), 2, KEY, priced=True)[0])
+    np.testing.assert_allclose(risk, _timesteps._pilot(given._replace(sensitivity=cost), 2, KEY, priced=True)[0])
     only_last = cost._replace(sites=np.array([[0.0], [1.0]]) * np.ones_like(cost.sites))
-    first, last = _timesteps._pilot(given._replace(cost=only_last), 2, KEY, priced=True)[0]
+    first, last = _timesteps._pilot(given._replace(sensitivity=only_last), 2, KEY, priced=True)[0]
     assert first == 0 < last
 
 

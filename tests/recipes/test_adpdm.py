@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toys import SHAPE, Tiny, toy_denoiser
 
-from jaxdq import apply, calibrate, ddim, guided, quantize
+from jaxdq import InputError, apply, calibrate, ddim, guided, quantize
 from jaxdq.calibration import RangeSettings, SearchSettings, run_recipe
 from jaxdq.calibration._rows import apply_by_row, rows_of_steps, step_weights
 from jaxdq.grid import QTensor, Scheme
@@ -69,6 +69,12 @@ def test_golden_weight_grid_cuts_an_outlier_that_is_not_worth_its_grid():
 
 def test_a_budget_chooses_timesteps_first():
     assert len(adpdm(budget=9).calibrators) == len(adpdm().calibrators) + 1 and adpdm(budget=9).settings["budget"] == 9
+
+
+@pytest.mark.parametrize("budget", [0, 7, 8.5, "9"])
+def test_a_budget_that_can_not_fill_the_groups_is_refused_at_once(budget):
+    with pytest.raises(InputError, match=f"budget of {budget} states was given and 8 groups were asked for; give .* 8"):
+        adpdm(budget=budget)
 
 
 def test_the_same_key_finds_the_same_bits():

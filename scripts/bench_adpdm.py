@@ -53,6 +53,7 @@ from jaxdq.sampling import Trajectories, sample, trajectories
 
 SEED_OF_EVALUATION = 1_000
 FIGURES = ("noise_sqnr_db", "image_psnr_db", "fd_to_float")
+COLORS = ("#4878a8", "#d98b3a", "#5a9e6f", "#a85a5a")  # a bit width each
 NOISE_IMAGES = 64  # of those that images are compared on
 
 
@@ -62,16 +63,6 @@ class Method(NamedTuple):
     calibrators: Callable[[int], tuple[Calibrator, ...]]
     num_groups: int | None = None
     plain: bool = False  # min-max ranges, of weights too
-
-
-def widen(margin: float) -> Calibrator:
-    """Every activation's scale times `margin`: more room for what unseen images bring, and coarser steps."""
-
-    def calibrator(work: Work, key: jax.Array) -> Work:
-        assert work.calib is not None
-        return work._replace(calib=dataclasses.replace(work.calib, act_scale=margin * work.calib.act_scale))
-
-    return calibrator
 
 
 METHODS = {
@@ -85,7 +76,6 @@ METHODS = {
     "uniform-learned": Method(lambda groups: (share_by_price(groups), learn_ranges())),
     "dynamic": Method(lambda groups: (share_optimally(groups), learn_ranges())),
     "adpdm": Method(lambda groups: (search_groups(groups), learn_ranges())),
-    "adpdm-wider": Method(lambda groups: (search_groups(groups), learn_ranges(), widen(1.1))),
     "adpdm-per-site": Method(lambda groups: (search_groups(groups, SearchSettings(per_site=True)), learn_ranges())),
 }
 POLICIES = {
@@ -275,21 +265,51 @@ def deviation(values: list[float]) -> float:
 
 
 def draw(summary: dict[str, dict], path: Path) -> None:
-    """One panel a figure, one bar a row, with the spread over seeds."""
+    """One panel a figure, one bar a row, with the spread over seeds; what all rows have in common is the title."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 1.2 + 0.28 * len(summary)), layout="constrained")
-    names = sorted(summary, key=lambda name: name.split()[:2], reverse=True)
+    rows = sorted(summary, key=order)
+    parts = [in_words(row) for row in rows]
+    in_common = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
+    shared = ", ".join(itertools.compress(parts[0], in_common))
+    own = [", ".join(part for part, same in zip(row, in_common, strict=True) if not same) for row in parts]
+    colors = dict(zip(dict.fromkeys(row.split()[1] for row in rows), itertools.cycle(COLORS)))
+
+    figure = Figure(figsize=(12, 1.2 + 0.25 * len(rows)), layout="constrained")
+    figure.suptitle(f"{shared}, mean and standard deviation over seeds")
     titles = ("noise SQNR (dB)", "image PSNR (dB)", "Fréchet distance to float")
     for axes, quantity, title in zip(figure.subplots(1, len(FIGURES), sharey=True), FIGURES, titles, strict=True):
-        mean, spread = zip(*(summary[name][quantity] for name in names), strict=True)
-        axes.barh(names, mean, xerr=spread, color="#4878a8", ecolor="#333333")
+        mean, spread = zip(*(summary[row][quantity] for row in rows), strict=True)
+        axes.barh(own, mean, xerr=spread, color=[colors[row.split()[1]] for row in rows], ecolor="#333333")
         axes.set_title(title)
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
         axes.spines[["top", "right"]].set_visible(False)
         if quantity == "fd_to_float":
             axes.set_xscale("log")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def order(row: str) -> tuple:
+    """Rows from many bits to few, methods as listed above, groups by number."""
+    model, bits, method, groups, budget, *rest = row.split()
+    weight_bits, act_bits = widths(bits)
+    return model, -act_bits, -weight_bits, budget != "all", list(METHODS).index(method), budget, int(groups[1:]), rest
+
+
+def in_words(row: str) -> list[str]:
+    """What a row is, for people."""
+    model, bits, method, groups, budget, steps, images = row.split()
+    policy, _, states = budget.partition(":")
+    number = int(groups[1:])
+    return [
+        model,
+        f"{bits} {method}",
+        f"{number} group{'s' * (number > 1)}",
+        f"{states} states ({policy})" if states else "all states",
+        f"{steps[1:]} steps",
+        f"{images[1:]} images",
+    ]
 
 
 if __name__ == "__main__":

@@ -45,10 +45,11 @@ def _is_alive(pid: int) -> bool:
 def state_beside(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` for what a calibration has learned; it outlives a run that was stopped."""
     state = out.resolve().with_name(f".{out.resolve().name}.state")
+    was_there = state.exists()  # and may be another run's
     try:
         yield state
     except BaseException:
-        if not any(child.is_dir() for child in state.glob("*")):  # nothing was learned yet
+        if not was_there and not any(child.is_dir() for child in state.glob("*")):  # nothing was learned yet
             shutil.rmtree(state, ignore_errors=True)
         raise
     shutil.rmtree(state, ignore_errors=True)

@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
+_console = Console(stderr=True)  # one for all, or bars within bars would draw over each other
+
 
 def track(items: Sequence[T] | Iterable[T], label: str, *, total: int | None = None) -> Iterator[T]:
     """Yields the items, showing on a terminal's stderr how many are done and how long the rest will take.
@@ -17,7 +19,6 @@ def track(items: Sequence[T] | Iterable[T], label: str, *, total: int | None = N
         label: what the work is, in a word or two.
         total: how many there are, where `len(items)` can't tell.
     """
-    console = Console(stderr=True)
     total = total if total is not None else len(items)  # type: ignore[arg-type]  # an iterable comes with its total
     columns = (
         TextColumn("{task.description}"),
@@ -26,7 +27,7 @@ def track(items: Sequence[T] | Iterable[T], label: str, *, total: int | None = N
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
         task = progress.add_task(label, total=total)
         for item in items:
             yield item

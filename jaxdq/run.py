@@ -152,8 +152,14 @@ def quantize_model(
             text.save_conditions(denoiser, folder / MODEL)
         evaluation = _evaluate(denoiser, qparams, sampler, settings, decoder)
         measured = {**report.measured(denoiser, qparams, evaluation), "no_decoder": decoder.reason}
+        learned = {name: {key: log[key] for key in log if key != "updates"} for name, log in work.log}
         metrics = report.to_json_values(
-            {**_asked(settings, recipe, out), **measured, "seconds": {**seconds, **evaluation.seconds}}
+            {
+                **_asked(settings, recipe, out),
+                **measured,
+                "calibration": learned,
+                "seconds": {**seconds, **evaluation.seconds},
+            }
         )
         report.write_pages(folder, metrics, evaluation, denoiser.params, qparams, observed_ranges(work))
         report.write_metrics(folder, metrics)

@@ -13,6 +13,7 @@ import functools
 import itertools
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,10 +146,8 @@ def write(path: Path, rows: dict[str, dict]) -> None:
 
 
 def numbers_of(log: dict[str, Any]) -> dict[str, Any]:
-    """A calibrator's log without the numbers of each update, but for the last."""
-    return {
-        name: value[-1:] if isinstance(value, list) and name != "image_error" else value for name, value in log.items()
-    }
+    """A calibrator's log, and of each update's numbers the last."""
+    return {**log, "updates": {name: values[-1:] for name, values in log.get("updates", {}).items()}}
 
 
 def key_of_images(seed: int) -> jax.Array:
@@ -232,7 +231,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--json", type=Path, default=Path("out/bench_adpdm.json"))
     parser.add_argument("--figure", type=Path)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for bits in args.bits:
+        default_rules(*widths(bits))  # refuses what no grid has
+    if not 1 <= min(args.groups) <= max(args.groups) <= args.steps:
+        parser.error(f"--groups has {args.groups} and the sampler {args.steps} steps; give 1 to {args.steps}")
+    return args
 
 
 def summarise(rows: dict[str, dict]) -> dict[str, dict]:
@@ -313,4 +317,7 @@ def in_words(row: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except jaxdq.InputError as error:
+        sys.exit(str(error))

@@ -11,6 +11,7 @@ nothing at random differ between seeds by what they measure only. What the image
 
 import argparse
 import json
+import sys
 
 import jax
 import numpy as np
@@ -57,9 +58,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args(argv)
+    if min(args.budgets) < args.groups:
+        parser.error(f"--budgets has {min(args.budgets)} states for {args.groups} groups; give at least {args.groups}")
     denoiser, share = jaxdq.load_denoiser(args.model), share_by_price(args.groups)
     calibrators = (observe(OBSERVER), measure_sensitivity(), share)
-    recipe = Recipe("all states", default_rules(args.bits, args.bits), mse_weights(), calibrators)
+    rules, settings = default_rules(args.bits, args.bits), {"groups": args.groups}
+    recipe = Recipe("all states", rules, mse_weights(), calibrators, settings)
     whole = run_recipe(denoiser, recipe, sampler=jaxdq.ddim(args.steps), key=jax.random.key(0))
     unseen, best = whole._replace(evidence=None, sensitivity=None, calib=None), priced(whole, whole)
     found: dict[str, dict[str, list[float]]] = {}
@@ -83,4 +87,7 @@ def priced(work: Work, whole: Work) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except jaxdq.InputError as error:
+        sys.exit(str(error))

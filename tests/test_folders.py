@@ -12,3 +12,12 @@ def test_state_outlives_a_run_that_was_stopped_only_if_something_was_learned(tmp
     with state_beside(tmp_path / "run") as again:
         assert again == state
     assert not state.exists()
+
+
+def test_a_state_that_was_there_before_is_not_a_refused_run_to_remove(tmp_path):
+    mark = tmp_path / ".run.state" / "run.json"
+    mark.parent.mkdir()
+    mark.touch()
+    with pytest.raises(KeyboardInterrupt), state_beside(tmp_path / "run"):
+        raise KeyboardInterrupt
+    assert mark.exists()

@@ -223,6 +223,13 @@ def _group_tables(work: Work, group_of_step: jax.Array, num_groups: int) -> tupl
     return tables(evidence.states, group_of_step)
 
 
+def check_not_negative(**settings: float) -> None:
+    """Refuses a rate or a weight that is negative, infinite or no number."""
+    for name, value in settings.items():
+        if not isinstance(value, int | float | np.number) or not 0 <= value < np.inf:
+            raise InputError(f"{name} is {value!r}; give a finite number of at least 0.")
+
+
 def check_at_least(least: int, **settings: int) -> None:
     """Refuses a setting that is no whole number, or too small for a loop."""
     for name, value in settings.items():

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ def run_recipe(
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     if folder is not None:
         asked = [recipe.name, dict(recipe.settings), repr(sampler), num_images, batch_size, str(plan)]
-        _claim(folder, [*asked, repr(denoiser.module), denoiser.shape, versions(), _digest(denoiser)], key)
+        # Without the address that a plain object's repr holds, which is another in every process.
+        module = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(denoiser.module))
+        _claim(folder, [*asked, module, denoiser.shape, versions(), _digest(denoiser)], key)
     data = trajectories(
         denoiser,
         denoiser.params,
@@ -196,8 +199,7 @@ def _digest(denoiser: Denoiser) -> str:
 
 def _claim(folder: Path, asked: list[Any], key: jax.Array) -> None:
     """Marks a checkpoint folder as this run's, or refuses it as another's."""
-    # Settings may be numpy's numbers, which JSON does not know.
-    ours = json.dumps([*asked, np.asarray(jax.random.key_data(key)).tolist()], default=lambda number: number.item())
+    ours = json.dumps([*asked, np.asarray(jax.random.key_data(key)).tolist()], default=_to_number)
     mark = folder / "run.json"
     if mark.exists() and mark.read_text() != ours:
         raise InputError(
@@ -205,7 +207,23 @@ def _claim(folder: Path, asked: list[Any], key: jax.Array) -> None:
         )
     if not is_first_process():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     staged = mark.with_suffix(".part")
-    staged.write_text(ours)
-    staged.replace(mark)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staged.write_text(ours)
+        staged.replace(mark)
+    except OSError as error:
+        raise InputError(
+            f"'{folder}' can't hold what a calibration learns ({error.strerror}); give checkpoint_dir a folder that "
+            f"can be made and written to."
+        ) from error
+
+
+def _to_number(value: Any) -> Any:
+    """NumPy's numbers, which JSON does not know, as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise InputError(
+        f"the recipe's settings hold {value!r}, by which no later run could know this one again; with a "
+        f"checkpoint_dir, give settings of numbers, text, lists and dicts."
+    )

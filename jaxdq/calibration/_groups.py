@@ -10,9 +10,9 @@ import optax
 
 from jaxdq._devices import replicate
 from jaxdq._errors import InputError
-from jaxdq.calibration._base import Calibrator, Work, check_at_least, with_tables
+from jaxdq.calibration._base import Calibrator, Work, check_at_least, check_not_negative, with_tables
 from jaxdq.calibration._loop import learn
-from jaxdq.calibration._proxy import Proxy, best_contiguous, build_proxy
+from jaxdq.calibration._proxy import Proxy, best_contiguous, build_proxy, without_empty_groups
 from jaxdq.calibration._rows import first_non_finite, image_error, rows_of_steps, step_weights
 from jaxdq.calibration._search import SearchState, initial_logits, make_update, problem_of, relaxed
 from jaxdq.calibration._uniform import check_groups_fit, equal_spans
@@ -43,6 +43,7 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         check_at_least(1, num_updates=self.num_updates, rows=self.rows)
+        check_not_negative(learning_rate=self.learning_rate, entropy=self.entropy, task=self.task)
 
 
 def price(work: Work) -> Proxy:
@@ -85,7 +86,8 @@ def share_optimally(num_groups: int) -> Calibrator:
 def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Calibrator:
     """ADP-DM's differentiable search of the groups (see `_search` for its equations).
 
-    The logits become a partition by argmax; grids are refitted to the union of each group's steps; and the result is
+    The logits become a partition by argmax, in which a group that no step chose takes half of another (`_proxy`); grids
+    are refitted to the union of each group's steps; and the result is
     kept only if images drawn on the integer path from the calibration's own noise come closer to the float ones than
     with equal spans.
 
@@ -115,7 +117,7 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
         if num_groups == 1 or not work.plan.tables:
             return base
         logits, infos = _search(work, proxy, num_groups, settings, key)
-        group_of_step = np.argmax(logits, axis=1)
+        group_of_step = without_empty_groups(proxy, np.argmax(logits, axis=1), num_groups)
         found = _shared(work, proxy, group_of_step, num_groups)
         errors = {"equal spans": image_error(base), "search": image_error(found)}
         kept = found if errors["search"] <= errors["equal spans"] else base
@@ -128,8 +130,7 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
                 "dynamic programming": best_contiguous(proxy, num_groups)[1],
                 "search": proxy.cost(group_of_step),
             },
-            "entropy": [float(info.entropy) for info in infos],
-            "task": [float(info.task) for info in infos],
+            "updates": {name: [float(getattr(info, name)) for info in infos] for name in ("entropy", "task")},
         }
         return kept._replace(log=(*work.log, ("search_groups", log)))
 

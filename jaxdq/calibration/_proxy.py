@@ -115,13 +115,47 @@ def best_contiguous(proxy: Proxy, num_groups: int) -> tuple[np.ndarray, float]:
     return np.searchsorted(starts, np.arange(num_steps), side="right"), float(best[num_steps])
 
 
+def without_empty_groups(proxy: Proxy, group_of_step: np.ndarray, num_groups: int) -> np.ndarray:
+    """The partition with every group in use: an empty one takes the later steps of the group that gains most by a cut.
+
+    Args:
+        proxy: prices the cuts.
+        group_of_step: int[S], or int[S, A] with one partition for each activation.
+        num_groups: G <= S.
+
+    Returns:
+        The same shape; nothing changes where no group is empty, and the cost never rises.
+    """
+    if group_of_step.ndim == 2:
+        columns = [proxy._replace(table=proxy.table[:, [a]]) for a in range(group_of_step.shape[1])]
+        filled = [without_empty_groups(*of_one, num_groups) for of_one in zip(columns, group_of_step.T, strict=True)]
+        return np.stack(filled, axis=1) if filled else group_of_step
+    group_of_step = group_of_step.copy()
+    for empty in np.setdiff1d(np.arange(num_groups), group_of_step):
+        cuts = []
+        for group in np.unique(group_of_step):
+            steps = np.flatnonzero(group_of_step == group)
+            before = np.cumsum(proxy.table[steps], axis=0)
+            apart = _cost_of_sums(before[:-1]) + _cost_of_sums(before[-1] - before[:-1])
+            gain = _cost_of_sums(before[-1]) - apart
+            cuts += [(gain[index], steps[index + 1 :]) for index in range(len(gain))]
+        _, later = max(cuts, key=lambda cut: cut[0])
+        group_of_step[later] = empty
+    return group_of_step
+
+
+def _cost_of_sums(table: np.ndarray) -> np.ndarray:
+    """f64[...]: what summed tables f64[..., A, C] cost where each activation takes its best candidate."""
+    return table.min(axis=-1).sum(axis=-1)
+
+
 def _span_costs(proxy: Proxy) -> np.ndarray:
     """f64[S + 1, S + 1]: the cost of steps i..j-1 as one group; infinite where empty."""
     num_steps = proxy.table.shape[0]
     cost = np.full((num_steps + 1, num_steps + 1), np.inf)
     for start in range(num_steps):
         summed = np.cumsum(proxy.table[start:], axis=0)
-        cost[start, start + 1 :] = summed.min(axis=-1).sum(axis=-1)
+        cost[start, start + 1 :] = _cost_of_sums(summed)
     return cost
 
 

@@ -21,7 +21,7 @@ import optax
 
 from jaxdq._devices import replicate
 from jaxdq._errors import InputError
-from jaxdq.calibration._base import Calibrator, Work, check_at_least, with_tables
+from jaxdq.calibration._base import Calibrator, Work, check_at_least, check_not_negative, with_tables
 from jaxdq.calibration._loop import learn
 from jaxdq.calibration._rows import (
     Rows,
@@ -59,6 +59,9 @@ class RangeSettings:
 
     def __post_init__(self) -> None:
         check_at_least(1, num_updates=self.num_updates, rows=self.rows, judge_every=self.judge_every)
+        check_not_negative(
+            learning_rate=self.learning_rate, zero_point_rate=self.zero_point_rate, weight_rate=self.weight_rate
+        )
 
 
 class Learned(NamedTuple):
@@ -154,7 +157,7 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
             explain=explain,
             mesh=work.mesh,
         )
-        log = {"loss": [float(value) for value in losses], "image_error": errors}
+        log = {"image_error": errors, "updates": {"loss": [float(value) for value in losses]}}
         return with_ranges(work, best)._replace(log=(*work.log, ("learn_ranges", log)))
 
     return calibrator

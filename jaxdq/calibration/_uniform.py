@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jaxdq._errors import InputError
-from jaxdq.calibration._base import Calibrator, Work, share
+from jaxdq.calibration._base import Calibrator, Work, check_at_least, share
 
 
 def share_uniformly(num_groups: int) -> Calibrator:
@@ -58,6 +58,7 @@ def check_groups_fit(work: Work, num_groups: int) -> None:
 
 def check_budget(budget: int, num_groups: int) -> None:
     """Refuses a calibration set of fewer states than there are groups."""
+    check_at_least(1, num_groups=num_groups)
     if not isinstance(budget, int | np.integer) or budget < num_groups:
         raise InputError(
             f"a budget of {budget} states was given and {num_groups} groups were asked for; give a budget of at least "

@@ -102,8 +102,8 @@ def group_figure(group_of_t: np.ndarray) -> str:
     """
     if group_of_t.ndim == 1:
         figure, axes = _time_axes(len(group_of_t), (2 * _SIZE[0], 0.95))
-        for start, stop, group in spans(group_of_t):
-            shade = 0.85 if group % 2 else 0.5
+        for index, (start, stop, group) in enumerate(spans(group_of_t)):
+            shade = 0.85 if index % 2 else 0.5  # by place: neighbours may be 0 and 2
             axes.axvspan(start - 0.5, stop - 0.5, facecolor=_SERIES[0], alpha=shade, linewidth=0)
             if stop - start > len(group_of_t) / 60:
                 axes.text((start + stop - 1) / 2, 0.5, str(group), ha="center", va="center", color=_INK, fontsize=9)

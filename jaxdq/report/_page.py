@@ -47,6 +47,7 @@ def write_pages(
         sizes=size_rows(params, qparams),
         sites=qparams.plan.rows(),
         lowest=_lowest(evaluation),
+        learned=learned(metrics),
         seconds=sorted(metrics["seconds"].items(), key=lambda item: -item[1]),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
@@ -82,6 +83,24 @@ def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"of the arithmetic, at {integer} of {total} places; the others are named below with the reason.",
         ),
     ]
+
+
+def learned(metrics: Mapping[str, Any]) -> list[str]:
+    """What calibration tried and what it kept, in a sentence or two; none of recipes that only observe."""
+    logs, sentences = metrics.get("calibration", {}), []
+    if "search_groups" in logs:
+        error, kept = logs["search_groups"]["image_error"], logs["search_groups"]["kept"]
+        sentences.append(
+            f"The groups are {'the searched ones' if kept == 'search' else 'equal spans'}: in calibration, images came "
+            f"to {_psnr(error['search'])} of float's with the search's groups and to {_psnr(error['equal spans'])} "
+            f"with equal spans."
+        )
+    if "learn_ranges" in logs:
+        before, *after = (np.inf if error is None else error for error in logs["learn_ranges"]["image_error"])
+        best = min(after, default=before)
+        kept = "were kept" if best < before else "were not kept"
+        sentences.append(f"Learned ranges {kept}: {_psnr(before)} before, {_psnr(best)} after.")
+    return sentences
 
 
 def nice_bytes(count: int) -> str:
@@ -167,6 +186,11 @@ def _template() -> jinja2.Template:
 
 def _db(value: float | None) -> str:
     return "exact" if value is None else f"{value:.1f} dB"
+
+
+def _psnr(error: float | None) -> str:
+    """Of a mean squared error, at the peak of 2."""
+    return "no finite PSNR" if error is None or not np.isfinite(error) else _db(10 * np.log10(4 / error))
 
 
 def _share(value: float | None) -> str:

@@ -149,6 +149,13 @@ def test_the_better_of_both_is_kept(errors, kept, table, monkeypatch):
     assert name == "search_groups" and kept in (None, log["kept"])
 
 
+def test_a_group_that_no_step_chose_is_used_all_the_same(table, monkeypatch):
+    monkeypatch.setattr(_groups, "_search", lambda *args: (logits_of([0, 0, 2, 2, 2], 3), []))
+    monkeypatch.setattr(_groups, "image_error", lambda work: float(work.group_of_step.tolist() == [0, 0, 1, 1, 2]))
+    found = search_groups(3)(work(), KEY)
+    assert found.log[-1][1]["kept"] == "search" and set(found.group_of_step) == {0, 1, 2}
+
+
 def test_nan_images_of_the_search_are_not_kept(table, monkeypatch):
     monkeypatch.setattr(_groups, "_search", lambda *args: (logits_of([0, 1, 1, 1, 1], 2), []))
     monkeypatch.setattr(_groups, "image_error", lambda work: 1.0 if work.group_of_step[1] == 0 else np.nan)

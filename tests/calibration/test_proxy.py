@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdq.calibration import Evidence
-from jaxdq.calibration._proxy import Proxy, _spans, best_contiguous, build_proxy
+from jaxdq.calibration._proxy import Proxy, _spans, best_contiguous, build_proxy, without_empty_groups
 from jaxdq.grid import Scheme, qparams_from_range
 from jaxdq.observers import Observer, mse
 from jaxdq.observers import _histogram as histogram
@@ -81,6 +81,28 @@ def test_the_cost_of_a_partition_is_that_of_its_grids():
 def test_a_group_that_holds_no_step_gets_some_grid():
     scale, zero_point = random_proxy(0).grids(np.array([0, 0, 0, 2, 2, 2, 2]), 4)
     assert scale.shape == (4, A) and np.isfinite(scale).all() and (scale > 0).all() and zero_point.shape == (4, A)
+
+
+def test_golden_an_empty_group_takes_half_of_the_group_that_gains_most():
+    # One activation, two candidates. Steps 0 to 3 want the first at a loss of 1, steps 4 and 5 the second at one of 9.
+    table = np.array([[[0.0, 1.0]]] * 4 + [[[9.0, 0.0]]] * 2)
+    proxy = Proxy(table, np.ones((2, 1), np.float32), np.zeros((2, 1), np.int32))
+    # Steps 4 and 5 share group 2 with steps 2 and 3: 2 are lost there, and a cut before step 4 saves them.
+    groups = np.array([0, 0, 2, 2, 2, 2])
+    np.testing.assert_array_equal(without_empty_groups(proxy, groups, 3), [0, 0, 2, 2, 1, 1])
+    np.testing.assert_array_equal(without_empty_groups(proxy, groups[:, None], 3)[:, 0], [0, 0, 2, 2, 1, 1])
+
+
+@pytest.mark.parametrize("num_groups", [1, 3, S])
+@pytest.mark.parametrize("shape", [(S,), (S, A)])
+def test_every_group_is_used_and_no_cost_rises(num_groups, shape):
+    proxy = random_proxy(4)
+    groups = np.random.default_rng(4).integers(0, min(2, num_groups), shape)
+    filled = without_empty_groups(proxy, groups, num_groups)
+    assert filled.shape == shape and proxy.cost(filled) <= proxy.cost(groups) * (1 + 1e-12)
+    for column in filled.reshape(S, -1).T:
+        np.testing.assert_array_equal(np.unique(column), np.arange(num_groups))
+    np.testing.assert_array_equal(without_empty_groups(proxy, filled, num_groups), filled)
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 3, 4, S])

@@ -91,15 +91,14 @@ def test_an_array_that_is_the_same_at_every_step_keeps_one_grid_while_it_is_lear
 
 def test_learning_lowers_the_error_of_the_output():
     _, log = learned().log[-1]
-    assert np.mean(log["loss"][-10:]) < 0.8 * np.mean(log["loss"][:10])
+    assert np.mean(log["updates"]["loss"][-10:]) < 0.8 * np.mean(log["updates"]["loss"][:10])
 
 
 def test_images_are_never_farther_than_before():
     _, log = learned().log[-1]
     assert len(log["image_error"]) == 4
-    assert image_error(learned()) == pytest.approx(min(log["image_error"])) and min(log["image_error"]) <= image_error(
-        work()
-    )
+    assert image_error(learned()) == pytest.approx(min(log["image_error"]))
+    assert log["image_error"][0] == pytest.approx(image_error(work()), rel=0.05)
 
 
 def test_what_is_worse_is_not_kept(monkeypatch):

@@ -123,6 +123,29 @@ def test_the_same_run_may_come_back(claimed):
     claim(claimed, DENOISER, recipes.adpdm(np.int64(8), 8, np.int32(2)))
 
 
+class Plain:
+    """No linen module, and no `__repr__`: Python's own has the object's address in it."""
+
+    def apply(self, variables, *args):
+        return Pair().apply(variables, *args)
+
+
+def test_a_module_without_a_name_for_itself_is_known_again(tmp_path):
+    for _ in range(2):
+        claim(tmp_path / "run", dataclasses.replace(DENOISER, module=Plain()))
+
+
+def test_a_checkpoint_dir_that_can_not_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file' can't hold what a calibration learns \(File exists\); give"):
+        start(tmp_path / "file")
+
+
+def test_settings_that_can_not_be_known_again_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"settings hold .*object.*, by which no later run could know this one again"):
+        start(tmp_path / "run", recipe=dataclasses.replace(recipes.minmax(8, 8), settings={"observer": object()}))
+
+
 OTHERS = {
     "key": {"key": jax.random.key(1)},
     "sampler": {"sampler": ddim(4)},

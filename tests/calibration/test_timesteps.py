@@ -141,6 +141,18 @@ def test_impossible_budgets_are_refused(budget):
         select_timesteps(uniform_timesteps(), budget)(plenty(), KEY)
 
 
+@pytest.mark.parametrize(
+    "counts", [[0] * S, [1] * (S - 1), np.ones(S), [N + 1] + [0] * (S - 2) + [S - N - 1], [-1, 1] + [1] * (S - 2), None]
+)
+def test_what_a_policy_of_ones_own_returns_is_checked(counts):
+    with pytest.raises(InputError, match=f"the policy chose .* must return {S} whole numbers.* 0 to {N} .* {S} in all"):
+        select_timesteps(lambda work, budget, key: counts, S)(plenty(), KEY)
+
+
+def test_a_policy_may_return_a_list():
+    np.testing.assert_array_equal(select_timesteps(lambda *args: [1] * S, S)(plenty(), KEY).counts, [1] * S)
+
+
 def test_a_choice_after_observing_is_refused():
     observed = observe(minmax())(work(), KEY)
     with pytest.raises(InputError, match="before observe"):

@@ -68,7 +68,11 @@ def test_golden_weight_grid_cuts_an_outlier_that_is_not_worth_its_grid():
 
 
 def test_a_budget_chooses_timesteps_first():
-    assert len(adpdm(budget=9).calibrators) == len(adpdm().calibrators) + 1 and adpdm(budget=9).settings["budget"] == 9
+    short = {"search": SearchSettings(num_updates=1), "ranges": RangeSettings(num_updates=1)}
+    recipe = adpdm(4, 8, NUM_GROUPS, budget=4, **short)
+    work = run_recipe(denoiser(), recipe, sampler=ddim(STEPS), key=jax.random.key(0), num_images=4)
+    assert [name for name, _ in work.log] == ["select_timesteps", "search_groups", "learn_ranges"]
+    assert work.counts.sum() == 4 < work.data.num_steps * work.data.num_images and recipe.settings["budget"] == 4
 
 
 @pytest.mark.parametrize("budget", [0, 7, 8.5, "9"])

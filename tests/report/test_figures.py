@@ -1,3 +1,5 @@
+import itertools
+import re
 import xml.etree.ElementTree as ET
 
 import matplotlib as mpl
@@ -6,6 +8,7 @@ import pytest
 
 from jaxdq.report import _figures
 
+SVG = "{http://www.w3.org/2000/svg}"
 T = np.array([15, 10, 5, 0])
 ONE, FOUR = np.zeros(20, np.int32), np.repeat(np.arange(4), 5)
 EACH = np.stack([FOUR, FOUR[::-1]], axis=-1)
@@ -36,10 +39,16 @@ def test_matplotlib_is_left_as_it_was():
     assert dict(mpl.rcParams) == before
 
 
+def test_neighbouring_spans_of_the_group_map_differ_in_shade():
+    root = ET.fromstring(_figures.group_figure(np.repeat([0, 2, 4, 1], 25)))
+    shades = re.findall(r"opacity: ([0-9.]+)", " ".join(path.get("style", "") for path in root.iter(f"{SVG}path")))
+    assert len(shades) == 4 and all(one != other for one, other in itertools.pairwise(shades))
+
+
 @pytest.mark.parametrize("group_of_t", [FOUR, EACH])
 def test_time_runs_from_noise_to_image(group_of_t):
     for svg in all_figures(group_of_t):
-        texts = ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+        texts = ET.fromstring(svg).iter(f"{SVG}text")
         numbers = [
             (float(text.get("y")), float(text.get("x")), int(text.text)) for text in texts if text.text.isdigit()
         ]

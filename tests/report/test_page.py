@@ -48,6 +48,27 @@ def test_opens_offline(page):
     assert not re.search(r"@import|<script|<link|url\((?!#)", page)
 
 
+@pytest.mark.parametrize(
+    ("calibration", "said"),
+    [
+        ({}, []),
+        (
+            {"search_groups": {"kept": "search", "image_error": {"equal spans": 0.04, "search": 0.004}}},
+            ["The groups are the searched ones: in calibration, images came to 30.0 dB of float's", "to 20.0 dB with"],
+        ),
+        (
+            {"search_groups": {"kept": "equal spans", "image_error": {"equal spans": 0.04, "search": None}}},
+            ["The groups are equal spans: in calibration, images came to no finite PSNR of float's", "to 20.0 dB with"],
+        ),
+        ({"learn_ranges": {"image_error": [0.04, None, 0.004]}}, ["Learned ranges were kept: 20.0 dB before, 30.0 dB"]),
+        ({"learn_ranges": {"image_error": [0.004, 0.04]}}, ["ranges were not kept: 30.0 dB before, 20.0 dB after"]),
+    ],
+)
+def test_says_what_calibration_kept(calibration, said):
+    text = " ".join(_page.learned({"calibration": calibration}))
+    assert bool(text) == bool(said) and all(part in text for part in said)
+
+
 def test_says_what_was_found(page, measured):
     reader = Reader()
     reader.feed(page)

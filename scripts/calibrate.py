@@ -26,7 +26,6 @@ import jax.numpy as jnp
 
 import jaxdq
 from jaxdq import InputError, text
-from jaxdq.calibration import check_num_groups
 from jaxdq.run import Settings, make_recipe, make_sampler
 
 
@@ -53,7 +52,6 @@ def calibrate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
     )
     recipe, sampler = make_recipe(settings), make_sampler("ddim", args.steps)
-    check_num_groups(recipe.settings.get("groups", 1), args.steps)
     if args.coordinator:
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     mesh = jax.make_mesh((jax.device_count(),), ("batch",))

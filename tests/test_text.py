@@ -80,6 +80,7 @@ def test_oracle_text_encoders_of_pytorch_are_read_from_safetensors(tmp_path):
     np.testing.assert_allclose(np.concatenate([without, given]), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_saved_conditions_guide_the_model_again_without_its_text_encoder(tmp_path):
     folder = write_pipeline(tmp_path / "model")
     denoiser = load_text_denoiser(folder, PROMPTS, guidance_scale=3.0)

@@ -81,6 +81,7 @@ def test_a_budget_that_can_not_fill_the_groups_is_refused_at_once(budget):
         adpdm(budget=budget)
 
 
+@pytest.mark.slow
 def test_the_same_key_finds_the_same_bits():
     one, two = run(), run(again=True)
     assert one is not two and jax.tree.structure(one) == jax.tree.structure(two)

@@ -132,7 +132,7 @@ def test_oracle_shards_of_diffusers(folder):
 
 @pytest.mark.parametrize(
     ("dtype", "variant"),
-    [("float16", "fp16"), pytest.param("bfloat16", "bf16", marks=pytest.mark.slow), ("bfloat16", None)],
+    [("float16", "fp16"), *(pytest.param("bfloat16", name, marks=pytest.mark.slow) for name in ("bf16", None))],
 )
 def test_half_precision_of_diffusers_is_read_as_float32(dtype, variant, folder):
     import torch

@@ -35,7 +35,8 @@ VARIANTS = {
 @pytest.mark.parametrize(
     "config",
     [
-        *(pytest.param(config, id=name) for name, config in FAMILIES.items()),
+        *(pytest.param(FAMILIES[name], id=name) for name in ("v1", "v2")),
+        pytest.param(FAMILIES["xl"], id="xl", marks=pytest.mark.slow),
         *(pytest.param(config, id=name, marks=pytest.mark.slow) for name, config in VARIANTS.items()),
     ],
 )
@@ -72,7 +73,7 @@ def abstract_sites(config):
     ("config", "num_params", "num_blocks"),
     [
         pytest.param(V1_4, 859_520_964, 16, id="v1-4"),
-        pytest.param(V2_1, 865_910_724, 16, id="v2-1"),
+        pytest.param(V2_1, 865_910_724, 16, id="v2-1", marks=pytest.mark.slow),
         pytest.param(XL_BASE, 2_567_463_684, 70, id="xl-base", marks=pytest.mark.slow),
     ],
 )

@@ -86,10 +86,9 @@ def share_optimally(num_groups: int) -> Calibrator:
 def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Calibrator:
     """ADP-DM's differentiable search of the groups (see `_search` for its equations).
 
-    The logits become a partition by argmax, in which a group that no step chose takes half of another (`_proxy`); grids
-    are refitted to the union of each group's steps; and the result is
-    kept only if images drawn on the integer path from the calibration's own noise come closer to the float ones than
-    with equal spans.
+    The logits become a partition by argmax, in which a group that no step chose takes a part of another (`_proxy`);
+    grids are refitted to the union of each group's steps; and the result is kept only if images drawn on the integer
+    path from the calibration's own noise come closer to the float ones than with equal spans.
 
     Args:
         num_groups: G.

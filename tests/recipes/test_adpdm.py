@@ -67,6 +67,7 @@ def test_golden_weight_grid_cuts_an_outlier_that_is_not_worth_its_grid():
     assert 0.49 < float(scale[0, 0]) < 0.54 < 4 / 7
 
 
+@pytest.mark.slow
 def test_a_budget_chooses_timesteps_first():
     short = {"search": SearchSettings(num_updates=1), "ranges": RangeSettings(num_updates=1)}
     recipe = adpdm(4, 8, NUM_GROUPS, budget=4, **short)

@@ -85,6 +85,7 @@ def test_oracle_a_folder_of_diffusers(family, tmp_path):
     assert relative_error(ours, torch_condition_output(network(family), x, t, *rest)) < 1e-4
 
 
+@pytest.mark.slow
 def test_oracle_a_folder_of_diffusers_flax(tmp_path):
     from diffusers import FlaxUNet2DConditionModel
 
@@ -166,6 +167,7 @@ def test_without_weights_a_model_can_be_looked_at_and_not_drawn_from(folder):
         denoiser.args(jnp.arange(1))
 
 
+@pytest.mark.slow
 def test_float_sampling_takes_the_conditions_in_turn(folder):
     denoiser = load_denoiser(folder, conditions=conditions(V1))
     draw = functools.partial(jaxdq.sample, denoiser, denoiser.params, sampler=jaxdq.ddim(2), key=jax.random.key(0))

@@ -83,7 +83,7 @@ def test_a_group_that_holds_no_step_gets_some_grid():
     assert scale.shape == (4, A) and np.isfinite(scale).all() and (scale > 0).all() and zero_point.shape == (4, A)
 
 
-def test_golden_an_empty_group_takes_half_of_the_group_that_gains_most():
+def test_golden_an_empty_group_takes_a_part_of_the_group_that_gains_most():
     # One activation, two candidates. Steps 0 to 3 want the first at a loss of 1, steps 4 and 5 the second at one of 9.
     table = np.array([[[0.0, 1.0]]] * 4 + [[[9.0, 0.0]]] * 2)
     proxy = Proxy(table, np.ones((2, 1), np.float32), np.zeros((2, 1), np.int32))

@@ -31,6 +31,11 @@ def move_into_place(part: Path, path: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def bytes_on_disk(folder: Path) -> int:
+    """The lengths of all files in a folder and below, as a copy of it would need them."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -19,16 +19,23 @@ _LINES = (
     ("sampler", ("sampler", "steps"), "{} {}"),
     ("images, seed", ("images", "seed"), "{}, {}"),
     ("images compared as", ("image_space",), "{}"),
-    ("noise SQNR (dB)", ("noise_sqnr_db.mean",), "{:.2f}"),
-    ("image PSNR (dB)", ("image_psnr_db",), "{:.2f}"),
-    ("Fréchet distance to float", ("fd_to_float",), "{:.4g}"),
-    ("  between float sets", ("fd_float_floor",), "{:.4g}"),
+    ("noise SQNR (dB), mean of steps", ("noise_sqnr_db.mean",), "{:.2f}"),
+    ("  pooled over steps", ("noise_sqnr_pooled_db",), "{:.2f}"),
+    ("image PSNR (dB), pooled", ("image_psnr_db",), "{:.2f}"),
+    ("  median image", ("image_psnr_median_db",), "{:.2f}"),
+    ("  mean of the worst 5%", ("image_psnr_worst5_db",), "{:.2f}"),
+    ("  worst image", ("image_psnr_worst_db",), "{:.2f}"),
+    ("Fréchet distance, same noise", ("fd_to_float",), "{:.4g}"),
+    ("  quantized, other noise", ("fd_other_noise",), "{:.4g}"),
+    ("  float, other noise", ("fd_float_floor",), "{:.4g}"),
     ("weights, float (kB)", ("weight_bytes.float",), "{:,.1f}"),
     ("weights, quantized (kB)", ("weight_bytes.quantized",), "{:,.1f}"),
+    ("  its files (kB)", ("weight_bytes.disk",), "{:,.1f}"),
     ("integer sites", ("sites.integer", "sites.total"), "{} of {}"),
     ("integer arithmetic", ("integer_mac_fraction",), "{:.1%}"),
 )
 _PATHS_SHOWN = 3
+_ABSENT = object()
 
 
 def table_of_runs(runs: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Table:
@@ -39,25 +46,28 @@ def table_of_runs(runs: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Ta
         heads: what to call them.
     """
     table = Table(box=None, header_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for head in heads:
         table.add_column(head, justify="right", overflow="fold")
     for label, paths, form in _LINES:
         cells = []
         for metrics in runs:
             values = [_at(metrics, path) for path in paths]
-            # null stands for a number that JSON does not have: two models that do not differ have infinitely many dB.
-            missing = "exact" if "dB" in label else "-"
-            cells.append(missing if None in values else form.format(*values))
+            missing = "exact" if "_db" in paths[0] and _ABSENT not in values else "-"
+            cells.append(missing if None in values or _ABSENT in values else form.format(*values))
         table.add_row(label, *cells)
     return table
 
 
 def _at(metrics: Mapping[str, Any], path: str) -> Any:
+    """The value there; `_ABSENT` in the runs of earlier versions that lack it.
+
+    None is a number that JSON does not have: two models that do not differ have infinitely many dB.
+    """
     value: Any = metrics
     for key in path.split("."):
-        value = value.get(key)  # an earlier version's run may not have a field that nothing depends on
-    return value / 1000 if path.startswith("weight_bytes") else value
+        value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+    return value / 1000 if path.startswith("weight_bytes") and isinstance(value, int) else value
 
 
 def tables_of_prospect(found: Prospect) -> Group:

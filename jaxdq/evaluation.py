@@ -12,7 +12,7 @@ from jaxdq._errors import InputError
 from jaxdq.decoding import Decode, decoded
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.linen import QuantizedParams, apply
-from jaxdq.metrics import frechet_distance, pooled_pixels, psnr_db
+from jaxdq.metrics import frechet_distance, mean_of_worst, pooled_pixels, psnr_db, psnr_per_image_db, ratio_db
 from jaxdq.sampling import BATCH_SIZE, Trajectories, batch_at, sample, trajectories
 
 FEATURES = "{}, area-averaged to 8 x 8"
@@ -24,10 +24,16 @@ class Evaluation(NamedTuple):
     Attributes:
         t: int32[S], the sampler's times, the noisiest first.
         noise_sqnr_db: f64[S], `10 log10(sum eps^2 / sum (eps - eps_q)^2)` at each step, on states of the float model.
-        image_psnr_db: of the quantized images against the float ones, peak 2.
-        fd_to_float: Fréchet distance between the two sets of images, features as `FEATURES` says of the image space.
-        fd_float_floor: the same between the float images and as many float images from other noise: what equally good
-            models would score.
+        noise_sqnr_pooled_db: the same with both sums over all steps: the steps with the largest errors decide it, where
+            the mean of `noise_sqnr_db` is carried by the easy ones.
+        image_psnr_db: PSNR of the quantized images against the float ones, peak 2, squared errors averaged over all
+            images: the worst images decide it.
+        psnr_per_image_db: f64[N], the PSNR of each image by itself.
+        fd_to_float: Fréchet distance between the two sets of images, which come from the same noise; features as
+            `FEATURES` says of the image space.
+        fd_float_floor: Fréchet distance between the float images and as many float images from other noise.
+        fd_other_noise: Fréchet distance between the float images and quantized images from that other noise: what
+            compares with `fd_float_floor`. Equally good models score the same.
         float_images: f32[N, H, W, C].
         quantized_images: f32[N, H, W, C], from the same noise.
         seconds: phase -> wall-clock seconds, compilation included.
@@ -37,13 +43,31 @@ class Evaluation(NamedTuple):
 
     t: np.ndarray
     noise_sqnr_db: np.ndarray
+    noise_sqnr_pooled_db: float
     image_psnr_db: float
+    psnr_per_image_db: np.ndarray
     fd_to_float: float
     fd_float_floor: float
+    fd_other_noise: float
     float_images: np.ndarray
     quantized_images: np.ndarray
     seconds: dict[str, float]
     image_space: str = "pixels"
+
+    @property
+    def image_psnr_median_db(self) -> float:
+        """The PSNR that half of the images exceed."""
+        return float(np.median(self.psnr_per_image_db))
+
+    @property
+    def image_psnr_worst_db(self) -> float:
+        """The PSNR of the worst image."""
+        return float(np.min(self.psnr_per_image_db))
+
+    @property
+    def image_psnr_worst5_db(self) -> float:
+        """The mean PSNR of the worst 5% of the images."""
+        return mean_of_worst(self.psnr_per_image_db, 5)
 
 
 def evaluate(
@@ -94,28 +118,34 @@ def evaluate(
         denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_images, batch_size=batch_size
     )
     lap("sample float")
-    noise_sqnr_db = noise_sqnr_per_step_db(denoiser, qparams, data, batch_size=batch_size)
+    energies = noise_energies(denoiser, qparams, data, batch_size=batch_size)
     lap("noise error")
     quantized = np.asarray(draw(denoiser, qparams, key=key_images))
     lap("sample quantized")
     floor = np.asarray(draw(denoiser, denoiser.params, key=key_floor))
     lap("sample float floor")
-    if not np.isfinite(quantized).all():
+    other = np.asarray(draw(denoiser, qparams, key=key_floor))
+    lap("sample quantized floor")
+    if not (np.isfinite(quantized).all() and np.isfinite(other).all()):
         raise InputError(
             "the quantized network draws images with NaN; a scale or a weight is not finite: quantize again from "
             "parameters that are."
         )
-    drawn = [data.images, quantized, floor]
+    drawn = [data.images, quantized, floor, other]
     if decode is not None:
         drawn = [decoded(decode, latents, batch_size) for latents in drawn]
         lap("decode")
-    features = [pooled_pixels(images) for images in drawn]
+    own, *others = (pooled_pixels(images) for images in drawn)
+    fd_to_float, fd_float_floor, fd_other_noise = (frechet_distance(own, features) for features in others)
     return Evaluation(
         t=data.t,
-        noise_sqnr_db=noise_sqnr_db,
+        noise_sqnr_db=ratio_db(*energies),
+        noise_sqnr_pooled_db=float(ratio_db(*energies.sum(1))),
         image_psnr_db=float(psnr_db(drawn[0], drawn[1])),
-        fd_to_float=frechet_distance(features[0], features[1]),
-        fd_float_floor=frechet_distance(features[0], features[2]),
+        psnr_per_image_db=psnr_per_image_db(drawn[0], drawn[1]),
+        fd_to_float=fd_to_float,
+        fd_float_floor=fd_float_floor,
+        fd_other_noise=fd_other_noise,
         float_images=drawn[0],
         quantized_images=drawn[1],
         seconds=seconds,
@@ -129,8 +159,24 @@ def noise_sqnr_per_step_db(
 ) -> np.ndarray:
     """Signal to quantization noise of the model's output at each step of float trajectories, f64[S] in dB.
 
-    `10 log10(sum eps^2 / sum (eps - eps_q)^2)`, sums over the images and pixels of one step; the float model's own
-    states go into both, so that errors of earlier steps don't count here.
+    `10 log10(sum eps^2 / sum (eps - eps_q)^2)`, see `noise_energies`.
+    """
+    return ratio_db(*noise_energies(denoiser, params, data, batch_size=batch_size))
+
+
+def noise_energies(denoiser: Denoiser, params: Any, data: Trajectories, *, batch_size: int = BATCH_SIZE) -> np.ndarray:
+    """Energies of the model's output and of its quantization error at each step of float trajectories.
+
+    The float model's own states go into both networks, so that errors of earlier steps don't count here.
+
+    Args:
+        denoiser: The float model, which drew `data`.
+        params: What is held against it: quantized or float parameters.
+        data: Trajectories of the float model.
+        batch_size: Images at a time.
+
+    Returns:
+        f64[2, S]: `sum eps^2` and `sum (eps - eps_q)^2`, over the images and pixels of each step.
     """
     sums = np.zeros((2, data.num_steps))
     size = min(batch_size, data.num_images)
@@ -140,9 +186,7 @@ def noise_sqnr_per_step_db(
         args = batch_at(denoiser, data, 0, images).args
         squares = _squares(denoiser.module, params, data.states[:, images], data.outputs[:, images], data.t, args)
         sums += np.asarray(squares)  # added as a jax array, it would make the sums float32
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # 0 / 0 would be NaN, yet zeros that are met exactly have no noise.
-        return np.where(sums[1] == 0, np.inf, 10.0 * np.log10(sums[0] / sums[1]))
+    return sums
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -56,6 +56,83 @@ def psnr_db(reference: Any, image: Any, peak: float = 2.0) -> jax.Array:
     return 10 * jnp.log10(peak**2 / jnp.mean(jnp.square(reference - image)))
 
 
+def psnr_per_image_db(reference: Any, images: Any, peak: float = 2.0) -> np.ndarray:
+    """Peak signal-to-noise ratio of each image by itself.
+
+        10 log10(peak^2 / mean_pixels (reference_n - image_n)^2)
+
+    `psnr_db` averages the squared error over all images first, so the few worst images decide it; take the median and
+    the tail (`mean_of_worst`) of these values to see the others.
+
+    Args:
+        reference: float[N, ...].
+        images: float[N, ...], of the same shape.
+        peak: The width of the pixels' range; 2 for images in [-1, 1].
+
+    Returns:
+        float64[N] (dB); +inf for images that are equal.
+
+    Raises:
+        InputError: The shapes differ, or there is no leading axis of images.
+
+    Example:
+        >>> psnr_per_image_db(np.zeros((2, 1)), np.array([[0.2], [0.02]])).round(3).tolist()
+        [20.0, 40.0]
+    """
+    reference, images = (np.asarray(part, np.float64) for part in (reference, images))
+    if reference.shape != images.shape or reference.ndim < 1 or reference.size == 0:
+        raise InputError(
+            f"The reference images have shape {reference.shape} and those compared with them {images.shape}; pass two "
+            "arrays of the same shape, images along the first axis."
+        )
+    error = np.mean(np.square(reference - images).reshape(len(reference), -1), axis=1)
+    return ratio_db(np.full(len(error), float(peak) ** 2), error)
+
+
+def mean_of_worst(values_db: Any, percent: int = 5) -> float:
+    """The mean of the lowest `percent` of some decibels, at least one of them.
+
+    Args:
+        values_db: float[N], N >= 1.
+        percent: 1 to 100; the number of values is rounded up.
+
+    Returns:
+        The mean in dB, exact images (+inf) left out; +inf where all of the lowest are exact.
+
+    Raises:
+        InputError: No values, or a percentage out of its range.
+
+    Example:
+        >>> mean_of_worst(np.arange(40.0))  # the 2 lowest of 40
+        0.5
+    """
+    values = np.sort(np.asarray(values_db, np.float64).ravel())
+    if not values.size or not 1 <= percent <= 100:
+        raise InputError(f"Got {values.size} values and percent {percent}; pass at least one value, and 1 to 100.")
+    lowest = values[: -(-values.size * percent // 100)]
+    return mean_of_finite(lowest)
+
+
+def mean_of_finite(values_db: Any) -> float:
+    """The mean of the decibels that are finite; +inf where none is, since nothing differs then."""
+    values = np.asarray(values_db, np.float64)
+    finite = values[np.isfinite(values)]
+    return float(np.mean(finite)) if finite.size else float("inf")
+
+
+def ratio_db(signal: Any, noise: Any) -> np.ndarray:
+    """`10 log10(signal / noise)` of energies on the host, elementwise: float64; +inf where there is no noise.
+
+    Example:
+        >>> ratio_db([100.0, 0.0], [1.0, 0.0]).tolist()
+        [20.0, inf]
+    """
+    signal, noise = np.asarray(signal, np.float64), np.asarray(noise, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # 0 / 0 would be NaN, yet zeros that are met exactly have no noise.
+        return np.where(noise == 0, np.inf, 10.0 * np.log10(signal / noise))
+
+
 def pooled_pixels(images: Any, size: int = 8) -> np.ndarray:
     """Average each image down to at most `size` by `size` pixels: the feature space of our Fréchet distance.
 

@@ -151,12 +151,12 @@ def quantize_model(
             write_configs(settings.model, folder / MODEL)
             text.save_conditions(denoiser, folder / MODEL)
         evaluation = _evaluate(denoiser, qparams, sampler, settings, decoder)
-        measured = {**report.measured(denoiser, qparams, evaluation), "no_decoder": decoder.reason}
         learned = {name: {key: log[key] for key in log if key != "updates"} for name, log in work.log}
         metrics = report.to_json_values(
             {
                 **_asked(settings, recipe, out),
-                **measured,
+                **report.measured(denoiser, qparams, evaluation, folder / QUANTIZED),
+                "no_decoder": decoder.reason,
                 "calibration": learned,
                 "seconds": {**seconds, **evaluation.seconds},
             }
@@ -201,7 +201,7 @@ def evaluate_run(
     denoiser = text.load_with_conditions(settings.model, Path(folder) / MODEL)
     check_same_model(denoiser.params, qparams, settings.model)
     evaluation = _evaluate(denoiser, qparams, sampler, settings, _decoder(decode, settings.model))
-    return report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation)})
+    return report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation, Path(folder) / QUANTIZED)})
 
 
 def sample_run(

@@ -112,6 +112,11 @@ def test_quantize_writes_a_whole_run(made):
     assert metrics["image_space"] == "pixels" and metrics["no_decoder"] == ""
     assert metrics["groups"] == 2 and metrics["steps"] == 3 and len(metrics["noise_sqnr_db"]["per_step"]) == 3
     assert metrics["weight_bytes"]["quantized"] == jaxdq.stored_bytes(jaxdq.restore(made / "quantized"))
+    files = [path for path in (made / "quantized").rglob("*") if path.is_file()]
+    assert metrics["weight_bytes"]["disk"] == sum(len(path.read_bytes()) for path in files)
+    worst, worst5, median = (metrics[f"image_psnr_{part}_db"] for part in ("worst", "worst5", "median"))
+    assert worst <= worst5 <= median and worst <= metrics["image_psnr_db"]
+    assert metrics["noise_sqnr_pooled_db"] is not None and metrics["fd_other_noise"] >= 0
     assert "<svg" in (made / "report.html").read_text()
 
 
@@ -121,6 +126,8 @@ def test_json_alone_on_stdout_and_the_same_seed_gives_the_same_numbers(model, ma
     metrics = strict(output_of(capsys, ["quantize", model, *SMALL, "--out", out, "--force", "--json"]))
     assert metrics == strict((out / "metrics.json").read_text())
     first = strict((made / "metrics.json").read_text())
+    # Orbax lays the same values out in files of slightly different sizes.
+    assert metrics["weight_bytes"].pop("disk") > 0 and first["weight_bytes"].pop("disk") > 0
     assert {**metrics, "seconds": 0, "command": 0} == {**first, "seconds": 0, "command": 0}
     assert (out / "samples.png").read_bytes() == (made / "samples.png").read_bytes()
     assert not (out / "old").exists()
@@ -223,6 +230,8 @@ def test_inspect_a_run(made, capsys):
 def test_compare_side_by_side(made, capsys):
     said = output_of(capsys, ["compare", made, made])
     assert len(re.findall("uniform_groups", said)) == 2
+    for row in ("median image", "mean of the worst 5%", "worst image", "quantized, other noise", "its files"):
+        assert len(re.findall(rf"{row}.*\d.*\d", said)) == 1
     runs = strict(output_of(capsys, ["compare", made, made, "--json"]))
     assert [entry["folder"] for entry in runs] == [str(made)] * 2
     assert runs[0]["image_psnr_db"] == strict((made / "metrics.json").read_text())["image_psnr_db"]

@@ -37,13 +37,25 @@ def test_golden_distances_of_a_perturbed_answer():
     assert found.t.tolist() == [3, 2, 1, 0]
     # 0.1 as a difference of float32 numbers near 1 is right to 2**-23 / 0.1, 1e-5 dB.
     np.testing.assert_allclose(found.noise_sqnr_db, [0.0, 20.0, np.inf, 10 * np.log10(25)], atol=1e-4)
+    # Energies 0.25 + 1 + 1 + 0.25 over errors 0.25 + 0.01 + 0 + 0.01, alike at every pixel.
+    np.testing.assert_allclose(found.noise_sqnr_pooled_db, 10 * np.log10(2.5 / 0.27), atol=1e-4)
     # The model's last answer is the image: 0.5 everywhere beside 0.6. Peak 2, so 20 log10(2 / 0.1).
     np.testing.assert_allclose(found.float_images, 0.5, atol=1e-6)
     np.testing.assert_allclose(found.quantized_images, 0.6, atol=1e-6)
     np.testing.assert_allclose(found.image_psnr_db, 20 * np.log10(20), atol=1e-4)
+    of_one = found.image_psnr_median_db, found.image_psnr_worst_db, found.image_psnr_worst5_db
+    np.testing.assert_allclose(of_one, 20 * np.log10(20), atol=1e-4)
     # No spread, means 0.1 apart in each of 8 x 8 x 2 features; other noise changes nothing.
     np.testing.assert_allclose(found.fd_to_float, 128 * 0.01, rtol=1e-4)
     np.testing.assert_allclose(found.fd_float_floor, 0, atol=1e-9)
+    np.testing.assert_allclose(found.fd_other_noise, 128 * 0.01, rtol=1e-4)
+
+
+def test_figures_of_single_images():
+    found = measure(says([0.5] * 4), {"bias": jnp.full(4, 0.6)})
+    per_image = np.array([50.0, 10.0, 20.0, *[40.0] * 20])
+    found = found._replace(psnr_per_image_db=per_image)
+    assert (found.image_psnr_median_db, found.image_psnr_worst_db, found.image_psnr_worst5_db) == (40, 10, 15)
 
 
 def test_a_model_beside_itself_has_no_error():
@@ -51,10 +63,14 @@ def test_a_model_beside_itself_has_no_error():
     found = measure(denoiser, denoiser.params)
     # 0 beside 0 is no error either.
     np.testing.assert_array_equal(found.noise_sqnr_db, np.inf)
-    assert found.image_psnr_db == np.inf and found.fd_to_float < 1e-9
+    assert found.image_psnr_db == found.noise_sqnr_pooled_db == found.image_psnr_worst_db == np.inf
+    assert found.image_psnr_median_db == found.image_psnr_worst5_db == np.inf
+    assert found.fd_to_float < 1e-9
     np.testing.assert_array_equal(found.float_images, found.quantized_images)
     # Epsilon says nothing about the noise here, so other noise gives other images.
     assert found.fd_float_floor > 0.01
+    # What stands beside the floor is of the floor's noise, so that a model beside itself scores the floor and not 0.
+    assert found.fd_other_noise == found.fd_float_floor
 
 
 def test_a_quantized_network_is_close_and_not_equal():
@@ -67,7 +83,10 @@ def test_a_quantized_network_is_close_and_not_equal():
     assert 20 < found.image_psnr_db < 70
     assert 0 < found.fd_to_float < found.fd_float_floor
     assert found.float_images.shape == found.quantized_images.shape == (4, *SHAPE)
-    assert set(found.seconds) == {"sample float", "noise error", "sample quantized", "sample float floor"}
+    assert set(found.seconds) == {
+        *("sample float", "noise error", "sample quantized"),
+        *("sample float floor", "sample quantized floor"),
+    }
     assert min(found.seconds.values()) > 0
 
 
@@ -99,7 +118,7 @@ def test_latents_are_compared_decoded_where_there_is_a_decode():
     found = measure(denoiser, params, decode=decode, num_images=5, batch_size=3)
     assert found.image_space == "pixels" and "decode" in found.seconds
     assert found.float_images.shape == found.quantized_images.shape == (5, 16, 16, 3)
-    assert seen == [(3, 8, 8, 2), (2, 8, 8, 2)] * 3
+    assert seen == [(3, 8, 8, 2), (2, 8, 8, 2)] * 4
     # Half of 0.1 apart: 6 dB more than the latents are.
     np.testing.assert_allclose(found.image_psnr_db, 20 * np.log10(40), atol=1e-4)
     latents = measure(denoiser, params)

@@ -1,6 +1,6 @@
 import pytest
 
-from jaxdq._folders import state_beside
+from jaxdq._folders import bytes_on_disk, state_beside
 
 
 @pytest.mark.parametrize("learned", [True, False])
@@ -21,3 +21,10 @@ def test_a_state_that_was_there_before_is_not_a_refused_run_to_remove(tmp_path):
     with pytest.raises(KeyboardInterrupt), state_beside(tmp_path / "run"):
         raise KeyboardInterrupt
     assert mark.exists()
+
+
+def test_bytes_on_disk_are_of_all_files_below(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "one").write_bytes(b"123")
+    (tmp_path / "a" / "b" / ".two").write_bytes(b"4567")
+    assert bytes_on_disk(tmp_path) == 7

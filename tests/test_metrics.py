@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdq._errors import InputError
-from jaxdq.metrics import frechet_distance, pooled_pixels, psnr_db, sqnr_db
+from jaxdq.metrics import (
+    frechet_distance,
+    mean_of_worst,
+    pooled_pixels,
+    psnr_db,
+    psnr_per_image_db,
+    ratio_db,
+    sqnr_db,
+)
 
 
 def test_golden_sqnr():
@@ -42,7 +50,50 @@ def test_golden_psnr():
     assert psnr_db(images, images) == np.inf
 
 
-@pytest.mark.parametrize("metric", [sqnr_db, psnr_db])
+def test_golden_psnr_of_each_image():
+    images = np.zeros((3, 4, 4, 1))
+    found = psnr_per_image_db(images, images + np.array([0.2, 0.0, 0.02])[:, None, None, None])
+    np.testing.assert_allclose(found, [20, np.inf, 40], atol=1e-9)
+    assert psnr_per_image_db(images, images + 1, peak=1.0).tolist() == [0, 0, 0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=50))
+def test_property_pooled_psnr_lies_between_the_worst_image_and_the_mean_of_decibels(errors):
+    images = np.zeros((len(errors), 2, 2, 1))
+    wrong = images + np.array(errors)[:, None, None, None]
+    per_image = psnr_per_image_db(images, wrong)
+    assert per_image.min() - 1e-4 <= float(psnr_db(images, wrong)) <= per_image.mean() + 1e-4
+    assert per_image.min() <= mean_of_worst(per_image) + 1e-9 <= per_image.mean() + 2e-9
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "mean"),
+    [
+        ([3.0], 5, 3.0),
+        (np.arange(20), 5, 0.0),
+        (np.arange(21), 5, 0.5),  # two of 21 are the first that are 5%
+        (np.arange(100)[::-1], 5, 2.0),
+        (np.arange(4), 100, 1.5),
+        ([np.inf, 7.0], 100, 7.0),
+        ([np.inf, np.inf], 5, np.inf),
+    ],
+)
+def test_golden_mean_of_the_worst(values, percent, mean):
+    assert mean_of_worst(values, percent) == mean
+
+
+@pytest.mark.parametrize(("values", "percent"), [([], 5), ([1.0], 0), ([1.0], 101)])
+def test_refuses_a_tail_of_nothing(values, percent):
+    with pytest.raises(InputError, match="at least one value"):
+        mean_of_worst(values, percent)
+
+
+def test_ratios_at_their_edges():
+    assert ratio_db([10.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0]).tolist() == [10.0, np.inf, -np.inf, np.inf]
+
+
+@pytest.mark.parametrize("metric", [sqnr_db, psnr_db, psnr_per_image_db])
 def test_refuses_different_shapes(metric):
     with pytest.raises(InputError, match=r"\(3,\) .* \(3, 1\)"):
         metric(np.zeros(3), np.zeros((3, 1)))

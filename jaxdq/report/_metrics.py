@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 
 from jaxdq._errors import InputError
+from jaxdq._folders import bytes_on_disk
 from jaxdq.diffusion import Denoiser
 from jaxdq.evaluation import FEATURES, Evaluation
 from jaxdq.grid import stored_bytes
 from jaxdq.linen import QuantizedParams
+from jaxdq.metrics import mean_of_finite
 
 METRICS = "metrics.json"
 _NUMBER = (int, float, type(None))  # infinity is written as null
+# Figures that runs of earlier versions lack: checked where they are.
+_LATER: dict[str, Any] = dict.fromkeys(
+    ("image_psnr_median_db", "image_psnr_worst_db", "image_psnr_worst5_db", "noise_sqnr_pooled_db", "fd_other_noise"),
+    _NUMBER,
+)
 # What a metrics.json must hold to be read back; more may stand in it.
 _CONTRACT: dict[str, Any] = {
     **dict.fromkeys(("model", "recipe", "sampler", "backend"), str),
@@ -31,8 +38,14 @@ _CONTRACT: dict[str, Any] = {
 }
 
 
-def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluation) -> dict[str, Any]:
+def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
     """What was found: how close the integer network comes, how small it is, and how much of it is integer.
+
+    Args:
+        denoiser: The float model.
+        qparams: The quantized one.
+        evaluation: The one beside the other.
+        checkpoint: The folder that `jaxdq.save` wrote.
 
     Returns:
         The measured fields of metrics.json, decibels where the name says `_db`, and what the evaluation's phases took.
@@ -41,23 +54,26 @@ def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluatio
     num_integer = sum(site.is_integer for site in sites)
     return {
         "t": evaluation.t,
-        "noise_sqnr_db": {"mean": _mean_of_finite(evaluation.noise_sqnr_db), "per_step": evaluation.noise_sqnr_db},
+        "noise_sqnr_db": {"mean": mean_of_finite(evaluation.noise_sqnr_db), "per_step": evaluation.noise_sqnr_db},
+        "noise_sqnr_pooled_db": evaluation.noise_sqnr_pooled_db,
         "image_psnr_db": evaluation.image_psnr_db,
+        "image_psnr_median_db": evaluation.image_psnr_median_db,
+        "image_psnr_worst5_db": evaluation.image_psnr_worst5_db,
+        "image_psnr_worst_db": evaluation.image_psnr_worst_db,
         "image_space": evaluation.image_space,
         "fd_to_float": evaluation.fd_to_float,
         "fd_float_floor": evaluation.fd_float_floor,
+        "fd_other_noise": evaluation.fd_other_noise,
         "fd_features": FEATURES.format(evaluation.image_space),
-        "weight_bytes": {"float": stored_bytes(denoiser.params), "quantized": stored_bytes(qparams)},
+        "weight_bytes": {
+            "float": stored_bytes(denoiser.params),
+            "quantized": stored_bytes(qparams),
+            "disk": bytes_on_disk(checkpoint),
+        },
         "sites": {"total": len(sites), "integer": num_integer, "float": len(sites) - num_integer},
         "integer_mac_fraction": qparams.plan.integer_mac_fraction,
         "seconds": evaluation.seconds,
     }
-
-
-def _mean_of_finite(values: np.ndarray) -> float:
-    """The mean over the steps that are not exact; infinite where all are."""
-    finite = values[np.isfinite(values)]
-    return float(np.mean(finite)) if finite.size else float("inf")
 
 
 def to_json_values(value: Any) -> Any:
@@ -96,7 +112,8 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"'{path}' can't be read ({error}); quantize again, or copy the run anew.") from None
-    unmet = _unmet(metrics, _CONTRACT)
+    later = {name: kind for name, kind in _LATER.items() if isinstance(metrics, dict) and name in metrics}
+    unmet = _unmet(metrics, {**_CONTRACT, **later})
     if unmet:
         raise InputError(f"'{path}' has no usable {', '.join(unmet)}; quantize again, or copy the run anew.")
     return metrics

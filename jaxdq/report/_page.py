@@ -57,25 +57,33 @@ def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The four figures that answer first: (what, number, what it means in plain words)."""
     sqnr_db, psnr_db = metrics["noise_sqnr_db"]["mean"], metrics["image_psnr_db"]
     worst_db = min((value for value in metrics["noise_sqnr_db"]["per_step"] if value is not None), default=None)
+    pooled_db, median_db, tail_db = (
+        metrics[name] for name in ("noise_sqnr_pooled_db", "image_psnr_median_db", "image_psnr_worst5_db")
+    )
     size = metrics["weight_bytes"]
     integer, total = metrics["sites"]["integer"], metrics["sites"]["total"]
     return [
         (
             "Predicted noise",
             _db(sqnr_db),
-            f"{_share(sqnr_db)} from the float model's at a typical step, {_share(worst_db)} at the worst.",
+            f"{_share(sqnr_db)} from the float model's at a typical step, {_share(worst_db)} at the worst; "
+            f"{_db(pooled_db)} if the energies of all steps are pooled.",
         ),
         (
             "Images" if metrics["image_space"] == "pixels" else "Latents",
             _db(psnr_db),
-            f"{_levels(psnr_db)} from the float model's images, pixel by pixel, from the same noise."
-            if metrics["image_space"] == "pixels"
-            else "between the float model's latents and these, from the same noise (peak 2).",
+            (
+                f"{_levels(psnr_db)} from the float model's images, pixel by pixel, from the same noise."
+                if metrics["image_space"] == "pixels"
+                else "between the float model's latents and these, from the same noise (peak 2)."
+            )
+            + f" Pooled over all of them; {_db(median_db)} at the median, {_db(tail_db)} on average in the worst 5%.",
         ),
         (
             "Weights",
             f"{size['float'] / size['quantized']:.2f}x",
-            f"smaller: {nice_bytes(size['quantized'])} in place of {nice_bytes(size['float'])}, scales included.",
+            f"smaller: {nice_bytes(size['quantized'])} in place of {nice_bytes(size['float'])}, scales included; the "
+            f"checkpoint takes {nice_bytes(size['disk'])} on disk.",
         ),
         (
             "On integers",

@@ -24,7 +24,7 @@ class Measured(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def measured() -> Measured:
+def measured(tmp_path_factory) -> Measured:
     denoiser = toy_denoiser()
     plan = plan_for(denoiser, minmax())
     x, groups = jnp.ones((1, *SHAPE)), np.arange(NUM_TIMESTEPS) * 4 // NUM_TIMESTEPS
@@ -34,9 +34,12 @@ def measured() -> Measured:
     evaluation = Evaluation(
         t=np.array([15, 10, 5, 0]),
         noise_sqnr_db=np.array([40.0, 20.0, np.inf, 30.0]),
+        noise_sqnr_pooled_db=25.0,
         image_psnr_db=40.0,
+        psnr_per_image_db=np.array([30.0, 45.0, np.inf, 42.0, 50.0]),
         fd_to_float=0.01,
         fd_float_floor=0.5,
+        fd_other_noise=0.75,
         float_images=images,
         quantized_images=images,
         seconds={"sample float": 2.0, "sample quantized": 150.0},
@@ -46,5 +49,7 @@ def measured() -> Measured:
         **{"images": 5, "weight_bits": 8, "act_bits": 8, "groups": 4, "steps": 4, "seed": 0, "batch_size": 64},
         **{"versions": {"jaxdq": "0"}, "command": "jaxdq quantize toy --out <run>"},
     }
-    metrics = report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation)})
+    checkpoint = tmp_path_factory.mktemp("checkpoint")
+    (checkpoint / "values").write_bytes(bytes(7_000))
+    metrics = report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation, checkpoint)})
     return Measured(denoiser, qparams, evaluation, metrics)

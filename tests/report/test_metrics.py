@@ -13,9 +13,36 @@ def test_contract_holds_for_what_is_measured(measured, tmp_path):
 
 def test_counts_every_byte_of_both_models(measured):
     params, qparams = measured.denoiser.params, measured.qparams
-    assert measured.metrics["weight_bytes"] == {"float": stored_bytes(params), "quantized": stored_bytes(qparams)}
+    sizes = {"float": stored_bytes(params), "quantized": stored_bytes(qparams), "disk": 7_000}
+    assert measured.metrics["weight_bytes"] == sizes
     sites = measured.metrics["sites"]
     assert sites["integer"] + sites["float"] == sites["total"] == len(qparams.plan.sites)
+
+
+def test_says_what_each_figure_is_of(measured):
+    found = measured.metrics
+    assert found["noise_sqnr_pooled_db"] == 25.0 and found["noise_sqnr_db"]["mean"] == 30.0
+    assert (found["image_psnr_median_db"], found["image_psnr_worst_db"], found["image_psnr_worst5_db"]) == (45, 30, 30)
+    assert (found["fd_to_float"], found["fd_float_floor"], found["fd_other_noise"]) == (0.01, 0.5, 0.75)
+
+
+LATER = [
+    "image_psnr_median_db",
+    "image_psnr_worst_db",
+    "image_psnr_worst5_db",
+    "noise_sqnr_pooled_db",
+    "fd_other_noise",
+]
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_runs_of_earlier_versions_are_read_and_broken_figures_are_not(measured, tmp_path, name):
+    earlier = {key: value for key, value in measured.metrics.items() if key != name}
+    report.write_metrics(tmp_path, earlier)
+    assert report.read_metrics(tmp_path) == earlier
+    report.write_metrics(tmp_path, {**earlier, name: "high"})
+    with pytest.raises(InputError, match=f"no usable {name};"):
+        report.read_metrics(tmp_path)
 
 
 def test_json_is_strict_infinity_is_null(measured, tmp_path):

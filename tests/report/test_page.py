@@ -75,7 +75,14 @@ def test_says_what_was_found(page, measured):
     text = " ".join(reader.text.split())
     for site in measured.qparams.plan.sites:
         assert site.path in text
-    for said in ("W8A8", "2.5 min", "4 time groups", "Lowest at t = 10: 20.0 dB", "reads or writes the image"):
+    for said in (
+        "W8A8",
+        "2.5 min",
+        "4 time groups",
+        "Lowest at t = 10: 20.0 dB",
+        "reads or writes the image",
+        "0.75 from the float",
+    ):
         assert said in text
     assert measured.metrics["command"] in text  # its < and > are escaped
 
@@ -83,8 +90,14 @@ def test_says_what_was_found(page, measured):
 def test_headlines_in_plain_words(measured):
     metrics = {**measured.metrics, "noise_sqnr_db": {"mean": 40.0, "per_step": [60.0, 20.0]}}
     said = {what: (number, means) for what, number, means in _page.headlines(metrics)}
-    assert said["Predicted noise"] == ("40.0 dB", "1% from the float model's at a typical step, 10% at the worst.")
+    assert said["Predicted noise"] == (
+        "40.0 dB",
+        "1% from the float model's at a typical step, 10% at the worst; "
+        "25.0 dB if the energies of all steps are pooled.",
+    )
     assert said["Images"][1].startswith("2.6 of 255 grey levels")  # 255 * 10 ** (-40 / 20), rounded
+    assert said["Images"][1].endswith("45.0 dB at the median, 30.0 dB on average in the worst 5%.")
+    assert said["Weights"][1].endswith("the checkpoint takes 7.00 kB on disk.")
 
 
 def test_headlines_of_an_exact_model(measured):

@@ -114,14 +114,32 @@ def mean_of_worst(values_db: Any, percent: int = 5) -> float:
 
 
 def mean_of_finite(values_db: Any) -> float:
-    """The mean of the decibels that are finite; +inf where none is, since nothing differs then."""
+    """The mean of the decibels that are finite: of the steps, or images, that are not exact.
+
+    Args:
+        values_db: float[...].
+
+    Returns:
+        The mean in dB; +inf where none is finite, since nothing differs then.
+
+    Example:
+        >>> mean_of_finite([10.0, 20.0, np.inf])
+        15.0
+    """
     values = np.asarray(values_db, np.float64)
     finite = values[np.isfinite(values)]
     return float(np.mean(finite)) if finite.size else float("inf")
 
 
 def ratio_db(signal: Any, noise: Any) -> np.ndarray:
-    """`10 log10(signal / noise)` of energies on the host, elementwise: float64; +inf where there is no noise.
+    """Decibels of one energy over another, on the host: `10 log10(signal / noise)`, elementwise.
+
+    Args:
+        signal: float[...] >= 0.
+        noise: float[...] >= 0, of a shape that broadcasts.
+
+    Returns:
+        float64[...] (dB); +inf where there is no noise.
 
     Example:
         >>> ratio_db([100.0, 0.0], [1.0, 0.0]).tolist()

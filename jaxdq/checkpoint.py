@@ -25,8 +25,8 @@ from jaxdq._folders import move_into_place, part_of
 from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
 from jaxdq.linen import Plan, QuantizedParams, Site, SitePlan
 
-FORMAT = 2  # 1 knew no activations that share a grid; it is read as what it is
-READABLE = (1, FORMAT)
+FORMAT = 3  # 1 knew no activations that share a grid, 2 no kernels of nn.scan; they are read as what they are
+READABLE = (1, 2, FORMAT)
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
 

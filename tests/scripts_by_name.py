@@ -1,9 +1,15 @@
-"""The scripts as modules, for tests of what they compute; their folder is on the path (pyproject.toml)."""
+"""The scripts as modules, for tests of what they compute."""
 
-import importlib
+import importlib.util
+from pathlib import Path
 from types import ModuleType
+
+FOLDER = Path(__file__).parents[1] / "scripts"
 
 
 def script(name: str) -> ModuleType:
     """The module that `scripts/NAME.py` makes."""
-    return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

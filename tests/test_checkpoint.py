@@ -140,14 +140,14 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(saved):
     manifest["format"], manifest["versions"]["jaxdq"] = 99, "7.1"
     manifest["sha256_of_manifest"] = checkpoint._digest(manifest)
     (saved / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"format 99 and this jaxdq reads 1 to 2.*\(7\.1\)"):
+    with pytest.raises(InputError, match=r"format 99 and this jaxdq reads 1 to 3.*\(7\.1\)"):
         restore(saved)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("format", "1", "format '1' and this jaxdq reads 1 to 2"),
+        ("format", "1", "format '1' and this jaxdq reads 1 to 3"),
         ("format", True, "format True"),
         ("sha256", {}, "does not list every file"),
         ("sha256", [], "does not list every file"),

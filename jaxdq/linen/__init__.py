@@ -1,10 +1,11 @@
 """Floor 2: the Flax seam, the only place besides the UNets that imports flax.
 
-What is intercepted: calls of `Dense`, `DenseGeneral`, `Conv` and `Einsum`, wherever they stand in a linen module, and
-the two products of `DotProductAttention`. The attention of diffusers' Flax classes runs as `DotProductAttention`, in
-float. What is not: other contractions that a module computes by calling `jnp.einsum` itself (they are no modules, so
-they stay in float), transposed, masked and lifted (`nn.remat`, `nn.scan`, `nn.vmap`) layers, and those with arithmetic
-of their own.
+What is intercepted: calls of `Dense`, `DenseGeneral`, `Conv` and `Einsum`, wherever they stand in a linen module
+(within `nn.remat` and `nn.scan` too), and the two products of `DotProductAttention`. The attention of diffusers' Flax
+classes runs as `DotProductAttention`, in float. What is not: other contractions that a module computes by calling
+`jnp.einsum` itself or a layer as a function (they are no modules of the network, so they stay in float), transposed
+and masked layers, those with arithmetic of their own, and those whose kernel something else reads or changes. Layers
+in other transformations (`nn.jit`, `nn.vmap`, `nn.cond`) have their weights on grids and compute in float.
 Everything that stays in float is named in the plan, with the reason; contractions that belong to no site are one line.
 """
 
@@ -30,8 +31,8 @@ from jaxdq.linen._quantized import Calibration as Calibration
 from jaxdq.linen._quantized import QuantizedParams as QuantizedParams
 from jaxdq.linen._quantized import check_dtype as check_dtype
 from jaxdq.linen._quantized import quantize as quantize
-from jaxdq.linen._quantized import with_kernels as with_kernels
 from jaxdq.linen._sharding import shard_by_output as shard_by_output
 from jaxdq.linen._sites import Site as Site
 from jaxdq.linen._sites import find_sites as find_sites
-from jaxdq.linen._sites import kernel_at as kernel_at
+from jaxdq.linen._tree import kernel_at as kernel_at
+from jaxdq.linen._tree import with_kernels as with_kernels

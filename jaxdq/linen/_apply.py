@@ -13,12 +13,14 @@ from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._attention import attend_as_in_diffusers, attends_as_in_diffusers
-from jaxdq.linen._kinds import inputs_of, is_attention, kind_of, path_of
+from jaxdq.linen._kinds import Kind, inputs_of, is_attention, kind_of, path_of
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._quantized import QuantizedParams
+from jaxdq.linen._run import Visitor as Visitor
+from jaxdq.linen._run import run
+from jaxdq.linen._trace import trace
 
 TIME_NAMES = ("t", "timestep", "timesteps", "time")
-Visitor = Callable[[str, jax.Array], jax.Array]
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +118,7 @@ def _apply_on_integers(
             return attend_as_in_diffusers(context.module, *call_args, **call_kwargs)
         kind = kind_of(context.module) if context.method_name == "__call__" else None
         site = params.plan.by_path.get(path_of(context.module)) if kind else None
-        if kind is None or site is None or site.act is None:
+        if kind is None or site is None or site.act is None or not _has_codes(context.module, kind):
             return next_fun(*call_args, **call_kwargs)
         inputs = inputs_of(context.module, call_args, call_kwargs)
         grids = [grid_of(site, name, x) for name, x in zip(site.site.inputs, inputs, strict=True)]
@@ -188,22 +190,10 @@ def apply_visited(module: nn.Module, params: Any, visitor: Visitor, *args: Any, 
     """Runs the module in float and passes every site's inputs through `visitor(name, x) -> x` on the way.
 
     To observe, the visitor returns x; to simulate quantization, it returns a fake-quantized x. Names are those of
-    `Site.inputs`. Not for lifted transformations.
+    `Site.inputs`. Bodies of `nn.remat` and `nn.scan` are run as if they stood in the network, so that the visitor may
+    keep what it sees.
     """
-
-    def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        if is_attention(context):
-            return context.module.products(*call_args, **call_kwargs)
-        kind = kind_of(context.module) if context.method_name == "__call__" else None
-        if kind is None:
-            return next_fun(*call_args, **call_kwargs)
-        path = path_of(context.module)
-        names = (f"{path}:lhs", f"{path}:rhs") if kind.name == "product" else (path,)
-        inputs = inputs_of(context.module, call_args, call_kwargs)
-        return next_fun(*(visitor(name, x) for name, x in zip(names, inputs, strict=True)))
-
-    with nn.intercept_methods(visit):
-        return module.apply({"params": params}, *args, **kwargs)
+    return run(trace(module, params, *args), visitor, params, args)
 
 
 def dequantize_params(qparams: QuantizedParams) -> Any:
@@ -266,6 +256,11 @@ def _tables_at(qparams: QuantizedParams, t: jax.Array) -> tuple[jax.Array, jax.A
     else:
         scale, zero_point = qparams.act_scale[group], qparams.act_zero_point[group]
     return jnp.where(inside[..., None], scale, jnp.nan), zero_point
+
+
+def _has_codes(module: nn.Module, kind: Kind) -> bool:
+    """Whether the layer's kernel is on its grid: one of the same path that is called as a function brings its own."""
+    return kind.name == "product" or isinstance(module.get_variable("params", "kernel"), QTensor)
 
 
 def _has_integer_product(plan: Plan, path: str) -> bool:

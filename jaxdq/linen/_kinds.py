@@ -3,8 +3,9 @@
 What a kind of module needs to become an integer site is one line of `KINDS`, and one class with three methods.
 """
 
+import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -30,6 +31,10 @@ class Kind(Protocol):
         """The inputs as the contraction meets them (padded, where the padding is not zeros)."""
         ...
 
+    def contraction(self, module: nn.Module, kernel: jax.ShapeDtypeStruct, *inputs: Any) -> Mapping[str, Any]:
+        """What `lax` is told of the contraction, by the names of its parameters: to hold against what flax tells it."""
+        ...
+
     def integer(self, module: nn.Module, lhs: QTensor, rhs: QTensor, dtype: Any) -> jax.Array:
         """The call on integers."""
         ...
@@ -42,11 +47,11 @@ class DenseKind:
 
     @staticmethod
     def _axes(module: nn.Module, ndim: int) -> tuple[int, ...]:
-        axes = getattr(module, "axis", -1)
-        return tuple(axis % ndim for axis in ((axes,) if isinstance(axes, int) else axes))
+        """As flax has them: counted from the front, and in ascending order whatever order they came in."""
+        return tuple(sorted(axis + ndim if axis < 0 else axis for axis in _as_tuple(getattr(module, "axis", -1))))
 
     def unsupported(self, module: nn.Module, *inputs: jax.Array) -> str:
-        return "batch_dims of DenseGeneral" if getattr(module, "batch_dims", ()) else ""
+        return "batch_dims of DenseGeneral" if self.batched(module) else ""
 
     def prepare(self, module: nn.Module, *inputs: jax.Array) -> tuple[jax.Array, ...]:
         return inputs
@@ -54,10 +59,19 @@ class DenseKind:
     def contracted(self, module: nn.Module, ndim: int) -> int:
         return len(self._axes(module, ndim))
 
+    def batched(self, module: nn.Module) -> int:
+        """How many axes the kernel has before those it contracts."""
+        return len(_as_tuple(getattr(module, "batch_dims", ())))
+
+    def _dims(self, module: nn.Module, ndim: int) -> ops.DotDims:
+        axes = self._axes(module, ndim)
+        return (axes, tuple(range(len(axes)))), ((), ())
+
+    def contraction(self, module: nn.Module, kernel: jax.ShapeDtypeStruct, *inputs: Any) -> Mapping[str, Any]:
+        return {"dimension_numbers": self._dims(module, inputs[0].ndim)}
+
     def integer(self, module: nn.Module, lhs: QTensor, rhs: QTensor, dtype: Any) -> jax.Array:
-        axes = self._axes(module, lhs.ndim)
-        dims = ((axes, tuple(range(len(axes)))), ((), ()))
-        return ops.dot_general(lhs, rhs, dims, bias=_bias(module), out_dtype=dtype)
+        return ops.dot_general(lhs, rhs, self._dims(module, lhs.ndim), bias=_bias(module), out_dtype=dtype)
 
 
 class _Conv:
@@ -89,22 +103,35 @@ class _Conv:
             return (jnp.pad(inputs[0], [(0, 0), *((r, 0) for r in reach), (0, 0)]),)
         return inputs
 
-    def integer(self, module: nn.Module, lhs: QTensor, rhs: QTensor, dtype: Any) -> jax.Array:
+    def _slides(self, module: nn.Module) -> ops.Window:
         assert isinstance(module, nn.Conv)
         padding: Any = module.padding
-        if isinstance(padding, int):
-            padding = ((padding, padding),) * len(_window(module))
-        elif not isinstance(padding, str):
-            padding = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-        elif padding not in ("SAME", "VALID"):
-            padding = "VALID"  # `prepare` has padded
-        window = ops.Window(
+        if isinstance(padding, str):
+            padding = "VALID" if padding in ("CIRCULAR", "REFLECT", "CAUSAL") else padding  # `prepare` has padded
+        else:
+            sides = (padding,) * len(_window(module)) if isinstance(padding, int) else padding
+            padding = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
+        return ops.Window(
             strides=_per_axis(module.strides, module),
             padding=padding,
             dilation=_per_axis(module.kernel_dilation, module),
             groups=module.feature_group_count,
         )
-        return ops.conv_general_dilated(lhs, rhs, window, bias=_bias(module), out_dtype=dtype)
+
+    def contraction(self, module: nn.Module, kernel: jax.ShapeDtypeStruct, *inputs: Any) -> Mapping[str, Any]:
+        window = self._slides(module)
+        (prepared,) = jax.eval_shape(lambda x: self.prepare(module, x), inputs[0])
+        return {
+            "window_strides": window.strides,
+            "padding": tuple(window.pads(prepared.shape, kernel.shape)),
+            "lhs_dilation": (1,) * len(window.strides),
+            "rhs_dilation": window.dilation,
+            "feature_group_count": window.groups,
+            "batch_group_count": 1,
+        }
+
+    def integer(self, module: nn.Module, lhs: QTensor, rhs: QTensor, dtype: Any) -> jax.Array:
+        return ops.conv_general_dilated(lhs, rhs, self._slides(module), bias=_bias(module), out_dtype=dtype)
 
 
 class _Product:
@@ -119,6 +146,9 @@ class _Product:
     def prepare(self, module: nn.Module, *inputs: jax.Array) -> tuple[jax.Array, ...]:
         return inputs
 
+    def contraction(self, module: nn.Module, kernel: jax.ShapeDtypeStruct, *inputs: Any) -> Mapping[str, Any]:
+        return {}  # `jnp.einsum` may swap its operands
+
     def integer(self, module: nn.Module, lhs: QTensor, rhs: QTensor, dtype: Any) -> jax.Array:
         assert isinstance(module, Einsum)
         dims, order = einsum_dims(module.spec) or (None, None)
@@ -132,6 +162,31 @@ KINDS: dict[type, Kind] = {nn.DenseGeneral: DenseKind(), nn.Dense: DenseKind(), 
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module that can be a site, or None."""
     return next((kind for cls, kind in KINDS.items() if isinstance(module, cls)), None)
+
+
+_HOOKS = ("dot_general", "dot_general_cls", "conv_general_dilated", "conv_general_dilated_cls")
+
+
+def own_way(module: nn.Module) -> str:
+    """Why this module may compute something else than its class of flax does, or "": what its attributes say."""
+    base = _base(module)
+    if type(module).__call__ is not base.__call__:
+        return f"a subclass of {base.__name__} with a __call__ of its own"
+    return next((f"a {hook} of its own" for hook in _HOOKS if getattr(module, hook, None) is not None), "")
+
+
+def plain(module: nn.Module) -> nn.Module | None:
+    """The layer of flax that this one derives from, with its settings; None where it is that already."""
+    base = _base(module)
+    if type(module) is base and getattr(module, "promote_dtype", None) is getattr(base, "promote_dtype", None):
+        return None
+    own = ("parent", "name", "promote_dtype", *_HOOKS)
+    fields = [field.name for field in dataclasses.fields(base) if field.init and field.name not in own]
+    return base(**{name: getattr(module, name) for name in fields}, parent=None)
+
+
+def _base(module: nn.Module) -> type[nn.Module]:
+    return next(cls for cls in KINDS if isinstance(module, cls))
 
 
 def is_attention(context: nn.module.InterceptorContext) -> bool:
@@ -179,11 +234,14 @@ def _bias(module: nn.Module) -> jax.Array | None:
     return module.get_variable("params", "bias") if getattr(module, "use_bias", False) else None
 
 
+def _as_tuple(value: int | Iterable[int]) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, Iterable) else (value,)
+
+
 def _window(module: nn.Conv) -> tuple[int, ...]:
     return (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
 
 
 def _per_axis(value: int | Sequence[int] | None, module: nn.Conv) -> tuple[int, ...]:
-    if value is None or isinstance(value, int):
-        return (value or 1,) * len(_window(module))
-    return tuple(value)
+    value = 1 if value is None else value
+    return (value,) * len(_window(module)) if isinstance(value, int) else tuple(value)

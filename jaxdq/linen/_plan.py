@@ -220,7 +220,7 @@ def make_plan(rules: Sequence[Rule], sites: Iterable[Site], params: Any = None) 
 
 def _decide(site: Site, rule: Rule) -> SitePlan:
     weight, act = rule.weight, rule.act
-    if site.unsupported:
+    if site.unsupported and not (site.takes_weights and weight):
         return SitePlan(site, None, None, site.unsupported)
     if site.kind == "product":
         return SitePlan(site, None, act, "" if act else rule.reason or "products of activations are left in float")
@@ -241,6 +241,10 @@ def _decide(site: Site, rule: Rule) -> SitePlan:
                 f"'{site.path}', and a scale along the contraction can't leave the integer dot; use channel_axis=-1."
             )
         weight = dataclasses.replace(weight, channel_axis=site.channel_axes)
+    elif weight is not None and site.stacked:
+        weight = dataclasses.replace(weight, channel_axis=tuple(range(site.stacked)))  # a scale for each layer
+    if site.unsupported:
+        return SitePlan(site, weight, None, f"weights only: {site.unsupported}")
     default = "weights only" if weight else "left in float by rule"
     return SitePlan(site, weight, act, "" if act else rule.reason or default)
 

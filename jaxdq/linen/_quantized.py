@@ -10,7 +10,7 @@ from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._plan import Plan, SitePlan
-from jaxdq.linen._sites import kernel_at
+from jaxdq.linen._tree import kernel_at, with_kernels
 
 _CAST = ("kernel", "bias", "scale", "embedding")  # names that flax's layers have
 _FLOATS = ("bfloat16", "float16", "float32")
@@ -150,12 +150,3 @@ def _quantize_kernel(params: Any, site: SitePlan, qparams: QParams) -> QTensor:
     assert site.weight is not None
     kernel = kernel_at(params, site.path)
     return site.with_code_sum(quantize_tensor(kernel, qparams, site.weight))
-
-
-def with_kernels(params: Any, kernels: dict[str, Any], path: str = "") -> Any:
-    """A copy of the tree in which the kernel of the module at each given path is replaced."""
-    if not hasattr(params, "items"):
-        return params
-    prefix = f"{path}/" if path else ""
-    out = {key: with_kernels(value, kernels, f"{prefix}{key}") for key, value in params.items()}
-    return {**out, "kernel": kernels[path]} if path in kernels else out

@@ -1,23 +1,26 @@
 """Sites: the places of a linen module where a contraction happens.
 
 `flax.linen.intercept_methods` shows every call of `Dense`, `DenseGeneral`, `Conv` and `Einsum` as it happens; the
-user's module is neither edited nor subclassed.
+user's module is neither edited nor subclassed. A call is a site where flax computes what the integer path would, on
+the kernel that params have at its path; whatever can't be shown to is left to flax and named.
 """
 
+import contextlib
 import dataclasses
-import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.core.tracers import current_trace
+import jax.numpy as jnp
 
-from jaxdq._errors import InputError
+from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.linen._einsum import Einsum
-from jaxdq.linen._kinds import KINDS, DenseKind, Kind, einsum_dims, inputs_of, is_attention, kind_of, path_of
+from jaxdq.linen._kinds import DenseKind, einsum_dims, plain
 from jaxdq.linen._macs import count_macs
+from jaxdq.linen._trace import Call, Found, Trace, trace
+from jaxdq.linen._tree import kernel_at, with_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Site:
         rows: positions of one image at which the kernel is applied; 1 on the path of the time embedding.
         macs: multiply-accumulates for one row of the batch.
         unsupported: why it can't run on integers; "" where it can.
+        takes_weights: whether its kernel can be on a grid even so, since what computes there sees it in float.
+        stacked: leading axes of the kernel that `nn.scan` goes through, one layer after the other.
         dtype: of the kernel, which flax's promotion takes part in.
         batch_first: whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
         reads: path of the first site that is called with the very same array (keys and values have that of queries,
@@ -52,6 +57,8 @@ class Site:
     batch_first: bool = True
     reads: str = ""
     is_condition: bool = False
+    takes_weights: bool = False
+    stacked: int = 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -60,7 +67,10 @@ class Site:
 
 
 OTHER = "(other contractions)"
-_LIFTED = "inside a lifted transformation (nn.remat, nn.jit, nn.scan or nn.vmap)"
+_LIFTED = "inside a transformation (nn.jit, nn.vmap, nn.cond, nn.while_loop, a gradient)"
+_COMPUTED = "its kernel is computed on the way from params to it (nn.map_variables, nn.WeightNorm, nn.SpectralNorm)"
+_READ = "its kernel is also read outside the layer"
+_MORE = "it computes something else than its class in flax does"
 
 
 def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
@@ -74,114 +84,163 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
             that calls a linen module with another batch (guidance doubles it) is seen through.
 
     Returns:
-        One Site for each module that contracts; and, where the network contracts arrays without a module too (attention
-        by `jnp.einsum`, say), one more at the end for all of that, unsupported, so that no plan passes over it.
-
-    Raises:
-        InputError: a site inside a lifted transformation (`nn.scan`, `nn.vmap`), whose kernel is not its own.
+        One Site for each layer that contracts; and, where the network contracts arrays in another way too (attention by
+        `jnp.einsum`, say, or a layer that is called on a kernel which another module made), one more at the end for all
+        of that, unsupported, so that no plan passes over it.
     """
-    batch = args[0].shape[0]
-    found: dict[str, Site] = {}
-    read: dict[str, list[Any]] = {}  # path -> the arrays that the site was called with
-    conditions: list[Any] = []
-
-    def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        nonlocal batch
-        if not context.module.path and context.method_name == "__call__":
-            batch = call_args[0].shape[0] if call_args else batch
-            conditions.extend(_conditions(context.module, call_args, call_kwargs))
-        if is_attention(context):
-            return context.module.products(*call_args, **call_kwargs)
-        kind = kind_of(context.module)
-        out = next_fun(*call_args, **call_kwargs)
-        if kind is None or context.method_name != "__call__":
-            return out
-        reason = _own_way(context.module) or (_LIFTED if current_trace() != outer else "")
-        inputs = inputs_of(context.module, call_args, call_kwargs)
-        site = _site_of(kind, context.module, inputs, out, batch, reason)
-        earlier = found.get(site.path)
-        # The same kernel applied twice in a forward pass is one site that works twice.
-        found[site.path] = dataclasses.replace(site, macs=site.macs + earlier.macs) if earlier else site
-        read.setdefault(site.path, []).append(inputs[0])
-        return out
-
-    outer: Any = None
-
-    def forward(params: Any, *args: Any) -> Any:
-        nonlocal outer
-        outer = current_trace()
-        with nn.intercept_methods(visit):
-            return module.apply({"params": params}, *args)
-
-    total = count_macs(jax.make_jaxpr(forward)(params, *args).jaxpr) // batch
-    for site in found.values():
-        kernel = kernel_at(params, site.path)
-        if kernel is not None and kernel.shape != site.shape:
-            raise InputError(
-                f"the kernel of '{site.path}' has shape {kernel.shape} in params and {site.shape} where it is used: it "
-                f"sits in nn.scan or nn.vmap; unroll that transformation before quantizing."
-            )
-    rest = total - sum(site.macs for site in found.values())
+    traced = trace(module, params, *args)
+    calls: dict[str, list[Call]] = {}
+    for call in traced.calls:
+        # A layer without a kernel in params is no layer of this network: it was called as a function.
+        if call.kind.name == "product" or kernel_at(params, call.path) is not None:
+            calls.setdefault(call.path, []).append(call)
+    found: dict[str, list[Found]] = {path: [] for path in calls}
+    for made in traced.found.values():
+        if made.is_own:
+            found[made.call.path].append(made)
+    sites = [_site_of(calls[path], found[path], traced, kernel_at(params, path)) for path in calls]
+    sites = _without_those_that_take_no_codes(sites, module, params, args)
+    batch = traced.calls[-1].batch if traced.calls else args[0].shape[0]
+    rest = count_macs(traced.closed.jaxpr) // batch - sum(site.macs for site in sites)
     if rest > 0:
-        found[OTHER] = Site(OTHER, "product", (), (), 1, rest, "no Dense, DenseGeneral, Conv or Einsum computes them")
-    return tuple(found.values() if args[0].shape[0] == 1 else _with_readers(found.values(), read, conditions))
+        sites.append(Site(OTHER, "product", (), (), 1, rest, "no Dense, DenseGeneral, Conv or Einsum computes them"))
+    if args[0].shape[0] == 1:
+        return tuple(sites)
+    read = {path: made[0].call.inputs[0] for path, made in found.items() if len(made) == 1}
+    return tuple(_with_readers(sites, read, traced.conditions))
 
 
-def _conditions(module: nn.Module, args: tuple, kwargs: dict) -> list[Any]:
-    """The arrays of two axes or more that a network is called with, but for its first: images or states."""
-    given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
-    return [leaf for leaf in jax.tree.leaves(list(given.values())[1:]) if getattr(leaf, "ndim", 0) > 1][1:]
+def _without_those_that_take_no_codes(sites: list[Site], module: nn.Module, params: Any, args: tuple) -> list[Site]:
+    """The sites; those that codes in the place of their kernels don't reach as they are, are in float.
+
+    A function that params go through on the way to a layer may leave a float kernel alone and not a `QTensor`
+    (`nn.map_variables` with a cast of all leaves, say), and a module may ask a kernel what codes don't answer.
+    """
+
+    def reached(asked: list[Site]) -> set[str]:
+        kernels = {site.path: _codes_like(site) for site in asked}
+        found = trace(module, with_kernels(params, kernels), *args).found.values()
+        return {made.call.path for made in found if made.is_own} & set(kernels)
+
+    asked = [site for site in sites if site.kind != "product" and not site.unsupported]
+    try:
+        kept = reached(asked)
+    except Exception:  # whatever a user's function raises: each by itself, to know whose it is
+        kept = set()
+        for site in asked:
+            with contextlib.suppress(Exception):
+                kept |= reached([site])
+    lost = {site.path for site in asked} - kept
+    return [dataclasses.replace(site, unsupported=_COMPUTED) if site.path in lost else site for site in sites]
 
 
-def _with_readers(sites: Iterable[Site], read: dict[str, list[Any]], conditions: list[Any]) -> Iterator[Site]:
+def _codes_like(site: Site) -> Any:
+    """The shapes of a kernel on its grid; a zero point for each tensor, so that there is a leaf without axes."""
+    per_channel = tuple(size if axis in site.channel_axes else 1 for axis, size in enumerate(site.shape))
+
+    def codes() -> QTensor:
+        grid = QParams(jnp.ones(per_channel), jnp.zeros(site.shape[: site.stacked], jnp.int32))
+        sums = jnp.zeros(per_channel, jnp.int32)
+        return QTensor(jnp.zeros(site.shape, jnp.int8), grid, Scheme(8, symmetric=False), sums)
+
+    return jax.eval_shape(codes)
+
+
+def _with_readers(sites: Iterable[Site], read: dict[str, Any], conditions: list[Any]) -> Iterator[Site]:
     """The sites, each with the first that reads the same array; one that is called twice has a grid of its own."""
     first: dict[int, str] = {}
     constant = set(map(id, conditions))
     for site in sites:
-        if site.kind == "product" or len(read.get(site.path, ())) != 1:
+        if site.kind == "product" or site.path not in read:
             yield site
             continue
-        array = id(read[site.path][0])
+        array = id(read[site.path])
         reader = first.setdefault(array, site.path)
         reads = "" if reader == site.path else reader
         yield dataclasses.replace(site, reads=reads, is_condition=array in constant)
 
 
-def kernel_at(params: Any, path: str) -> Any:
-    """The kernel of the module at `path` in a params tree, or None."""
-    node = params
-    for part in path.split("/") if path else ():
-        if not hasattr(node, "get") or (node := node.get(part)) is None:
-            return None
-    return node.get("kernel") if hasattr(node, "get") else None
+def _site_of(calls: list[Call], found: list[Found], traced: Trace, kernel: Any) -> Site:
+    """The site of all calls of one layer: a kernel that is applied twice is one site that works twice."""
+    call = found[0].call if found else calls[0]
+    reason, takes_weights = _unsupported(calls, found, traced)
+    stacked = found[0].stacked if found else 0
+    is_product = call.kind.name == "product"
+    shape: tuple[int, ...] = tuple(call.inputs[1].shape if is_product else kernel.shape)
+    channel_axes = () if is_product else _channel_axes(call, len(shape))
+    features = math.prod(shape[axis] for axis in channel_axes[stacked:]) or 1
+    return Site(
+        path=call.path,
+        kind=call.kind.name,
+        shape=shape,
+        channel_axes=channel_axes,
+        rows=max(1, math.prod(call.out.shape) // (call.batch * features)),
+        macs=_macs(calls, found, traced),
+        unsupported=reason,
+        dtype="float32" if is_product else kernel.dtype.name,
+        batch_first=call.inputs[0].shape[0] == call.batch,
+        takes_weights=takes_weights,
+        stacked=stacked,
+    )
 
 
-def _own_way(module: nn.Module) -> str:
-    """Why this module may compute something else than its class of flax does, or ""."""
-    base = next(cls for cls in KINDS if isinstance(module, cls))
-    if type(module).__call__ is not base.__call__:
-        return f"a subclass of {base.__name__} with a __call__ of its own"
-    hooks = ("dot_general", "dot_general_cls", "conv_general_dilated", "conv_general_dilated_cls")
-    return next((f"a {hook} of its own" for hook in hooks if getattr(module, hook, None) is not None), "")
+def _unsupported(calls: list[Call], found: list[Found], traced: Trace) -> tuple[str, bool]:
+    """(why a layer can't run on integers, or ""; whether its kernel can be on a grid all the same)."""
+    reason = next((call.reason for call in calls if call.reason), "")
+    if reason:
+        return reason, False
+    kernel = f"{calls[0].path}/kernel".lstrip("/")
+    if not found and any(made.call.path == calls[0].path for made in traced.found.values()):
+        return _COMPUTED, False
+    if kernel in traced.read:
+        return (_READ, False) if found else (_LIFTED, True)
+    if not found:
+        return _LIFTED, True
+    if len({made.stacked for made in found}) > 1:
+        return "its kernel is scanned over here and whole there", False
+    return next((why for why in map(_differs, found) if why), ""), False
 
 
-def _site_of(kind: Kind, module: nn.Module, inputs: tuple, out: jax.Array, batch: int, reason: str) -> Site:
-    reason = reason or kind.unsupported(module, *inputs)
-    shape: tuple[int, ...]
-    channel_axes: tuple[int, ...]
-    if kind.name == "product":
-        assert isinstance(module, Einsum)
-        found = einsum_dims(module.spec)
-        terms = math.prod(inputs[0].shape[axis] for axis in found[0][0][0]) if found else 0
-        shape, channel_axes = tuple(inputs[1].shape), ()
+def _differs(made: Found) -> str:
+    """Why flax computes something else there than the integer path would, or ""."""
+    call = made.call
+    shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in call.inputs]
+    usual = plain(call.module)
+    if usual is not None:
+        traced = jax.make_jaxpr(lambda params, *inputs: usual.apply({"params": params}, *inputs))(call.params, *shapes)
+        if str(traced.jaxpr) != str(made.jaxpr):
+            return _MORE
+    expected = call.kind.contraction(call.module, call.params.get("kernel"), *shapes)
+    names = ("dot_general", "conv_general_dilated")
+    contractions = [equation for equation in made.jaxpr.eqns if equation.primitive.name in names]
+    given = [{name: equation.params.get(name) for name in expected} for equation in contractions]
+    return "" if not expected or given == [dict(expected)] else _MORE
+
+
+def _channel_axes(call: Call, ndim: int) -> tuple[int, ...]:
+    """The kernel's output axes, and those that transformations have put before it: a layer each."""
+    own = call.params["kernel"].ndim
+    first = own - 1
+    if isinstance(call.kind, DenseKind):
+        first = call.kind.batched(call.module) + call.kind.contracted(call.module, call.inputs[0].ndim)
+    return (*range(ndim - own), *range(ndim - own + first, ndim))
+
+
+def _macs(calls: list[Call], found: list[Found], traced: Trace) -> int:
+    """Multiply-accumulates for one row of the batch: of the equations, or of a layer that was left to itself."""
+    path, batch = calls[0].path, calls[0].batch
+    if found:
+        return sum(made.times * count_macs(made.jaxpr) for made in found) // batch
+    return traced.macs[path] // batch if path in traced.macs else sum(map(_macs_of, calls))
+
+
+def _macs_of(call: Call) -> int:
+    if isinstance(call.module, Einsum):
+        found = einsum_dims(call.module.spec)
+        terms = math.prod(call.inputs[0].shape[axis] for axis in found[0][0][0]) if found else 0
     else:
-        shape = tuple(module.get_variable("params", "kernel").shape)
-        contracted = kind.contracted(module, inputs[0].ndim) if isinstance(kind, DenseKind) else len(shape) - 1
-        batched = len(getattr(module, "batch_dims", ()))  # axes that the kernel has before those it contracts
-        terms = math.prod(shape[batched : batched + contracted])
-        channel_axes = tuple(range(batched + contracted, len(shape)))
-    features = math.prod(shape[axis] for axis in channel_axes) or 1
-    macs = math.prod(out.shape) * terms // batch
-    rows = max(1, math.prod(out.shape) // (batch * features))
-    dtype = "float32" if kind.name == "product" else module.get_variable("params", "kernel").dtype.name
-    return Site(path_of(module), kind.name, shape, channel_axes, rows, macs, reason, dtype, inputs[0].shape[0] == batch)
+        kernel = call.params["kernel"]
+        axes = _channel_axes(call, kernel.ndim)
+        batched = call.kind.batched(call.module) if isinstance(call.kind, DenseKind) else 0
+        terms = math.prod(size for axis, size in enumerate(kernel.shape) if axis not in axes and axis >= batched)
+    return math.prod(call.out.shape) * terms // call.batch

@@ -16,6 +16,8 @@ from jaxdq.ops._epilogue import check_leaves_contraction, check_terms, finish
 from jaxdq.ops._forms import convolve
 from jaxdq.ops._lowering import convolve_codes
 
+_PADDINGS = ("SAME", "SAME_LOWER", "VALID")
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
@@ -23,7 +25,7 @@ class Window:
 
     Attributes:
         strides: one per space axis.
-        padding: "SAME", "VALID", or (before, after) per space axis.
+        padding: "SAME", "SAME_LOWER" or "VALID", in any case, or (before, after) per space axis.
         dilation: of the kernel, one per space axis.
         groups: feature groups; C and N are divided into as many parts.
     """
@@ -39,10 +41,17 @@ class Window:
         if len(self.strides) != space:
             raise InputError(f"{len(self.strides)} strides came for an input of shape {lhs_shape}; give {space}.")
         if not isinstance(self.padding, str):
+            if len(self.padding) != space:
+                raise InputError(f"padding is {self.padding} for an input of shape {lhs_shape}; give {space} pairs.")
             return list(self.padding)
+        if self.padding.upper() not in _PADDINGS:
+            raise InputError(f"padding is {self.padding!r}; give one of {', '.join(_PADDINGS)}, or pairs.")
         dilation = self.dilation or (1,) * len(self.strides)
         window = [(size - 1) * step + 1 for size, step in zip(rhs_shape[:-2], dilation, strict=True)]
-        return [(int(a), int(b)) for a, b in lax.padtype_to_pads(lhs_shape[1:-1], window, self.strides, self.padding)]
+        return [
+            (int(a), int(b))
+            for a, b in lax.padtype_to_pads(lhs_shape[1:-1], window, self.strides, self.padding.upper())
+        ]
 
 
 def conv_general_dilated(

@@ -152,6 +152,19 @@ def test_a_wrong_number_of_strides_is_refused(padding):
         conv_general_dilated(lhs, rhs, Window((1,), padding))
 
 
+@pytest.mark.parametrize("padding", ["SAME", "same_lower", "Valid"])
+def test_padding_by_name_is_that_of_lax_in_any_case(padding):
+    window = Window((2, 1), padding, (1, 2))
+    expected = lax.padtype_to_pads((6, 5), (2, 3), (2, 1), padding.upper())  # two taps, two steps apart: a window of 3
+    assert window.pads((1, 6, 5, 3), (2, 2, 3, 4)) == [tuple(map(int, pair)) for pair in expected]
+
+
+@pytest.mark.parametrize(("padding", "words"), [("SOME", "'SOME'; give one of SAME,"), (((1, 1),), "give 2 pairs")])
+def test_padding_that_is_not_known_is_refused(padding, words):
+    with pytest.raises(InputError, match=words):
+        Window((1, 1), padding).pads((1, 4, 4, 2), (3, 3, 2, 2))
+
+
 def test_a_sum_made_ahead_changes_nothing():
     lhs = random_tensor(0, (2, 4, 4, 3), symmetric=False)
     rhs = random_tensor(1, (3, 3, 3, 2), of_scale=(1, 1, 1, 2))

@@ -1,0 +1,270 @@
+"""A network as one trace, in which every call of a layer is one named equation.
+
+Whether a layer is a site, and what a visitor sees of it, are questions about data flow: does the kernel that the layer
+multiplies by come from the params untouched, does anybody else read it, which arrays come in? The trace answers them
+for any way of writing a module: inside `nn.remat` and `nn.scan` too, whose bodies are traces within the trace.
+"""
+
+import collections
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from jax.extend.core import Literal
+
+from jaxdq.grid import QTensor, dequantize
+from jaxdq.linen._kinds import Kind, inputs_of, is_attention, kind_of, own_way, path_of
+from jaxdq.linen._macs import count_macs
+
+_PREFIX = "jaxdq_site_"
+
+
+class Call(NamedTuple):
+    """One call of a layer, as the module made it.
+
+    Attributes:
+        path: of the layer.
+        kind: of the layer.
+        module: the layer, unbound.
+        inputs: the arrays it was called with (tracers, to tell them apart by identity).
+        params: shapes of its own params.
+        out: shape of what it returned.
+        batch: rows of the network's batch.
+        reason: why the layer was left to itself; "" where its call is an equation.
+    """
+
+    path: str
+    kind: Kind
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    params: Any
+    out: jax.ShapeDtypeStruct
+    batch: int
+    reason: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its inputs, as in `Site.inputs`."""
+        return (f"{self.path}:lhs", f"{self.path}:rhs") if self.kind.name == "product" else (self.path,)
+
+    @property
+    def leaves(self) -> list[str]:
+        """The paths of its params in params, in the order of the equation's operands."""
+        return [f"{self.path}/{name}".lstrip("/") for name in _leaf_paths(self.params)]
+
+
+class Found(NamedTuple):
+    """The equation of a call, where the trace (or a body within it) has it as it was made.
+
+    Attributes:
+        call: the call.
+        jaxpr: what flax computes there.
+        times: how often it runs.
+        is_own: whether the kernel is the one that params have at the layer's path, untouched; a product has none.
+        stacked: leading axes of that kernel that scans go through.
+    """
+
+    call: Call
+    jaxpr: Any
+    times: int
+    is_own: bool
+    stacked: int
+
+
+class _Origin(NamedTuple):
+    """A leaf of params, or the slice of it that a scan's body sees."""
+
+    path: str
+    stacked: int
+
+
+@dataclasses.dataclass
+class Trace:
+    """What `trace` returns.
+
+    Attributes:
+        closed: the jaxpr of `(params, *args) -> leaves of the output`.
+        out_tree: structure of the output.
+        calls: in the order in which the module made them.
+        conditions: the arrays of two axes or more that the network is called with, but for its first.
+        found: id of an equation -> what it is; those that are calls of layers.
+        read: paths of leaves of params that something else than their own layer reads.
+        macs: path of a layer -> multiply-accumulates of its calls, batches of them and derivatives included.
+    """
+
+    closed: Any
+    out_tree: Any
+    calls: list[Call]
+    conditions: list[Any]
+    found: dict[int, Found] = dataclasses.field(default_factory=dict)
+    read: set[str] = dataclasses.field(default_factory=set)
+    macs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+
+def trace(module: nn.Module, params: Any, *args: Any) -> Trace:
+    """Traces the module once, without computing.
+
+    Args:
+        module: a linen module, or a wrapper whose `apply(variables, ...)` calls one.
+        params: its params tree; arrays, tracers or `jax.ShapeDtypeStruct`.
+        *args: its arguments.
+    """
+    recorder = _Recorder(batch=args[0].shape[0] if args and jax.numpy.ndim(args[0]) else 1)
+
+    def forward(params: Any, *args: Any) -> Any:
+        with nn.intercept_methods(recorder.visit):
+            return module.apply({"params": params}, *args)
+
+    closed, out = jax.make_jaxpr(forward, return_shape=True)(params, *args)
+    traced = Trace(closed, jax.tree.structure(out), recorder.calls, recorder.conditions)
+    origins = [_Origin(path, 0) for path in _leaf_paths(params)]
+    jaxpr = closed.jaxpr
+    outs = _follow(jaxpr, [*origins, *[None] * (len(jaxpr.invars) - len(origins))], 1, traced)
+    traced.read.update(origin.path for origin in outs if origin)
+    return traced
+
+
+def _leaf_paths(params: Any) -> list[str]:
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    return ["/".join(str(getattr(key, "key", key)) for key in keys) for keys, _ in paths]
+
+
+class _Recorder:
+    """Makes an equation of every call of a layer that does what its class in flax does."""
+
+    def __init__(self, batch: int) -> None:
+        self.calls: list[Call] = []
+        self.conditions: list[Any] = []
+        self._batch = batch
+        self._depth = 0
+        self._is_within_layer = False
+
+    def visit(self, next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if self._is_within_layer:
+            return next_fun(*args, **kwargs)
+        if not self._depth and context.method_name == "__call__":
+            self._batch = args[0].shape[0] if args else self._batch
+            self.conditions.extend(_conditions(context.module, args, kwargs))
+        self._depth += 1
+        try:
+            return self._called(next_fun, args, kwargs, context)
+        finally:
+            self._depth -= 1
+
+    def _called(self, next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if is_attention(context):
+            return module.products(*args, **kwargs)
+        kind = kind_of(module) if context.method_name == "__call__" else None
+        if kind is None:
+            return next_fun(*args, **kwargs)
+        inputs = inputs_of(module, args, kwargs)
+        params = dict(module.variables.get("params", {}))
+        reason = own_way(module) or kind.unsupported(module, *inputs)
+        alone = module.clone(parent=None, name=None)
+        out = next_fun(*args, **kwargs) if reason else self._as_equation(alone, params, inputs)
+        own, made = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, out))
+        self.calls.append(Call(path_of(module), kind, alone, inputs, own, made, self._batch, reason))
+        return out
+
+    def _as_equation(self, module: nn.Module, params: Any, inputs: tuple) -> Any:
+        def layer(params: Any, *inputs: jax.Array) -> Any:
+            kernel = params.get("kernel")
+            if isinstance(kernel, QTensor):
+                params = {**params, "kernel": dequantize(kernel)}
+            return module.apply({"params": params}, *inputs)
+
+        layer.__name__ = f"{_PREFIX}{len(self.calls)}"
+        self._is_within_layer = True
+        try:
+            return jax.jit(layer)(params, *inputs)
+        finally:
+            self._is_within_layer = False
+
+
+def _conditions(module: nn.Module, args: tuple, kwargs: dict) -> list[Any]:
+    given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
+    return [leaf for leaf in jax.tree.leaves(list(given.values())[1:]) if getattr(leaf, "ndim", 0) > 1][1:]
+
+
+def _call_of(equation: Any, calls: list[Call]) -> Call | None:
+    """The call whose equation this is, or what a transformation of it has become."""
+    name = str(equation.params.get("name", ""))
+    if equation.primitive.name not in ("jit", "pjit") or not name.startswith(_PREFIX):
+        return None
+    index = int(name.removeprefix(_PREFIX))
+    return calls[index] if index < len(calls) else None
+
+
+def _is_as_made(equation: Any, call: Call) -> bool:
+    """Whether it is the call itself: a batch of it has more axes, its derivative more results."""
+    made = [*jax.tree.leaves(call.params), *call.inputs, call.out]
+    here = [atom.aval for atom in (*equation.invars, *equation.outvars)]
+    return [tuple(value.shape) for value in made] == [tuple(value.shape) for value in here]
+
+
+def _follow(jaxpr: Any, origins: Sequence[_Origin | None], times: int, traced: Trace) -> list[_Origin | None]:
+    """Follows the leaves of params through a jaxpr; returns those that it hands on as its results."""
+    env: dict[Any, _Origin] = {var: origin for var, origin in zip(jaxpr.invars, origins, strict=True) if origin}
+    used = {atom for equation in jaxpr.eqns for atom in equation.invars if not isinstance(atom, Literal)}
+    used |= {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+
+    def origin_of(atom: Any) -> _Origin | None:
+        return None if isinstance(atom, Literal) else env.get(atom)
+
+    for equation in jaxpr.eqns:
+        given = [origin_of(atom) for atom in equation.invars]
+        call = _call_of(equation, traced.calls)
+        as_made = call is not None and _is_as_made(equation, call)
+        if call is not None and not as_made and not used.intersection(equation.outvars):
+            continue  # nn.scan traces its body once more than it runs it, and drops what comes of it
+        if call is not None:
+            traced.macs[call.path] += times * count_macs(equation.params["jaxpr"].jaxpr)
+        if call is not None and as_made:
+            _meet(equation, call, given, times, traced)
+        elif (inner := body_of(equation)) is not None:
+            outs = _follow(inner, _given_to_body(equation, given, traced), times * _length(equation), traced)
+            if _length(equation) == 1 and equation.primitive.name != "scan":
+                env |= {var: origin for var, origin in zip(equation.outvars, outs, strict=True) if origin}
+            else:
+                traced.read.update(origin.path for origin in outs if origin)
+        else:
+            traced.read.update(origin.path for origin in given if origin)
+    return [origin_of(atom) for atom in jaxpr.outvars]
+
+
+def _meet(equation: Any, call: Call, given: list[_Origin | None], times: int, traced: Trace) -> None:
+    own = [*call.leaves, *("" for _ in call.inputs)]
+    # A layer that is handed the params of another, as a functional call may be, reads them.
+    traced.read.update(origin.path for origin, path in zip(given, own, strict=True) if origin and origin.path != path)
+    kernel = f"{call.path}/kernel".lstrip("/")
+    pairs = [pair for pair in zip(given, own, strict=True) if pair[1].startswith(kernel)]
+    is_own = all(origin is not None and origin.path == path for origin, path in pairs)
+    stacked = max((origin.stacked for origin, _ in pairs if origin), default=0)
+    closed = equation.params["jaxpr"]
+    found = Found(call, closed.jaxpr, times, is_own, stacked)
+    traced.found[id(equation)] = found
+
+
+def body_of(equation: Any) -> Any:
+    """The jaxpr within an equation that may hold sites: of `nn.remat` or `nn.scan`."""
+    name = equation.primitive.name
+    if name in ("remat2", "remat", "checkpoint"):
+        return equation.params["jaxpr"]
+    return equation.params["jaxpr"].jaxpr if name == "scan" else None
+
+
+def _length(equation: Any) -> int:
+    return equation.params["length"] if equation.primitive.name == "scan" else 1
+
+
+def _given_to_body(equation: Any, given: list[_Origin | None], traced: Trace) -> list[_Origin | None]:
+    if equation.primitive.name != "scan":
+        return given
+    first, after = equation.params["num_consts"], equation.params["num_consts"] + equation.params["num_carry"]
+    traced.read.update(origin.path for origin in given[first:after] if origin)  # they may change from step to step
+    sliced = [origin and _Origin(origin.path, origin.stacked + 1) for origin in given[after:]]
+    return [*given[:first], *[None] * (after - first), *sliced]

@@ -1,15 +1,9 @@
-"""The scripts as modules, for tests of what they compute."""
+"""The scripts as modules, for tests of what they compute; their folder is on the path (pyproject.toml)."""
 
-import importlib.util
-from pathlib import Path
+import importlib
 from types import ModuleType
-
-FOLDER = Path(__file__).parents[1] / "scripts"
 
 
 def script(name: str) -> ModuleType:
     """The module that `scripts/NAME.py` makes."""
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)

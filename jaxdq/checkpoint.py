@@ -4,13 +4,13 @@
     PATH/manifest.json   format, versions, the plan, and the SHA-256 of every file in arrays/
 
 A checkpoint is written beside its place and moved there when it is whole, so that a kill leaves the old one or none.
+A remote one (gs://, s3://) is built on this machine and copied, the manifest last, so that part of one is none.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdq._errors import InputError
-from jaxdq._folders import move_into_place, part_of
+from jaxdq._folders import building, check_place
+from jaxdq._paths import at_hand, path_of, reaching
 from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
 from jaxdq.linen import Plan, QuantizedParams, Site, SitePlan
 
@@ -29,13 +30,15 @@ FORMAT = 3  # 1 knew no activations that share a grid, 2 no kernels of nn.scan; 
 READABLE = (1, 2, FORMAT)
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
+STATE = "state"  # of a loop: Orbax wants a folder that does not exist yet
 
 
 def save(path: str | os.PathLike[str], qparams: QuantizedParams, *, overwrite: bool = False) -> None:
     """Saves a quantized network; codes take `bits` bits each on disk.
 
     Args:
-        path: a folder that does not exist yet.
+        path: a folder that does not exist yet; a local one (`~` is the home), or a URI that `etils.epath` knows, such
+            as gs://bucket/folder (with the package that reads it installed: gcsfs, s3fs, adlfs).
         qparams: what `quantize` returned.
         overwrite: whether an earlier checkpoint there is replaced (in one move, once the new one is whole).
 
@@ -45,35 +48,41 @@ def save(path: str | os.PathLike[str], qparams: QuantizedParams, *, overwrite: b
     Example:
         `jaxdq.save("out/quantized", qparams)`
     """
-    path = Path(path)
+    place = path_of(path)
     if not isinstance(qparams, QuantizedParams):
         raise InputError(f"save was given a {type(qparams).__name__}; pass what jaxdq.quantize returned.")
-    if path.exists() and not overwrite:
-        raise InputError(f"'{path}' exists already; choose another folder, or pass overwrite=True to replace it.")
-    # Only a checkpoint is ever replaced: a mistyped path must not cost a person their files.
-    if path.exists() and not ((path / MANIFEST).is_file() or (path.is_dir() and not any(path.iterdir()))):
-        raise InputError(f"'{path}' holds something else than a checkpoint and is not replaced; choose another folder.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = part_of(path)
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-    except OSError as error:
-        raise InputError(f"can't write beside '{path}' ({error.strerror}); choose another folder.") from None
-    try:
+    check_can_save(place, overwrite=overwrite)
+    with building(place, last=MANIFEST) as folder:
         with _checkpointer() as checkpointer:
-            checkpointer.save((staged / ARRAYS).absolute(), _to_arrays(qparams))
+            checkpointer.save((folder / ARRAYS).absolute(), _to_arrays(qparams))
         manifest = {
             "format": FORMAT,
             "versions": versions(),
             "plan": dataclasses.asdict(qparams.plan),
-            "sha256": _checksums(staged / ARRAYS),
+            "sha256": _checksums(folder / ARRAYS),
         }
         manifest["sha256_of_manifest"] = _digest(manifest)
-        (staged / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        move_into_place(staged, path)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def check_can_save(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuses a path that `save` would refuse, before there is anything to save; args and errors as there."""
+    place = path_of(path)
+    check_place(place)
+    with reaching(place):
+        _check_free(place, overwrite=overwrite)
+
+
+def _check_free(place: Any, *, overwrite: bool) -> None:
+    """Refuses a place that is taken. Only a checkpoint is ever replaced: a mistyped path must not cost anyone files."""
+    if not place.exists():
+        return
+    if not overwrite:
+        raise InputError(f"'{place}' exists already; choose another folder, or pass overwrite=True to replace it.")
+    if not place.is_dir() or not ((place / MANIFEST).exists() or not any(place.iterdir())):
+        raise InputError(
+            f"'{place}' holds something else than a checkpoint and is not replaced; choose another folder."
+        )
 
 
 def restore(path: str | os.PathLike[str]) -> QuantizedParams:
@@ -82,7 +91,7 @@ def restore(path: str | os.PathLike[str]) -> QuantizedParams:
     Needs nothing but jaxdq; to run it, `jaxdq.apply(module, qparams, x, t)` needs the module.
 
     Args:
-        path: a folder written by `save`.
+        path: a folder written by `save`; as there, `~` and URIs are understood.
 
     Returns:
         QuantizedParams, on the default device.
@@ -94,22 +103,23 @@ def restore(path: str | os.PathLike[str]) -> QuantizedParams:
     Example:
         `qparams = jaxdq.restore("out/quantized")`
     """
-    path = Path(path)
-    manifest = _read_manifest(path)
-    found = _checksums(path / ARRAYS)
-    if not isinstance(manifest["sha256"], dict) or set(found) - set(manifest["sha256"]):
-        raise InputError(
-            f"'{path / MANIFEST}' does not list every file of '{path / ARRAYS}'; save the checkpoint again."
-        )
-    for name, digest in manifest["sha256"].items():
-        if found.get(name) != digest:
-            state = "is damaged" if name in found else "is missing"
-            raise InputError(f"'{path / ARRAYS / name}' {state}; save the checkpoint again, or copy it anew.")
-    try:
-        plan = _plan_from(manifest["plan"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"the plan in '{path / MANIFEST}' can't be read; save the checkpoint again.") from None
-    return _from_arrays(_read_arrays((path / ARRAYS).absolute()), plan)
+    place = path_of(path)
+    with at_hand(place) as folder:
+        manifest = _read_manifest(folder, place)
+        found = _checksums(folder / ARRAYS)
+        if not isinstance(manifest["sha256"], dict) or set(found) - set(manifest["sha256"]):
+            raise InputError(
+                f"'{place / MANIFEST}' does not list every file of '{place / ARRAYS}'; save the checkpoint again."
+            )
+        for name, digest in manifest["sha256"].items():
+            if found.get(name) != digest:
+                state = "is damaged" if name in found else "is missing"
+                raise InputError(f"'{place / ARRAYS / name}' {state}; save the checkpoint again, or copy it anew.")
+        try:
+            plan = _plan_from(manifest["plan"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"the plan in '{place / MANIFEST}' can't be read; save the checkpoint again.") from None
+        return _from_arrays(_read_arrays((folder / ARRAYS).absolute()), plan)
 
 
 def versions() -> dict[str, str]:
@@ -119,28 +129,31 @@ def versions() -> dict[str, str]:
     return {"jaxdq": __version__, "jax": jax.__version__, "flax": flax.__version__, "orbax": ocp.__version__}
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, place: Any) -> dict[str, Any]:
+    """The manifest in a folder, which has been brought from a place that the person knows."""
+    if folder.is_file():
+        raise InputError(f"'{place}' is a file; pass the folder that jaxdq.save wrote.")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         if not isinstance(manifest, dict):
             raise ValueError("it is no object of JSON")
         missing = {"format", "plan", "sha256", "sha256_of_manifest"} - set(manifest)
     except FileNotFoundError:
         raise InputError(
-            f"'{path}' holds no {MANIFEST}, so it is no checkpoint of jaxdq; pass a folder that jaxdq.save wrote."
+            f"'{place}' holds no {MANIFEST}, so it is no checkpoint of jaxdq; pass a folder that jaxdq.save wrote."
         ) from None
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"'{path / MANIFEST}' can't be read ({error}); save the checkpoint again.") from None
+        raise InputError(f"'{place / MANIFEST}' can't be read ({error}); save the checkpoint again.") from None
     if missing:
-        raise InputError(f"'{path / MANIFEST}' lacks {sorted(missing)}; save the checkpoint again.")
+        raise InputError(f"'{place / MANIFEST}' lacks {sorted(missing)}; save the checkpoint again.")
     if manifest.pop("sha256_of_manifest") != _digest(manifest):
-        raise InputError(f"'{path / MANIFEST}' is damaged; save the checkpoint again, or copy it anew.")
+        raise InputError(f"'{place / MANIFEST}' is damaged; save the checkpoint again, or copy it anew.")
     kept = manifest["format"]
     if type(kept) is not int or kept not in READABLE:
         versions = manifest.get("versions")
         writer = versions.get("jaxdq", "unknown") if isinstance(versions, dict) else "unknown"
         raise InputError(
-            f"'{path}' is of checkpoint format {kept!r} and this jaxdq reads {READABLE[0]} to {FORMAT}; "
+            f"'{place}' is of checkpoint format {kept!r} and this jaxdq reads {READABLE[0]} to {FORMAT}; "
             f"install the jaxdq that wrote it ({writer}), or quantize again."
         )
     return manifest
@@ -244,17 +257,16 @@ def save_state(path: str | os.PathLike[str], update: int, state: Any) -> None:
         update: how many updates the state has seen.
         state: a pytree of arrays.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = part_of(path)
-    shutil.rmtree(staged, ignore_errors=True)
     leaves = {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
-    try:
-        with _checkpointer() as checkpointer:
-            checkpointer.save(staged.absolute(), {"update": np.asarray(update), "leaves": leaves})
-        move_into_place(staged, path)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    with building(path_of(path), as_one_file=True) as folder, _checkpointer() as checkpointer:
+        checkpointer.save((folder / STATE).absolute(), {"update": np.asarray(update), "leaves": leaves})
+
+
+def has_state(path: str | os.PathLike[str]) -> bool:
+    """Whether `save_state` kept a state there."""
+    place = path_of(path)
+    with reaching(place):
+        return place.exists()
 
 
 def restore_state(path: str | os.PathLike[str], like: Any) -> tuple[int, Any]:
@@ -264,10 +276,13 @@ def restore_state(path: str | os.PathLike[str], like: Any) -> tuple[int, Any]:
         InputError: a state that is damaged or of another loop.
     """
     try:
-        tree = _read_arrays(Path(path).absolute())
+        with at_hand(path_of(path)) as folder:
+            tree = _read_arrays((folder / STATE).absolute())
         leaves = [jnp.asarray(tree["leaves"][str(index)]) for index in range(len(tree["leaves"]))]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         fits = jax.tree.map(lambda new, old: new.shape == old.shape and new.dtype == old.dtype, state, like)
+    except InputError:
+        raise
     except Exception as error:  # whatever orbax raises for a damaged folder, the remedy is one
         raise InputError(f"the state in '{path}' can't be read ({error}); remove the folder and run again.") from None
     if not all(jax.tree.leaves(fits)):

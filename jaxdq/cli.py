@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from jaxdq._errors import InputError
+from jaxdq._paths import local_path, path_of, reaching
 
 app = typer.Typer(
     help="Post-training quantization of diffusion models, as real integers.",
@@ -84,7 +85,7 @@ def quantize(
         guidance=guidance,
         dtype=dtype,
     )
-    out = out or settings.default_folder
+    out = local_path(out or settings.default_folder)
     metrics = run.quantize_model(settings, out, overwrite=force)
     _show(metrics, as_json)
     if not as_json:
@@ -103,7 +104,8 @@ def sample(
     from jaxdq import report, run
 
     report.read_metrics(folder)  # refuses what is no run before anything else is looked at
-    out, own = out or folder / "drawn.png", folder.resolve() / "samples.png"
+    folder = local_path(folder)
+    out, own = local_path(out or folder / "drawn.png"), folder.resolve() / "samples.png"
     if out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK) or out.resolve() == own:
         raise InputError(f"can't write '{out}'; give a new name that ends in .png, in a folder that exists.")
     picture = report.image_grid(run.sample_run(folder, images=images, steps=steps, seed=seed))
@@ -140,12 +142,16 @@ def inspect(
     from jaxdq._tables import tables_of_prospect
     from jaxdq.checkpoint import MANIFEST, restore
 
-    if (Path(what) / report.METRICS).exists() or (Path(what) / report.QUANTIZED).exists():
-        metrics, plan = report.read_metrics(what), restore(Path(what) / report.QUANTIZED).plan
+    place = path_of(what)
+    with reaching(place):
+        is_run = (place / report.METRICS).exists() or (place / report.QUANTIZED).exists()
+        is_checkpoint = (place / MANIFEST).exists()
+    if is_run:
+        metrics, plan = report.read_metrics(what), restore(place / report.QUANTIZED).plan
         _show(metrics, as_json=False)
         typer.echo(f"\n{plan}")
         return
-    if (Path(what) / MANIFEST).exists():
+    if is_checkpoint:
         typer.echo(str(restore(what).plan))
         return
     found = prospect.inspect_model(what)

@@ -11,95 +11,37 @@ A folder is built beside its place and moved there when it is whole: a kill leav
 
 import contextlib
 import dataclasses
-import inspect
 import os
 import platform
-import shlex
 import time
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxdq import recipes, report, text
-from jaxdq._errors import InputError
+from jaxdq import report, text
 from jaxdq._folders import state_beside
+from jaxdq._paths import local_path
+from jaxdq._settings import DEFAULT_RECIPE as DEFAULT_RECIPE
+from jaxdq._settings import Settings, check_seed, command_of, make_recipe, make_sampler
+from jaxdq._settings import recipes_by_name as recipes_by_name
 from jaxdq.calibration import Recipe, observed_ranges, run_recipe
 from jaxdq.checkpoint import check_same_model, restore, save, versions
 from jaxdq.decoding import Decode, Decoder, decoded, decoder_of
-from jaxdq.diffusion import Denoiser, Sampler, ddim, ddpm
+from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.evaluation import Evaluation, evaluate
-from jaxdq.linen import QuantizedParams, check_dtype, quantize
+from jaxdq.linen import QuantizedParams, quantize
 from jaxdq.report import QUANTIZED, check_free, read_metrics, staged
-from jaxdq.sampling import BATCH_SIZE, sample
+from jaxdq.sampling import sample
 from jaxdq.unet import bundled_models, write_configs
 
-DEFAULT_RECIPE = "adpdm"
 MODEL = "model"
 # One number of the seed for each use, so that no two uses share noise.
 _CALIBRATE, _EVALUATE, _SAMPLE = range(3)
 # The settings that an evaluation has in common with the run it measures.
 _EVALUATED = "model recipe weight_bits act_bits groups sampler eta steps seed images batch_size".split()
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is asked of a run.
-
-    Attributes:
-        model: what `jaxdq.load_denoiser` takes: a bundled name or a folder.
-        recipe: the name of a function of `jaxdq.recipes`.
-        weight_bits: 2 to 8.
-        act_bits: 2 to 8.
-        groups: spans of time with scales of their own; None leaves it to the recipe.
-        sampler: "ddim" or "ddpm".
-        eta: of DDIM, in [0, 1].
-        steps: of the sampler.
-        seed: of all that is random, in [0, 2**32).
-        images: to evaluate on, at least 2.
-        calibration_images: to calibrate on, at least 1.
-        batch_size: images at a time.
-        prompts: a text file, one prompt a line, for a text-to-image model; None for others.
-        guidance: the scale of its classifier-free guidance.
-        dtype: of what stays in float, as `jaxdq.quantize` takes it; None leaves it to the checkpoint.
-
-    Raises:
-        InputError: a number out of its range.
-    """
-
-    model: str
-    recipe: str = DEFAULT_RECIPE
-    weight_bits: int = 8
-    act_bits: int = 8
-    groups: int | None = None
-    sampler: str = "ddim"
-    eta: float = 0.0
-    steps: int = 50
-    seed: int = 0
-    images: int = 64
-    calibration_images: int = 32
-    batch_size: int = BATCH_SIZE
-    prompts: str | None = None
-    guidance: float = 7.5
-    dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        for name, least in (("images", 2), ("calibration_images", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}.")
-        check_dtype(self.dtype)
-
-    @property
-    def default_folder(self) -> Path:
-        """Where the run goes if nobody says otherwise: `out/digits-adpdm-w8a8-g8`."""
-        groups = "" if self.groups is None else f"-g{self.groups}"
-        bits = f"w{self.weight_bits}a{self.act_bits}"
-        dtype = "" if self.dtype is None else f"-{self.dtype}"
-        return Path("out") / f"{Path(self.model).resolve().name}-{self.recipe}-{bits}{groups}{dtype}"
 
 
 def quantize_model(
@@ -122,7 +64,7 @@ def quantize_model(
     Raises:
         InputError: the folder, the model or a setting can't be used; nothing is written then.
     """
-    out = Path(out)
+    out = local_path(out)
     check_free(out, overwrite=overwrite)
     recipe, sampler = make_recipe(settings), make_sampler(settings.sampler, settings.steps, settings.eta)
     seconds: dict[str, float] = {}
@@ -191,14 +133,15 @@ def evaluate_run(
     Raises:
         InputError: the folder is no run, or the model is not the one that was quantized.
     """
+    folder = local_path(folder)
     metrics = read_metrics(folder)
     given = {"model": model, "images": images, "steps": steps, "seed": seed}
     asked = {name: metrics[name] for name in _EVALUATED}
     asked |= {name: value for name, value in given.items() if value is not None}
     settings = Settings(**asked)
     sampler = make_sampler(settings.sampler, settings.steps, settings.eta)
-    qparams = restore(Path(folder) / QUANTIZED)
-    denoiser = text.load_with_conditions(settings.model, Path(folder) / MODEL)
+    qparams = restore(folder / QUANTIZED)
+    denoiser = text.load_with_conditions(settings.model, folder / MODEL)
     check_same_model(denoiser.params, qparams, settings.model)
     evaluation = _evaluate(denoiser, qparams, sampler, settings, _decoder(decode, settings.model))
     return report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation, Path(folder) / QUANTIZED)})
@@ -227,66 +170,17 @@ def sample_run(
     Raises:
         InputError: the folder is no run, or a number is out of its range.
     """
+    folder = local_path(folder)
     metrics = read_metrics(folder)
     check_seed(seed)
     sampler = make_sampler(metrics["sampler"], metrics["steps"] if steps is None else steps, metrics["eta"])
-    denoiser = text.load_with_conditions(Path(folder) / MODEL, Path(folder) / MODEL, weights=False)
-    qparams = restore(Path(folder) / QUANTIZED)
+    denoiser = text.load_with_conditions(folder / MODEL, folder / MODEL, weights=False)
+    qparams = restore(folder / QUANTIZED)
     settings = {"num_images": images, "key": _key(seed, _SAMPLE), "batch_size": metrics["batch_size"]}
     drawn = np.asarray(sample(denoiser, qparams, sampler=sampler, **settings))
     is_there = metrics["model"] in bundled_models() or Path(metrics["model"]).is_dir()
     decode = decode or (decoder_of(metrics["model"]).decode if is_there else None)
     return drawn if decode is None else decoded(decode, drawn, metrics["batch_size"])
-
-
-def recipes_by_name() -> dict[str, Callable[..., Recipe]]:
-    """The functions of `jaxdq.recipes` that return a Recipe."""
-    public = {name: value for name, value in vars(recipes).items() if inspect.isfunction(value) and name[0] != "_"}
-    return {name: value for name, value in public.items() if typing.get_type_hints(value).get("return") is Recipe}
-
-
-def make_recipe(settings: Settings) -> Recipe:
-    """The recipe that the settings name.
-
-    Raises:
-        InputError: no such recipe, bits outside 2..8, or groups for a recipe that has none.
-    """
-    known = recipes_by_name()
-    if settings.recipe not in known:
-        raise InputError(f"there is no recipe {settings.recipe!r}; the recipes are {', '.join(sorted(known))}.")
-    make = known[settings.recipe]
-    bits = {"weight_bits": settings.weight_bits, "act_bits": settings.act_bits}
-    if settings.groups is None:
-        return make(**bits)
-    if _takes_groups(make):
-        return make(**bits, num_groups=settings.groups)
-    if settings.groups != 1:
-        raise InputError(
-            f"recipe '{settings.recipe}' has one scale for all times and can't use {settings.groups} groups; leave "
-            f"--groups out, or choose one of {', '.join(sorted(name for name in known if _takes_groups(known[name])))}."
-        )
-    return make(**bits)
-
-
-def make_sampler(name: str, steps: int, eta: float = 0.0) -> Sampler:
-    """The sampler of this name.
-
-    Raises:
-        InputError: no such sampler, or a number out of its range.
-    """
-    if name == "ddim":
-        return ddim(steps, eta=eta)
-    if name != "ddpm":
-        raise InputError(f"there is no sampler {name!r}; the samplers are ddim and ddpm.")
-    if eta:
-        raise InputError(f"eta is {eta}, and the ddpm sampler has none; leave it out, or sample with ddim.")
-    return ddpm(steps)
-
-
-def check_seed(seed: int) -> None:
-    """Refuses a seed that JAX would fold into another."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}; give a whole number from 0 to {2**32 - 1}.")
 
 
 @contextlib.contextmanager
@@ -321,30 +215,14 @@ def _evaluate(
 def _asked(settings: Settings, recipe: Recipe, out: Path) -> dict[str, Any]:
     """The part of metrics.json that says what was run, where and how."""
     asked = dataclasses.asdict(settings)
-    if settings.model not in bundled_models():
-        asked["model"] = str(Path(settings.model).resolve())  # so that `evaluate` finds it from any folder
+    if settings.model not in bundled_models() and local_path(settings.model).is_dir():
+        asked["model"] = str(local_path(settings.model).resolve())  # so that `evaluate` finds it from any folder
     asked["groups"] = recipe.settings.get("groups", 1)
     return {
         **asked,
         "recipe_settings": dict(recipe.settings),
-        "command": _command(settings, recipe, out),
+        "command": command_of(settings, recipe, out),
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "versions": {**versions(), "python": platform.python_version()},
     }
-
-
-def _command(settings: Settings, recipe: Recipe, out: Path) -> str:
-    """The command line that makes this run again, no default left unsaid."""
-    options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "model"}
-    options["groups"] = recipe.settings.get("groups") if _takes_groups(recipes_by_name()[settings.recipe]) else None
-    options["eta"] = settings.eta if settings.sampler == "ddim" else None
-    options["guidance"] = settings.guidance if settings.prompts is not None else None
-    words = ["jaxdq", "quantize", settings.model]
-    for name, value in options.items():
-        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join([*words, "--out", str(out)])
-
-
-def _takes_groups(make: Callable[..., Recipe]) -> bool:
-    return "num_groups" in inspect.signature(make).parameters

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdq._errors import InputError
 from jaxdq._foreign import text_classes
+from jaxdq._paths import local_path
 from jaxdq.decoding import pixels_per_latent
 from jaxdq.diffusion import Denoiser, Guided, guided
 from jaxdq.unet import load_denoiser, model_folder, read_json
@@ -197,7 +198,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[str]:
         InputError: no such file, one that is not UTF-8 text, or one without a prompt.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = local_path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(
             f"can't read the prompts '{path}' ({error.strerror}); give a text file, one prompt a line."

@@ -15,10 +15,8 @@ counts them.
 import argparse
 import itertools
 import json
-import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +24,7 @@ import jax.numpy as jnp
 
 import jaxdq
 from jaxdq import InputError, text
+from jaxdq.checkpoint import check_can_save
 from jaxdq.run import Settings, make_recipe, make_sampler
 
 
@@ -105,11 +104,10 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)
     args = parser.parse_args(argv)
-    if Path(args.out).exists():
-        parser.error(f"'{args.out}' exists already; choose another folder for --out.")
-    parent = next(folder for folder in Path(args.out).resolve().parents if folder.exists())
-    if not os.access(parent, os.W_OK):
-        parser.error(f"'{parent}' can't be written to; choose another folder for --out.")
+    try:
+        check_can_save(args.out)
+    except jaxdq.InputError as error:
+        parser.error(f"--out: {error}")
     # Without a coordinator each process would be alone, and take itself for the first.
     together = (args.coordinator, args.num_processes, args.process_id)
     if together != (None, None, None):

@@ -9,8 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "jaxdq"
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 # Imports point to a lower floor, or to the same part of the house.
 FLOORS = (
-    ("_errors", "_folders", "_progress"),
-    ("_devices", "_foreign", "grid"),
+    ("_errors",),
+    ("_paths", "_progress"),
+    ("_folders", "_devices", "_foreign", "grid"),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),
     ("sampling", "checkpoint", "unet", "cost"),
@@ -18,6 +19,7 @@ FLOORS = (
     ("evaluation", "text"),
     ("calibration", "pipelines"),
     ("recipes", "report"),
+    ("_settings",),
     ("run", "prospect", "bench"),
     ("_tables",),
     ("cli", "__main__"),
@@ -28,6 +30,7 @@ BORDERS = {
     "flax": ("linen", "unet", "cost", "bench", "checkpoint"),  # checkpoint asks for its version only
     "optax": ("calibration",),
     "orbax": ("checkpoint",),
+    "etils": ("_paths",),
     "safetensors": ("unet",),
     "typer": ("cli",),
     "matplotlib": ("report",),

@@ -201,11 +201,13 @@ def fail_to(name):
     return fail
 
 
-@pytest.mark.parametrize("where", ["_to_arrays", "_checksums", "_digest", "move_into_place"])
+@pytest.mark.parametrize(
+    "where", ["checkpoint._to_arrays", "checkpoint._checksums", "checkpoint._digest", "_folders._move_into_place"]
+)
 def test_an_interrupted_save_leaves_the_old_checkpoint(saved, monkeypatch, where):
     before = contents(saved)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, where, fail_to(where))
+        patch.setattr(f"jaxdq.{where}", fail_to(where))
         save(saved, known_quantized(Scheme(8)), overwrite=True)
     assert contents(saved) == before
     assert [path.name for path in saved.parent.iterdir()] == ["quantized"]

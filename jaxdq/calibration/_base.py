@@ -11,7 +11,6 @@ equal spans of time is `(observe(minmax()), share_uniformly(8))`; a searched par
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -68,7 +67,8 @@ class Work(NamedTuple):
         group_of_step: int32[S] or int32[S, A], once chosen.
         calib: the calibration, once there is one.
         log: (name, numbers) of each calibrator that has something to report.
-        checkpoint_dir: where loops keep their state, so that a killed run goes on; None keeps none.
+        checkpoint_dir: where loops keep their state (a path, local or of etils.epath), so that a killed run goes on;
+            None keeps none.
         batch_size: images that a network is shown at a time, where a calibrator has no number of its own.
         mesh: of one axis, whose devices share the rows that a network is shown; None is one device.
     """
@@ -85,7 +85,7 @@ class Work(NamedTuple):
     group_of_step: np.ndarray | None = None
     calib: Calibration | None = None
     log: tuple[tuple[str, dict[str, Any]], ...] = ()
-    checkpoint_dir: Path | None = None
+    checkpoint_dir: Any | None = None
     batch_size: int = 32
     mesh: Mesh | None = None
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxdq._devices import is_first_process
 from jaxdq._errors import InputError
+from jaxdq._paths import path_of, reaching
 from jaxdq.calibration._base import Calibrator, Work
 from jaxdq.calibration._uniform import check_num_groups
 from jaxdq.checkpoint import versions
@@ -68,7 +68,8 @@ def calibrate(
         num_images: trajectories to sample.
         batch_size: images at a time.
         checkpoint_dir: a folder for the state of loops that learn; the same call after a kill goes on from there and
-            ends in the same bits. Of several processes the first writes, and all must see what it wrote.
+            ends in the same bits. Of several processes the first writes, and all must see what it wrote. `~` and URIs
+            such as gs://bucket/folder are understood as by `jaxdq.save`.
         mesh: of one axis, over whose devices the images of a batch (and the rows of loops that learn) are sharded, the
             params replicated; None is one device. The result is one device's up to the order of float sums. Over
             several hosts (`jax.distributed`) every process makes the same call and has the result.
@@ -115,10 +116,10 @@ def run_recipe(
     Returns:
         Work, with a calibration.
     """
+    folder = None if checkpoint_dir is None else path_of(checkpoint_dir)
     key_noise, key_learn = jax.random.split(key)
     check_num_groups(recipe.settings.get("groups", 1), sampler.num_steps)
     plan = plan_for(denoiser, recipe)
-    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     if folder is not None:
         asked = [recipe.name, dict(recipe.settings), repr(sampler), num_images, batch_size, str(plan)]
         # Without the address that a plain object's repr holds, which is another in every process.
@@ -197,26 +198,33 @@ def _digest(denoiser: Denoiser) -> str:
     return digest.hexdigest()
 
 
-def _claim(folder: Path, asked: list[Any], key: jax.Array) -> None:
-    """Marks a checkpoint folder as this run's, or refuses it as another's."""
+def _claim(folder: Any, asked: list[Any], key: jax.Array) -> None:
+    """Marks a checkpoint folder as this run's, or refuses it as another's.
+
+    Args:
+        folder: from `path_of`.
+        asked: all that a run is known by.
+        key: the run's.
+    """
     ours = json.dumps([*asked, np.asarray(jax.random.key_data(key)).tolist()], default=_to_number)
     mark = folder / "run.json"
-    if mark.exists() and mark.read_text() != ours:
-        raise InputError(
-            f"'{folder}' holds the state of another run; choose another folder, or remove it to start anew."
-        )
-    if not is_first_process():
-        return
-    staged = mark.with_suffix(".part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staged.write_text(ours)
-        staged.replace(mark)
-    except OSError as error:
-        raise InputError(
-            f"'{folder}' can't hold what a calibration learns ({error.strerror}); give checkpoint_dir a folder that "
-            f"can be made and written to."
-        ) from error
+    with reaching(folder):
+        if mark.exists() and mark.read_text() != ours:
+            raise InputError(
+                f"'{folder}' holds the state of another run; choose another folder, or remove it to start anew."
+            )
+        if not is_first_process():
+            return
+        staged = mark.with_suffix(".part")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            staged.write_text(ours)
+            staged.replace(mark)
+        except OSError as error:
+            raise InputError(
+                f"'{folder}' can't hold what a calibration learns ({error.strerror or error}); give checkpoint_dir a "
+                f"folder that can be made and written to."
+            ) from error
 
 
 def _to_number(value: Any) -> Any:

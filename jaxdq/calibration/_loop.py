@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 from jaxdq._devices import gather, is_first_process, is_same_everywhere, replicate, replicated
 from jaxdq._errors import InputError
 from jaxdq._progress import track
-from jaxdq.checkpoint import restore_state, save_state
+from jaxdq.checkpoint import has_state, restore_state, save_state
 
 SAVE_EVERY = 20
 
@@ -91,7 +90,7 @@ def _begun(
     state: Any, judge: Callable[[Any], float] | None, checkpoint: str | os.PathLike[str] | None
 ) -> tuple[int, tuple[Any, Any, np.float32]]:
     """(updates seen, (the state, the best one, its error)), from disk where there is one; infinity is no error yet."""
-    if checkpoint is None or not Path(checkpoint).exists():
+    if checkpoint is None or not has_state(checkpoint):
         return 0, (state, state, np.float32(np.inf if judge is None else judge(state)))
     infinite = np.float32(np.inf)  # float32, as it comes back from disk
     if judge is not None:

@@ -1,12 +1,11 @@
 """A run folder is written whole or not at all."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxdq._errors import InputError
-from jaxdq._folders import move_into_place, part_of
+from jaxdq._folders import building, check_place
 from jaxdq.report._metrics import METRICS
 
 QUANTIZED = "quantized"
@@ -20,14 +19,11 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         overwrite: whether an earlier run there may be replaced; nothing else ever is.
 
     Raises:
-        InputError: a file, a mount point, or a folder that holds anything else.
+        InputError: a file, a mount point, a place that can't be written to, or a folder that holds anything else.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"'{out}' is a file; choose another folder for the run.")
-    if out.resolve() == Path.cwd():
-        raise InputError("the run would take the place of the current folder; choose a folder inside it with --out.")
-    if out.resolve().is_mount():
-        raise InputError(f"'{out}' is a mount point, which can't be moved into; choose a folder inside it.")
+    check_place(out)
     if not out.exists() or not any(out.iterdir()):
         return
     # --force on a mistyped folder must not cost a person their files: only a run is ever replaced.
@@ -53,15 +49,6 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         InputError: no folder can be made there.
     """
-    out = out.resolve()
-    folder = part_of(out)
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"can't write beside '{out}' ({error.strerror}); choose another folder with --out.") from None
-    try:
+    with building(out) as folder:
         yield folder
         check_free(out, overwrite=overwrite)  # again: minutes have passed
-        move_into_place(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdq._errors import InputError
 from jaxdq._folders import bytes_on_disk
+from jaxdq._paths import local_path
 from jaxdq.diffusion import Denoiser
 from jaxdq.evaluation import FEATURES, Evaluation
 from jaxdq.grid import stored_bytes
@@ -103,7 +104,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: no run there, or a file that is not what a run writes.
     """
-    path = Path(folder) / METRICS
+    path = local_path(folder) / METRICS
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

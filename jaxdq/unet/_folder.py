@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from safetensors.numpy import save_file
 
 from jaxdq._errors import InputError
+from jaxdq._paths import local_path
 from jaxdq.diffusion import Denoiser, schedule_from_config
 from jaxdq.unet._build import FAMILIES, Family, UNet, abstract_params
 from jaxdq.unet._files import WEIGHTS_FILE, read_json, read_params
@@ -88,9 +89,10 @@ def load_unet_folder(path: str | Path) -> tuple[UNet, dict[str, Any], dict[str, 
     Raises:
         InputError: a file is absent, damaged or does not fit the others, or the model is of an unsupported kind.
     """
-    family, config = read_unet_config(Path(path))
+    path = local_path(path)
+    family, config = read_unet_config(path)
     module = family.build(config)
-    return module, read_params(Path(path), abstract_params(module), family.class_name), family.complete(config)
+    return module, read_params(path, abstract_params(module), family.class_name), family.complete(config)
 
 
 def save_unet_folder(
@@ -107,10 +109,11 @@ def save_unet_folder(
     Raises:
         InputError: a configuration is not supported, or the parameters do not fit it; nothing is written then.
     """
+    path = local_path(path)
     tensors = torch_from_params(params)
     params_from_torch(tensors, abstract_params(_family(module_config, path).build(module_config)), "The parameter tree")
-    _write_configs(Path(path), module_config, scheduler_config)
-    save_file(tensors, Path(path) / "unet" / WEIGHTS_FILE, metadata={"format": "pt"})
+    _write_configs(path, module_config, scheduler_config)
+    save_file(tensors, path / "unet" / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def write_configs(source: str | Path, path: str | Path) -> None:
@@ -154,8 +157,8 @@ def locate(name_or_path: str | Path, *, weights: bool) -> Layout:
     name = str(name_or_path)
     if name in bundled_models():
         root = _BUNDLED / name
-    elif Path(name).is_dir():
-        root = Path(name)
+    elif local_path(name).is_dir():
+        root = local_path(name)
     elif is_hub_id(name):
         return _layout(download(name, weights=weights), name.rpartition("/")[2])
     else:
@@ -196,7 +199,7 @@ def model_folder(name_or_path: str | Path, parts: Sequence[str]) -> Path:
         InputError: there is no such model.
     """
     name = str(name_or_path)
-    if name not in bundled_models() and not Path(name).is_dir() and is_hub_id(name):
+    if name not in bundled_models() and not local_path(name).is_dir() and is_hub_id(name):
         return download_parts(name, parts)
     return locate(name, weights=False).root
 

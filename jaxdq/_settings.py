@@ -1,0 +1,141 @@
+"""What is asked of a run, and the recipe and sampler that its settings name."""
+
+import dataclasses
+import inspect
+import shlex
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxdq import recipes
+from jaxdq._errors import InputError
+from jaxdq._paths import local_path
+from jaxdq.calibration import Recipe
+from jaxdq.diffusion import Sampler, ddim, ddpm
+from jaxdq.linen import check_dtype
+from jaxdq.sampling import BATCH_SIZE
+
+DEFAULT_RECIPE = "adpdm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is asked of a run.
+
+    Attributes:
+        model: what `jaxdq.load_denoiser` takes: a bundled name or a folder.
+        recipe: the name of a function of `jaxdq.recipes`.
+        weight_bits: 2 to 8.
+        act_bits: 2 to 8.
+        groups: spans of time with scales of their own; None leaves it to the recipe.
+        sampler: "ddim" or "ddpm".
+        eta: of DDIM, in [0, 1].
+        steps: of the sampler.
+        seed: of all that is random, in [0, 2**32).
+        images: to evaluate on, at least 2.
+        calibration_images: to calibrate on, at least 1.
+        batch_size: images at a time.
+        prompts: a text file, one prompt a line, for a text-to-image model; None for others.
+        guidance: the scale of its classifier-free guidance.
+        dtype: of what stays in float, as `jaxdq.quantize` takes it; None leaves it to the checkpoint.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    model: str
+    recipe: str = DEFAULT_RECIPE
+    weight_bits: int = 8
+    act_bits: int = 8
+    groups: int | None = None
+    sampler: str = "ddim"
+    eta: float = 0.0
+    steps: int = 50
+    seed: int = 0
+    images: int = 64
+    calibration_images: int = 32
+    batch_size: int = BATCH_SIZE
+    prompts: str | None = None
+    guidance: float = 7.5
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name, least in (("images", 2), ("calibration_images", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}.")
+        check_dtype(self.dtype)
+
+    @property
+    def default_folder(self) -> Path:
+        """Where the run goes if nobody says otherwise: `out/digits-adpdm-w8a8-g8`."""
+        groups = "" if self.groups is None else f"-g{self.groups}"
+        bits = f"w{self.weight_bits}a{self.act_bits}"
+        dtype = "" if self.dtype is None else f"-{self.dtype}"
+        return Path("out") / f"{local_path(self.model).resolve().name}-{self.recipe}-{bits}{groups}{dtype}"
+
+
+def recipes_by_name() -> dict[str, Callable[..., Recipe]]:
+    """The functions of `jaxdq.recipes` that return a Recipe."""
+    public = {name: value for name, value in vars(recipes).items() if inspect.isfunction(value) and name[0] != "_"}
+    return {name: value for name, value in public.items() if typing.get_type_hints(value).get("return") is Recipe}
+
+
+def make_recipe(settings: Settings) -> Recipe:
+    """The recipe that the settings name.
+
+    Raises:
+        InputError: no such recipe, bits outside 2..8, or groups for a recipe that has none.
+    """
+    known = recipes_by_name()
+    if settings.recipe not in known:
+        raise InputError(f"there is no recipe {settings.recipe!r}; the recipes are {', '.join(sorted(known))}.")
+    make = known[settings.recipe]
+    bits = {"weight_bits": settings.weight_bits, "act_bits": settings.act_bits}
+    if settings.groups is None:
+        return make(**bits)
+    if _takes_groups(make):
+        return make(**bits, num_groups=settings.groups)
+    if settings.groups != 1:
+        raise InputError(
+            f"recipe '{settings.recipe}' has one scale for all times and can't use {settings.groups} groups; leave "
+            f"--groups out, or choose one of {', '.join(sorted(name for name in known if _takes_groups(known[name])))}."
+        )
+    return make(**bits)
+
+
+def make_sampler(name: str, steps: int, eta: float = 0.0) -> Sampler:
+    """The sampler of this name.
+
+    Raises:
+        InputError: no such sampler, or a number out of its range.
+    """
+    if name == "ddim":
+        return ddim(steps, eta=eta)
+    if name != "ddpm":
+        raise InputError(f"there is no sampler {name!r}; the samplers are ddim and ddpm.")
+    if eta:
+        raise InputError(f"eta is {eta}, and the ddpm sampler has none; leave it out, or sample with ddim.")
+    return ddpm(steps)
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that JAX would fold into another."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; give a whole number from 0 to {2**32 - 1}.")
+
+
+def command_of(settings: Settings, recipe: Recipe, out: Path) -> str:
+    """The command line that makes this run again, no default left unsaid."""
+    options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "model"}
+    options["groups"] = recipe.settings.get("groups") if _takes_groups(recipes_by_name()[settings.recipe]) else None
+    options["eta"] = settings.eta if settings.sampler == "ddim" else None
+    options["guidance"] = settings.guidance if settings.prompts is not None else None
+    words = ["jaxdq", "quantize", settings.model]
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def _takes_groups(make: Callable[..., Recipe]) -> bool:
+    return "num_groups" in inspect.signature(make).parameters

@@ -26,7 +26,7 @@ from jaxdq._paths import at_hand, path_of, reaching
 from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
 from jaxdq.linen import Plan, QuantizedParams, Site, SitePlan
 
-FORMAT = 3  # 1 knew no activations that share a grid, 2 no kernels of nn.scan; they are read as what they are
+FORMAT = 3  # 1 knew no activations that share a grid, 2 no nn.scan or variables; they are read as what they are
 READABLE = (1, 2, FORMAT)
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
@@ -174,7 +174,8 @@ def _to_arrays(qparams: QuantizedParams) -> dict[str, Any]:
 
     tables = ("act_scale", "act_zero_point", "group_of_t")
     params = jax.tree.map(stored, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-    return {"params": params, **{name: np.asarray(getattr(qparams, name)) for name in tables}}
+    variables = {"variables": jax.tree.map(np.asarray, dict(qparams.variables))} if qparams.variables else {}
+    return {"params": params, **{name: np.asarray(getattr(qparams, name)) for name in tables}, **variables}
 
 
 def _from_arrays(tree: dict[str, Any], plan: Plan) -> QuantizedParams:
@@ -191,6 +192,7 @@ def _from_arrays(tree: dict[str, Any], plan: Plan) -> QuantizedParams:
         act_zero_point=jnp.asarray(tree["act_zero_point"]),
         group_of_t=jnp.asarray(tree["group_of_t"]),
         plan=plan,
+        variables=jax.tree.map(jnp.asarray, tree.get("variables", {})),
     )
 
 

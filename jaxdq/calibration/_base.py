@@ -161,6 +161,7 @@ def with_tables(work: Work, group_of_step: np.ndarray, scale: jax.Array, zero_po
         act_zero_point=jnp.asarray(zero_point, jnp.int32),
         group_of_t=jnp.asarray(group_of_t if group_of_step.ndim == 2 else group_of_t[:, 0], jnp.int32),
         plan=work.plan,
+        variables=work.denoiser.variables,
     )
     return work._replace(group_of_step=np.asarray(group_of_step), calib=calib)
 

@@ -192,7 +192,8 @@ def _digest(denoiser: Denoiser) -> str:
     """A checksum of the numbers that make the model and its noise."""
     guidance_scale = getattr(denoiser.module, "guidance_scale", None)
     digest = hashlib.sha256(repr((denoiser.schedule, guidance_scale)).encode())
-    arrays = jax.tree.leaves((denoiser.schedule.alphas_cumprod, denoiser.params, denoiser.conditions))
+    numbers = (denoiser.params, denoiser.conditions, dict(denoiser.variables))
+    arrays = jax.tree.leaves((denoiser.schedule.alphas_cumprod, *numbers))
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """A trained model together with all it takes to sample from it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from jaxdq._errors import InputError
 from jaxdq.diffusion._schedule import NoiseSchedule
+from jaxdq.diffusion._variables import checked_variables, with_variables
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,9 @@ class Denoiser:
         conditions: Arrays with a leading axis of rows, the arguments after t; image i takes row i % P.
             `jax.ShapeDtypeStruct` serves to look at the model, and nothing can be drawn with it.
         name: What reports call the model.
+        variables: The module's collections other than params, such as `{"batch_stats": ...}` of `nn.BatchNorm` in
+            inference mode. Every call through `module` has them from then on: it becomes a wrapper around what was
+            passed. They are kept with the quantized network, so that the bare module serves it too.
 
     Raises:
         InputError: A field does not fit its description; NaN and infinite parameters are named by their paths.
@@ -42,6 +47,7 @@ class Denoiser:
     shape: tuple[int, int, int]
     conditions: tuple[Any, ...] = ()
     name: str = "custom"
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not callable(getattr(self.module, "apply", None)):
@@ -61,6 +67,10 @@ class Denoiser:
                     "draw from, shape (P, ...) with P >= 1."
                 )
         check_finite(self.params)
+        object.__setattr__(self, "variables", checked_variables(self.variables))
+        if self.variables:
+            check_finite(self.variables, "variables")
+            object.__setattr__(self, "module", with_variables(self.module, self.variables))
 
     def args(self, image_index: jax.Array) -> tuple[jax.Array, ...]:
         """Gather the conditions of some images.
@@ -88,11 +98,12 @@ class Denoiser:
         return tuple(jax.ShapeDtypeStruct((batch, *shape.shape[1:]), shape.dtype) for shape in shapes)
 
 
-def check_finite(params: Any) -> None:
+def check_finite(params: Any, name: str = "params") -> None:
     """Refuse parameters that hold a NaN or an infinity, and an empty tree.
 
     Args:
         params: Pytree of arrays; leaves without values (`jax.ShapeDtypeStruct`, tracers) and integers pass.
+        name: What errors call the tree.
 
     Raises:
         InputError: Names the paths of the leaves at fault.
@@ -102,7 +113,7 @@ def check_finite(params: Any) -> None:
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
-        raise InputError("params has no arrays; pass the model's trained parameters, as module.init lays them out.")
+        raise InputError(f"{name} has no arrays; pass the model's trained parameters, as module.init lays them out.")
     # On the host: eager jax would compile one program for each of a network's hundred shapes.
     is_finite = [not _has_values(leaf) or bool(np.isfinite(np.asarray(leaf)).all()) for _, leaf in leaves]
     faulty = [
@@ -113,7 +124,7 @@ def check_finite(params: Any) -> None:
     if faulty:
         more = f" and {len(faulty) - 5} more" if len(faulty) > 5 else ""
         raise InputError(
-            f"NaN or infinity in params at {', '.join(faulty[:5])}{more}; expected finite numbers: "
+            f"NaN or infinity in {name} at {', '.join(faulty[:5])}{more}; expected finite numbers: "
             "load the checkpoint again, or take one from before training diverged."
         )
 

@@ -125,7 +125,7 @@ def _apply_on_integers(
         return call_on_integers(context.module, inputs, grids, site.act, site.site.dtype)
 
     with nn.intercept_methods(visit):
-        return module.apply({"params": _float_where_weight_only(params)}, *args, **kwargs)
+        return module.apply({**params.variables, "params": _float_where_weight_only(params)}, *args, **kwargs)
 
 
 def _in_dtype(dtype: str, call: Callable, module: nn.Module, args: tuple, kwargs: dict) -> Any:

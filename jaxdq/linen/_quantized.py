@@ -29,6 +29,7 @@ class Calibration:
         act_zero_point: int32[G, A]; 0 where the scheme is symmetric.
         group_of_t: int32[T], the group of every model time; or int32[T, A], a partition for each activation.
         plan: which site runs on which integers (static).
+        variables: the network's collections other than params, which every call needs.
     """
 
     weights: dict[str, QParams]
@@ -36,6 +37,7 @@ class Calibration:
     act_zero_point: jax.Array
     group_of_t: jax.Array
     plan: Plan = dataclasses.field(metadata={"static": True})
+    variables: Any = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +51,7 @@ class QuantizedParams:
         act_zero_point: int32[G, A].
         group_of_t: int32[T] or int32[T, A].
         plan: which site runs on which integers (static).
+        variables: the network's collections other than params, as in `Calibration`.
     """
 
     params: Any
@@ -56,6 +59,7 @@ class QuantizedParams:
     act_zero_point: jax.Array
     group_of_t: jax.Array
     plan: Plan = dataclasses.field(metadata={"static": True})
+    variables: Any = dataclasses.field(default_factory=dict)
 
 
 def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | None = None) -> QuantizedParams:
@@ -98,6 +102,7 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
         act_zero_point=calib.act_zero_point,
         group_of_t=calib.group_of_t,
         plan=plan,
+        variables=calib.variables,
     )
 
 

@@ -8,13 +8,16 @@ for any way of writing a module: inside `nn.remat` and `nn.scan` too, whose bodi
 import collections
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from flax.errors import ModifyScopeVariableError, ScopeCollectionNotFound, ScopeVariableNotFoundError
 from jax.extend.core import Literal
 
+from jaxdq._errors import InputError
 from jaxdq.grid import QTensor, dequantize
 from jaxdq.linen._kinds import Kind, inputs_of, is_attention, kind_of, own_way, path_of
 from jaxdq.linen._macs import count_macs
@@ -111,6 +114,9 @@ def trace(module: nn.Module, params: Any, *args: Any) -> Trace:
         module: a linen module, or a wrapper whose `apply(variables, ...)` calls one.
         params: its params tree; arrays, tracers or `jax.ShapeDtypeStruct`.
         *args: its arguments.
+
+    Raises:
+        InputError: the module has collections other than params, which it was called without, or which it updates.
     """
     recorder = _Recorder(batch=args[0].shape[0] if args and jax.numpy.ndim(args[0]) else 1)
 
@@ -118,13 +124,32 @@ def trace(module: nn.Module, params: Any, *args: Any) -> Trace:
         with nn.intercept_methods(recorder.visit):
             return module.apply({"params": params}, *args)
 
-    closed, out = jax.make_jaxpr(forward, return_shape=True)(params, *args)
+    try:
+        closed, out = jax.make_jaxpr(forward, return_shape=True)(params, *args)
+    except (ScopeCollectionNotFound, ScopeVariableNotFoundError, ModifyScopeVariableError) as error:
+        raise _about_collections(error) or error from None
     traced = Trace(closed, jax.tree.structure(out), recorder.calls, recorder.conditions)
     origins = [_Origin(path, 0) for path in _leaf_paths(params)]
     jaxpr = closed.jaxpr
     outs = _follow(jaxpr, [*origins, *[None] * (len(jaxpr.invars) - len(origins))], 1, traced)
     traced.read.update(origin.path for origin in outs if origin)
     return traced
+
+
+def _about_collections(error: Exception) -> InputError | None:
+    """A sentence about the collection that flax missed or would not change; None where it is params."""
+    named = re.search(r'collection "(\w+)"', str(error))
+    if named is None or named[1] == "params":
+        return None
+    if isinstance(error, ModifyScopeVariableError):
+        return InputError(
+            f"the network updates its collection '{named[1]}' when it is called; make it in inference mode (of "
+            f"nn.BatchNorm: use_running_average=True) before quantizing it."
+        )
+    return InputError(
+        f"the network has a collection '{named[1]}' beside params and was called without it; pass "
+        f"jaxdq.Denoiser(..., variables={{'{named[1]}': ...}})."
+    )
 
 
 def _leaf_paths(params: Any) -> list[str]:

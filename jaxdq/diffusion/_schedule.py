@@ -1,16 +1,16 @@
-"""How much noise a model was trained with at each timestep, and how diffusers writes that down.
+"""How much noise a model was trained with at each timestep.
 
 The forward process is `x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps`, with `abar_t = prod_{s <= t} (1 - beta_s)` and
 `t = 0` the least noisy timestep (Ho et al. 2020, eq. 4; diffusers counts from 0 where the paper counts from 1).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from jaxdq._errors import InputError
+from jaxdq.diffusion._numbers import is_integer, is_real
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["linspace", "leading", "trailing", "quadratic"]
@@ -45,7 +45,13 @@ class NoiseSchedule:
     variance_type: VarianceType = "fixed_small"
 
     def __post_init__(self) -> None:
-        alphas_cumprod = np.array(self.alphas_cumprod, np.float64)
+        try:
+            alphas_cumprod = np.array(self.alphas_cumprod, np.float64)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"alphas_cumprod is a {type(self.alphas_cumprod).__name__} that holds other things than numbers; pass "
+                "one number per timestep."
+            ) from None
         if alphas_cumprod.ndim != 1 or alphas_cumprod.size == 0:
             raise InputError(
                 f"alphas_cumprod has shape {alphas_cumprod.shape}; pass one value per timestep, shape (T,) with T >= 1."
@@ -61,10 +67,12 @@ class NoiseSchedule:
         _check_choice("prediction_type", self.prediction_type, PredictionType)
         _check_choice("spacing", self.spacing, Spacing)
         _check_choice("variance_type", self.variance_type, VarianceType)
-        if self.clip_range is not None and not self.clip_range > 0:
-            raise InputError(f"clip_range is {self.clip_range}; pass a positive number, or None for no clipping.")
-        if self.steps_offset < 0:
-            raise InputError(f"steps_offset is {self.steps_offset}; pass an integer >= 0.")
+        if self.clip_range is not None and not (is_real(self.clip_range) and self.clip_range > 0):
+            raise InputError(f"clip_range is {self.clip_range!r}; pass a positive number, or None for no clipping.")
+        if not is_integer(self.steps_offset) or self.steps_offset < 0:
+            raise InputError(f"steps_offset is {self.steps_offset!r}; pass an integer >= 0.")
+        if not isinstance(self.set_alpha_to_one, bool | np.bool_):
+            raise InputError(f"set_alpha_to_one is {self.set_alpha_to_one!r}; pass True or False.")
 
     @property
     def num_timesteps(self) -> int:
@@ -165,123 +173,43 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     return replace(schedule, alphas_cumprod=root**2)
 
 
-# What diffusers' scheduler classes assume for a field that their file leaves out.
-_DDIM_DEFAULTS: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-    "set_alpha_to_one": True,
-    "steps_offset": 0,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "rescale_betas_zero_snr": False,
-    "variance_type": "fixed_small",
-}
-# The solvers never clip x_0, so their models must not be clipped by ours.
-_SOLVER = {"clip_sample": False, "timestep_spacing": "linspace"}
-_CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": {},
-    "DDPMScheduler": {},
-    "PNDMScheduler": {"clip_sample": False, "set_alpha_to_one": False},
-    "EulerDiscreteScheduler": _SOLVER,
-    "EulerAncestralDiscreteScheduler": _SOLVER,
-    "LMSDiscreteScheduler": _SOLVER,
-    "DPMSolverMultistepScheduler": _SOLVER,
-    "DPMSolverSinglestepScheduler": _SOLVER,
-    "UniPCMultistepScheduler": _SOLVER,
-    "DEISMultistepScheduler": _SOLVER,
-}
-# Fields that change the computation in a way that jaxdq does not follow, with the one value that is harmless.
-_HARMLESS: dict[str, Any] = {
-    "thresholding": False,
-    "use_flow_sigmas": False,
-    "timestep_type": "discrete",
-    "predict_epsilon": True,  # how old files wrote prediction_type
-}
-
-
-def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
-    """Read the contents of diffusers' `scheduler_config.json`.
-
-    A field that is missing takes the default of the scheduler class that the file names (DDIM's where it names none;
-    a Flax class is the same as its namesake); fields that only steer a solver which jaxdq does not run
-    (`skip_prk_steps`, `solver_order`, ...) are passed over.
+def schedule_of_betas(
+    beta_schedule: str,
+    num_timesteps: int,
+    ends: tuple[float, float],
+    trained_betas: Any = None,
+    **fields: Any,
+) -> NoiseSchedule:
+    """The schedule whose betas diffusers knows by a name, or one whose betas are given.
 
     Args:
-        config: The file's JSON object.
+        beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "sigmoid".
+        num_timesteps: T >= 1.
+        ends: beta at t = 0 and at t = T - 1, each in (0, 1); squared cosine has its own.
+        trained_betas: float[T] in (0, 1), which take the place of the named ones; None if there are none.
+        **fields: Other fields of `NoiseSchedule`.
 
     Returns:
         The schedule.
 
     Raises:
-        InputError: The file asks for something that changes the images and that jaxdq does not do: another scheduler
-            family, thresholding, an unknown beta schedule or prediction type, a learned variance.
-
-    Example:
-        >>> schedule_from_config({"_class_name": "DDPMScheduler", "num_train_timesteps": 10}).num_timesteps
-        10
+        InputError: A value is outside its range.
     """
-    class_name = str(config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
-    if class_name not in _CLASS_DEFAULTS:
-        raise InputError(
-            f"The scheduler config is of class {class_name!r}; jaxdq reads {', '.join(_CLASS_DEFAULTS)}: "
-            "convert it to one of them, or build the schedule with jaxdq.linear_schedule and its siblings."
-        )
-    for name, harmless in _HARMLESS.items():
-        if config.get(name, harmless) != harmless:
-            raise InputError(
-                f"The scheduler config sets {name}={config[name]!r}, which jaxdq does not support; "
-                f"set it to {harmless!r} if the model can do without."
-            )
-    values = {**_DDIM_DEFAULTS, **_CLASS_DEFAULTS[class_name], **config}
-    if values["variance_type"] is None:  # how the DPM solvers write "fixed"
-        values["variance_type"] = "fixed_small"
-    schedule = _from_betas(
-        _config_betas(values),
-        prediction_type=values["prediction_type"],
-        clip_range=float(values["clip_sample_range"]) if values["clip_sample"] else None,
-        spacing=values["timestep_spacing"],
-        steps_offset=values["steps_offset"],
-        set_alpha_to_one=values["set_alpha_to_one"],
-        variance_type=values["variance_type"],
-    )
-    return rescale_zero_terminal_snr(schedule) if values["rescale_betas_zero_snr"] else schedule
-
-
-def _config_betas(values: Mapping[str, Any]) -> np.ndarray:
-    """The float64[T] betas that a complete config describes."""
-    if values["trained_betas"] is not None:
-        return np.asarray(values["trained_betas"], np.float64)
-    num_timesteps, ends = values["num_train_timesteps"], (values["beta_start"], values["beta_end"])
-    match values["beta_schedule"]:
-        case "linear":
-            return _linear_betas(num_timesteps, *ends)
-        case "scaled_linear":
-            return _scaled_linear_betas(num_timesteps, *ends)
-        case "squaredcos_cap_v2":
-            return _squared_cosine_betas(num_timesteps)
-        case "sigmoid":
-            return _sigmoid_betas(num_timesteps, *ends)
-        case unknown:
-            raise InputError(
-                f"The scheduler config sets beta_schedule={unknown!r}; jaxdq knows linear, scaled_linear, "
-                "squaredcos_cap_v2 and sigmoid: write the betas out as trained_betas instead."
-            )
+    if trained_betas is not None:
+        return _from_betas(np.asarray(trained_betas, np.float64), **fields)
+    if beta_schedule == "squaredcos_cap_v2":
+        return squared_cosine_schedule(num_timesteps, **fields)
+    betas = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "sigmoid": _sigmoid_betas}
+    return _from_betas(betas[beta_schedule](num_timesteps, *ends), **fields)
 
 
 def _linear_betas(num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
-    _check_num_timesteps(num_timesteps)
+    _check_line(num_timesteps, beta_start, beta_end)
     return np.linspace(beta_start, beta_end, num_timesteps)
 
 
 def _scaled_linear_betas(num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
-    _check_num_timesteps(num_timesteps)
-    if min(beta_start, beta_end) < 0:
-        raise InputError(f"The betas run from {beta_start} to {beta_end}; pass two numbers in (0, 1).")
+    _check_line(num_timesteps, beta_start, beta_end)
     return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2
 
 
@@ -294,7 +222,7 @@ def _squared_cosine_betas(num_timesteps: int) -> np.ndarray:
 
 def _sigmoid_betas(num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
     """GeoDiff's schedule, as diffusers' DDPMScheduler has it."""
-    _check_num_timesteps(num_timesteps)
+    _check_line(num_timesteps, beta_start, beta_end)
     return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
 
 
@@ -308,10 +236,16 @@ def _from_betas(betas: np.ndarray, **fields: Any) -> NoiseSchedule:
 
 
 def _check_num_timesteps(num_timesteps: int) -> None:
-    if not isinstance(num_timesteps, int | np.integer) or num_timesteps < 1:
+    if not is_integer(num_timesteps) or num_timesteps < 1:
         raise InputError(f"num_timesteps is {num_timesteps!r}; pass a whole number of at least 1.")
 
 
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
+def _check_line(num_timesteps: int, beta_start: float, beta_end: float) -> None:
+    _check_num_timesteps(num_timesteps)
+    if not all(is_real(beta) and 0 < beta < 1 for beta in (beta_start, beta_end)):
+        raise InputError(f"The betas run from {beta_start!r} to {beta_end!r}; pass two numbers in (0, 1).")
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    if not isinstance(value, str) or value not in get_args(choices):
         raise InputError(f"{name} is {value!r}; pass one of {', '.join(get_args(choices))}.")

@@ -128,7 +128,7 @@ def check_seed(seed: int) -> None:
 def command_of(settings: Settings, recipe: Recipe, out: Path) -> str:
     """The command line that makes this run again, no default left unsaid."""
     options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "model"}
-    options["groups"] = recipe.settings.get("groups") if _takes_groups(recipes_by_name()[settings.recipe]) else None
+    options["groups"] = recipe.num_groups if _takes_groups(recipes_by_name()[settings.recipe]) else None
     options["eta"] = settings.eta if settings.sampler == "ddim" else None
     options["guidance"] = settings.guidance if settings.prompts is not None else None
     words = ["jaxdq", "quantize", settings.model]

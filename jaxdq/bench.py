@@ -15,11 +15,11 @@ import numpy as np
 from jaxdq import cost, recipes
 from jaxdq._errors import InputError
 from jaxdq._progress import track
-from jaxdq.calibration import plan_for, weight_ranges
+from jaxdq.calibration import plan_for, weight_grids
 from jaxdq.cost import Ways
 from jaxdq.diffusion import Denoiser
 from jaxdq.grid import stored_bytes
-from jaxdq.linen import Calibration, Plan, apply, apply_dynamic, is_attention, quantize
+from jaxdq.linen import Calibration, Plan, apply, apply_dynamic, is_attention, quantize, unfitted_acts
 from jaxdq.observers import minmax_weights
 from jaxdq.unet import load_denoiser
 
@@ -210,14 +210,8 @@ def _plan(denoiser: Denoiser, row: Row) -> Plan:
 
 def _calibration(params: Any, plan: Plan) -> Calibration:
     """Ranges that nobody measured: they change no time. One group."""
-    columns = len(plan.tables)
-    return Calibration(
-        weights=weight_ranges(params, plan, minmax_weights()),
-        act_scale=jnp.full((1, columns), 0.05),
-        act_zero_point=jnp.zeros((1, columns), jnp.int32),
-        group_of_t=jnp.zeros(1000, jnp.int32),
-        plan=plan,
-    )
+    acts = unfitted_acts(plan.columns, 1000, scale=0.05)
+    return Calibration(weight_grids(params, plan, minmax_weights()), acts, plan)
 
 
 def _with_conditions(model: str, batch_size: int) -> Denoiser:

@@ -24,13 +24,15 @@ from jaxdq._errors import InputError
 from jaxdq._folders import building, check_place
 from jaxdq._paths import at_hand, path_of, reaching
 from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
-from jaxdq.linen import Plan, QuantizedParams, Site, SitePlan
+from jaxdq.linen import Acts, Plan, QuantizedParams, Site, SitePlan, with_one_partition
 
-FORMAT = 3  # 1 knew no activations that share a grid, 2 no nn.scan or variables; they are read as what they are
-READABLE = (1, 2, FORMAT)
+# 1 knew no activations that share a grid; 2 no nn.scan or variables, and kept the activations' tables beside the params.
+FORMAT = 3
+READABLE = range(1, FORMAT + 1)
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
 STATE = "state"  # of a loop: Orbax wants a folder that does not exist yet
+_ACTS = ("scale", "zero_point", "group_of_t")
 
 
 def save(path: str | os.PathLike[str], qparams: QuantizedParams, *, overwrite: bool = False) -> None:
@@ -172,10 +174,10 @@ def _to_arrays(qparams: QuantizedParams) -> dict[str, Any]:
         extra = {} if zero_point is None else {"zero_point": np.asarray(zero_point)}
         return {"codes": codes, "scale": np.asarray(leaf.qparams.scale), **extra}
 
-    tables = ("act_scale", "act_zero_point", "group_of_t")
     params = jax.tree.map(stored, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
     variables = {"variables": jax.tree.map(np.asarray, dict(qparams.variables))} if qparams.variables else {}
-    return {"params": params, **{name: np.asarray(getattr(qparams, name)) for name in tables}, **variables}
+    acts = {name: np.asarray(getattr(qparams.acts, name)) for name in _ACTS}
+    return {"params": params, "acts": acts, **variables}
 
 
 def _from_arrays(tree: dict[str, Any], plan: Plan) -> QuantizedParams:
@@ -186,14 +188,17 @@ def _from_arrays(tree: dict[str, Any], plan: Plan) -> QuantizedParams:
             for part in site.path.split("/") if site.path else ():
                 node = node[part]
             node["kernel"] = _restored_kernel(node["kernel"], site)
-    return QuantizedParams(
-        params=jax.tree.map(jnp.asarray, params),
-        act_scale=jnp.asarray(tree["act_scale"]),
-        act_zero_point=jnp.asarray(tree["act_zero_point"]),
-        group_of_t=jnp.asarray(tree["group_of_t"]),
-        plan=plan,
-        variables=jax.tree.map(jnp.asarray, tree.get("variables", {})),
-    )
+    tables = tree["acts"] if "acts" in tree else _acts_before_format_3(tree)
+    scale, zero_point, group_of_t = (jnp.asarray(tables[name]) for name in _ACTS)
+    acts = Acts(scale, zero_point, group_of_t, plan.columns)
+    params, variables = jax.tree.map(jnp.asarray, (params, tree.get("variables", {})))
+    return QuantizedParams(params, acts, plan, variables)
+
+
+def _acts_before_format_3(tree: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The three tables, which stood beside the params; where each array had groups of its own, in shared groups."""
+    tables = tree["act_scale"], tree["act_zero_point"], tree["group_of_t"]
+    return dict(zip(_ACTS, tables if tables[2].ndim == 1 else with_one_partition(*tables), strict=True))
 
 
 def _restored_kernel(stored: dict[str, np.ndarray], site: SitePlan) -> QTensor:

@@ -217,10 +217,10 @@ def _asked(settings: Settings, recipe: Recipe, out: Path) -> dict[str, Any]:
     asked = dataclasses.asdict(settings)
     if settings.model not in bundled_models() and local_path(settings.model).is_dir():
         asked["model"] = str(local_path(settings.model).resolve())  # so that `evaluate` finds it from any folder
-    asked["groups"] = recipe.settings.get("groups", 1)
+    asked["groups"] = recipe.num_groups
     return {
         **asked,
-        "recipe_settings": dict(recipe.settings),
+        "recipe_settings": recipe.settings,
         "command": command_of(settings, recipe, out),
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,

@@ -18,6 +18,7 @@ from jaxdq.calibration import (
     Calibrator,
     Recipe,
     Work,
+    fit_weights,
     learn_ranges,
     measure_sensitivity,
     normal_timesteps,
@@ -33,7 +34,7 @@ from jaxdq.calibration import (
     structural_risk,
     uniform_timesteps,
     visits_penalised,
-    weight_ranges,
+    weight_grids,
 )
 from jaxdq.evaluation import noise_energies
 from jaxdq.metrics import (
@@ -192,9 +193,8 @@ def prepared(denoiser: Any, sampler: Any, seed: int, plain: bool, budget: str, b
         policy, _, states = budget.partition(":")
         selection = (select_timesteps(POLICIES[policy](), int(states)),)
     evidence = (observe(minmax()),) if plain else (observe(mse(2.0)), measure_sensitivity())
-    recipe = Recipe(
-        "prepared", default_rules(*widths(bits)), minmax_weights(), (*selection, *evidence, share_uniformly(1))
-    )
+    calibrators = (fit_weights(minmax_weights()), *selection, *evidence, share_uniformly(1))
+    recipe = Recipe("prepared", default_rules(*widths(bits)), calibrators)
     work = run_recipe(denoiser, recipe, sampler=sampler, key=jax.random.key(seed))
     return work, time.perf_counter() - start
 
@@ -210,6 +210,6 @@ def widths(bits: str) -> tuple[int, int]:
 def with_bits(work: Work, bits: str, is_plain: bool) -> Work:
     """The same evidence under another plan."""
     weight_range = minmax_weights() if is_plain else mse_weights()
-    recipe = Recipe("bits", default_rules(*widths(bits)), weight_range, ())
-    plan = plan_for(work.denoiser, recipe)
-    return work._replace(plan=plan, weights=weight_ranges(work.denoiser.params, plan, weight_range), log=())
+    plan = plan_for(work.denoiser, Recipe("bits", default_rules(*widths(bits)), ()))
+    weights = weight_grids(work.denoiser.params, plan, weight_range)
+    return work.deciding(plan=plan, weights=weights, acts=None)._replace(log=())

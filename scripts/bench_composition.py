@@ -22,8 +22,8 @@ from jax import export
 
 import jaxdq
 from jaxdq.cost import CHIPS, Variant, Ways, compile_for, export_framed, modelled, network_of
-from jaxdq.grid import QParams, Scheme
-from jaxdq.linen import Calibration, Plan, Rule, find_sites, make_plan
+from jaxdq.grid import Grid, QParams, Scheme
+from jaxdq.linen import Calibration, Plan, Rule, find_sites, make_plan, unfitted_acts
 from jaxdq.unet._blocks import ResnetBlock, Style
 from jaxdq.unet._transformer import TORCH, TransformerBlock
 
@@ -111,10 +111,10 @@ def quantized(params: Any, plan: Plan) -> Any:
         if site.weight is not None:
             shape = site.site.shape
             axes = site.site.channel_axes
-            weights[site.path] = QParams(jnp.ones([n if axis in axes else 1 for axis, n in enumerate(shape)]))
-    columns = len(plan.tables)
-    tables = jnp.ones((1, columns)), jnp.zeros((1, columns), jnp.int32), jnp.zeros(1000, jnp.int32)
-    return jaxdq.quantize(params, Calibration(weights, *tables, plan), dtype="bfloat16")
+            scale = jnp.ones([n if axis in axes else 1 for axis, n in enumerate(shape)])
+            weights[site.path] = Grid(QParams(scale), site.weight)
+    calib = Calibration(weights, unfitted_acts(plan.columns, 1000), plan)
+    return jaxdq.quantize(params, calib, dtype="bfloat16")
 
 
 if __name__ == "__main__":

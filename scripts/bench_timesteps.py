@@ -18,8 +18,11 @@ import numpy as np
 
 import jaxdq
 from jaxdq.calibration import (
+    Evidence,
     Recipe,
+    Sensitivity,
     Work,
+    fit_weights,
     measure_sensitivity,
     normal_timesteps,
     observe,
@@ -31,7 +34,8 @@ from jaxdq.calibration import (
     uniform_timesteps,
     visits_penalised,
 )
-from jaxdq.calibration._proxy import errors_on
+from jaxdq.calibration.tools.evidence import group_of_step
+from jaxdq.calibration.tools.proxy import errors_on
 from jaxdq.observers import mse, mse_weights
 from jaxdq.recipes import default_rules
 
@@ -61,29 +65,27 @@ def main(argv: list[str] | None = None) -> None:
     if min(args.budgets) < args.groups:
         parser.error(f"--budgets has {min(args.budgets)} states for {args.groups} groups; give at least {args.groups}")
     denoiser, share = jaxdq.load_denoiser(args.model), share_by_price(args.groups)
-    calibrators = (observe(OBSERVER), measure_sensitivity(), share)
-    rules, settings = default_rules(args.bits, args.bits), {"groups": args.groups}
-    recipe = Recipe("all states", rules, mse_weights(), calibrators, settings)
+    calibrators = (fit_weights(mse_weights()), observe(OBSERVER), measure_sensitivity(), share)
+    recipe = Recipe("all states", default_rules(args.bits, args.bits), calibrators)
     whole = run_recipe(denoiser, recipe, sampler=jaxdq.ddim(args.steps), key=jax.random.key(0))
-    unseen, best = whole._replace(evidence=None, sensitivity=None, calib=None), priced(whole, whole)
+    unseen, best = whole._replace(facts={}), priced(whole, whole)
     found: dict[str, dict[str, list[float]]] = {}
     for budget in args.budgets:
         for name in args.policies:
             for seed in range(args.seeds):
                 key = jax.random.key(seed)
                 chosen = observe(OBSERVER)(select_timesteps(POLICIES[name], budget)(unseen, key), key)
-                ratio = priced(share(chosen._replace(sensitivity=whole.sensitivity), key), whole) / best
+                ratio = priced(share(chosen.knowing(whole.fact(Sensitivity)), key), whole) / best
                 found.setdefault(str(budget), {}).setdefault(name, []).append(round(ratio, 4))
     print(json.dumps(found))
 
 
 def priced(work: Work, whole: Work) -> float:
     """The propagated discretisation error of a calibration's grids on the evidence of all states."""
-    assert work.calib is not None and whole.evidence is not None and whole.sensitivity is not None
-    schemes = tuple(scheme for _, scheme in whole.plan.tables)
-    grids = np.asarray(work.calib.act_scale), np.asarray(work.calib.act_zero_point)
-    error, group = errors_on(whole.evidence, *grids, schemes), np.asarray(work.group_of_step)[:, None, None]
-    return float(np.sum(np.take_along_axis(error, group, axis=2)[..., 0] * whole.sensitivity.sites))
+    columns = whole.plan.columns
+    error = errors_on(whole.fact(Evidence), np.asarray(work.acts.scale), np.asarray(work.acts.zero_point), columns)
+    weight = whole.fact(Sensitivity).of(tuple(name for name, _ in columns))
+    return float(np.sum(np.take_along_axis(error, group_of_step(work)[:, None, None], axis=2)[..., 0] * weight))
 
 
 if __name__ == "__main__":

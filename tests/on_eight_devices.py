@@ -52,10 +52,10 @@ def test_a_calibration_is_that_of_one_device(num_images, learns, rtol):
     one, eight = (calibrate(num_images=num_images, mesh=mesh, learns=learns) for mesh in (None, MESH))
     assert jax.tree.structure(one) == jax.tree.structure(eight)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol), one.weights, eight.weights)
-    np.testing.assert_allclose(one.act_scale, eight.act_scale, rtol=rtol)
+    np.testing.assert_allclose(one.acts.scale, eight.acts.scale, rtol=rtol)
     # A zero point is a rounded number.
-    np.testing.assert_allclose(one.act_zero_point, eight.act_zero_point, atol=1)
-    np.testing.assert_array_equal(one.group_of_t, eight.group_of_t)
+    np.testing.assert_allclose(one.acts.zero_point, eight.acts.zero_point, atol=1)
+    np.testing.assert_array_equal(one.acts.group_of_t, eight.acts.group_of_t)
 
 
 def test_a_batch_lies_on_all_devices_and_its_rest_on_each():

@@ -1,19 +1,16 @@
 """A network of two dense layers whose activations are known by hand, and states of it at two steps."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from toys import NUM_TIMESTEPS, toy_plan
+from toys import NUM_TIMESTEPS, toy_plan, toy_work
 
 from jaxdq import ddim, linear_schedule
-from jaxdq.calibration import Work
 from jaxdq.diffusion import Denoiser
 from jaxdq.grid import Scheme
 from jaxdq.linen import Rule
 from jaxdq.sampling import Trajectories
 
-KEY = jax.random.key(0)
 SHAPE = (1, 2, 2)
 
 
@@ -40,7 +37,7 @@ def work(states=STATES, rules=None, conditions=()):
     plan = toy_plan(Pair(), PARAMS, rules, states[0], jnp.int32(0))
     t, index = np.array([10, 0], np.int32), np.arange(states.shape[1], dtype=np.int32)
     data = Trajectories(states, states, t, index, states[0])
-    return Work(denoiser=denoiser, sampler=ddim(2), plan=plan, weights={}, data=data, key=KEY)
+    return toy_work(denoiser, ddim(2), plan, data)
 
 
 def by_hand(states, t, label=0.0):

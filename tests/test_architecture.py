@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxdq"
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 # Imports point to a lower floor, or to the same part of the house.
 FLOORS = (
-    ("_errors",),
+    ("_describe", "_errors"),
     ("_paths", "_progress"),
     ("_folders", "_devices", "_foreign", "grid"),
     ("ops", "observers", "diffusion", "metrics"),
@@ -86,6 +86,14 @@ def test_recipes_and_observers_do_not_know_their_siblings(name):
             imported.split(".")[2] for imported in imports_of(TREES[name]) if imported.startswith(f"jaxdq.{part}.")
         ]
         assert set(inside) <= set(shared)
+
+
+@every_module
+def test_calibrators_do_not_know_one_another(name):
+    """A calibrator's file imports the roles and the tools, and so do the tools."""
+    inside = [part for part in imports_of(TREES[name]) if part.startswith("jaxdq.calibration.")]
+    if name.startswith("calibration/") and not name.endswith("__init__.py"):
+        assert {part.split(".")[2] for part in inside} <= {"_base", "tools"}
 
 
 @every_module

@@ -1,9 +1,11 @@
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,10 +57,9 @@ def test_restores_bit_exact_at_every_width(tmp_path, bits):
     assert_same_bits(qparams, restore(tmp_path / "q"))
 
 
-def test_other_dtypes_and_partitions_restore_bit_exact(tmp_path):
+def test_other_dtypes_restore_bit_exact(tmp_path):
     params = {"dense": dict(KNOWN_PARAMS["dense"]), "extra": {"half": jnp.ones((3, 2), jnp.bfloat16) / 3, "n": T0}}
     qparams = known_quantized(Scheme(8, channel_axis=-1), params=params)
-    qparams = dataclasses.replace(qparams, group_of_t=jnp.array([[0], [1]], jnp.int32))
     qparams = jax.tree.map(jnp.asarray, qparams)
     save(tmp_path / "q", qparams)
     assert_same_bits(qparams, restore(tmp_path / "q"))
@@ -165,18 +166,30 @@ def test_a_manifest_that_was_written_by_hand_is_refused(saved, field, value, say
         restore(saved)
 
 
-def test_the_format_before_shared_grids_is_read(tmp_path):
-    own = known_quantized(Scheme(8), Scheme(8))  # of sites that share nothing
-    save(tmp_path / "old", own)
-    path = tmp_path / "old" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["sha256_of_manifest"]
-    manifest["format"] = 1
-    for site in manifest["plan"]["sites"]:
-        del site["site"]["reads"], site["site"]["is_condition"]
-    manifest["sha256_of_manifest"] = checkpoint._digest(manifest)
-    path.write_text(json.dumps(manifest))
-    assert_same_bits(restore(tmp_path / "old"), own)
+class Golden(nn.Module):
+    """What the golden checkpoints were made of, by the versions that wrote each format."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        h = nn.Conv(4, (3, 3), name="conv")(x) * (1 + 0.1 * jnp.asarray(t, jnp.float32))
+        q, k = nn.Dense(3, name="q")(h), nn.Dense(3, name="k")(h)
+        return nn.Dense(2, name="out")(nn.silu(q * k))
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.npy")))
+def test_golden_checkpoints_of_every_format_are_read(name):
+    qparams = restore(GOLDEN / name)
+    x = np.random.default_rng(3).standard_normal((2, 4, 4, 2)).astype(np.float32)
+    run = jax.jit(functools.partial(apply, Golden()))
+    # 8- and 4-bit activations, weights alone, two groups; "own_groups" has a partition for each activation.
+    expected = np.load(GOLDEN / f"{name}.npy")
+    for t, there in zip((0, 7, 19), expected, strict=True):
+        np.testing.assert_allclose(run(qparams, x, jnp.int32(t)), there, rtol=1e-5, atol=1e-6)
+    assert qparams.acts.columns == qparams.plan.columns
+    assert qparams.acts.num_groups == (4 if name.endswith("own_groups") else 2)
 
 
 def test_an_existing_folder_is_refused_and_left_untouched(saved):

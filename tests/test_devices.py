@@ -35,7 +35,7 @@ assert mesh.size == 4
 for turn in range(2):
     calib = jaxdq.calibrate(toy_denoiser(Tiny()), recipe, sampler=jaxdq.ddim(3), key=jax.random.key(0), num_images=5,
                             mesh=mesh, checkpoint_dir=sys.argv[3] + "/state")
-    np.save(f"{sys.argv[3]}/{turn}_{sys.argv[2]}.npy", calib.act_scale)
+    np.save(f"{sys.argv[3]}/{turn}_{sys.argv[2]}.npy", calib.acts.scale)
 """
 
 
@@ -82,7 +82,7 @@ def test_two_processes_learn_what_one_does_and_go_on_from_one_state(tmp_path):
     for turn in range(2):
         first, second = (np.load(tmp_path / f"{turn}_{index}.npy") for index in range(2))
         np.testing.assert_array_equal(first, second)
-        np.testing.assert_allclose(first, one.act_scale, rtol=1e-3)
+        np.testing.assert_allclose(first, one.acts.scale, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_the_script_saves_what_two_processes_learned(tmp_path):
     recipe = recipes.minmax(8, 8)
     denoiser = jaxdq.load_denoiser("digits")
     one = jaxdq.calibrate(denoiser, recipe, sampler=ddim(2), key=KEY, num_images=4)
-    np.testing.assert_allclose(jaxdq.restore(tmp_path / "q").act_scale, one.act_scale, rtol=1e-4)
+    np.testing.assert_allclose(jaxdq.restore(tmp_path / "q").acts.scale, one.acts.scale, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_remote_checkpoint_has_the_files_and_the_bits_of_a_local_one(place, qu
     assert capsys.readouterr().out.strip() == str(quantized.plan).strip()
     with pytest.raises(InputError, match="fake://bucket/deep/q' exists already"):
         jaxdq.save("fake://bucket/deep/q", quantized)
-    other = dataclasses.replace(quantized, act_scale=2 * quantized.act_scale)
+    other = dataclasses.replace(quantized, acts=jax.tree.map(lambda leaf: 2 * leaf, quantized.acts))
     jaxdq.save("fake://bucket/deep/q", other, overwrite=True)
     assert bits(jaxdq.restore("fake://bucket/deep/q")) == bits(other)
 

@@ -18,8 +18,8 @@ from readme import block
 
 import jaxdq
 from jaxdq import InputError
-from jaxdq.calibration import plan_for, weight_ranges
-from jaxdq.linen import find_sites, kernel_at
+from jaxdq.calibration import plan_for, weight_grids
+from jaxdq.linen import find_sites, kernel_at, unfitted_acts
 from jaxdq.observers import minmax_weights
 
 PROMPTS = ["a cat", "a dog on a hill"]
@@ -222,9 +222,8 @@ def test_in_bfloat16_kernels_become_the_integers_of_their_values(half):
     plan = plan_for(denoiser, jaxdq.recipes.minmax())
     assert {site.site.dtype for site in plan.sites if site.site.kind != "product"} == {"bfloat16"}
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params["unet"])
-    ranges = weight_ranges(params["unet"], plan, minmax_weights())
-    tables = jnp.ones((1, len(plan.tables))), jnp.zeros((1, len(plan.tables)), jnp.int32), jnp.zeros(1000, jnp.int32)
-    calib = jaxdq.Calibration(ranges, *tables, plan)
+    grids = weight_grids(params["unet"], plan, minmax_weights())
+    calib = jaxdq.Calibration(grids, unfitted_acts(plan.columns, 1000), plan)
     narrow, same = (jax.jit(jaxdq.quantize)(tree, calib) for tree in (params["unet"], wide))
     for site in plan.sites:
         if site.weight is not None:
@@ -292,6 +291,6 @@ def test_refuses_what_is_no_calibration_and_no_prompts(loaded):
 @pytest.mark.slow
 def test_refuses_params_that_are_replicated(loaded, quantized):
     plan = quantized[1]["unet"].plan
-    calib = jaxdq.Calibration({}, jnp.ones((1, 1)), jnp.ones((1, 1), jnp.int32), jnp.zeros(1000, jnp.int32), plan)
+    calib = jaxdq.Calibration({}, unfitted_acts(plan.columns, 1000), plan)
     with pytest.raises(InputError, match="pass the params of the calibrated network"):
         jaxdq.quantize_pipeline(loaded[0], replicate(loaded[1]), calib)

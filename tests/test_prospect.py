@@ -6,8 +6,8 @@ from scripts_by_name import script
 from toys import toy_denoiser
 
 import jaxdq
-from jaxdq.calibration import weight_ranges
-from jaxdq.linen import kernel_at
+from jaxdq.calibration import weight_grids
+from jaxdq.linen import kernel_at, unfitted_acts
 from jaxdq.observers import minmax_weights
 from jaxdq.prospect import prospect_of
 
@@ -30,10 +30,8 @@ def test_bytes_are_those_of_the_quantized_params():
     denoiser = toy_denoiser()
     found = prospect_of(denoiser)
     assert found.num_params == sum(leaf.size for leaf in jax.tree.leaves(denoiser.params))
-    ranges = weight_ranges(denoiser.params, found.plan, minmax_weights())
-    tables = (1, len(found.plan.tables))
-    zeros = jax.numpy.zeros(tables, jax.numpy.int32)
-    calib = jaxdq.Calibration(ranges, zeros + 1.0, zeros, jax.numpy.zeros(1, jax.numpy.int32), found.plan)
+    grids = weight_grids(denoiser.params, found.plan, minmax_weights())
+    calib = jaxdq.Calibration(grids, unfitted_acts(found.plan.columns, 1), found.plan)
     made = jax.jit(jaxdq.quantize)(denoiser.params, calib)
     assert found.bytes_at["W8"] == jaxdq.stored_bytes(made)
     assert found.bytes_at["W4"] < found.bytes_at["W8"] < found.float32_bytes

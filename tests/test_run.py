@@ -11,12 +11,12 @@ def test_every_recipe_can_be_named_and_made():
     assert "default_rules" not in known
     for name in known:
         recipe = run.make_recipe(run.Settings("digits", recipe=name, weight_bits=4))
-        assert isinstance(recipe, Recipe) and recipe.name == name and recipe.settings["weight_bits"] == 4
+        assert isinstance(recipe, Recipe) and recipe.name == name and "'bits': 4" in recipe.settings["rules"]
 
 
 def test_groups_reach_the_recipe_that_takes_them():
     settings = run.Settings("digits", recipe="uniform_groups", groups=3)
-    assert run.make_recipe(settings).settings["groups"] == 3
+    assert run.make_recipe(settings).num_groups == 3
 
 
 def test_without_groups_the_recipe_decides():

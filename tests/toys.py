@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq.calibration import Calibrator, Machine, Problem, Work
 from jaxdq.diffusion import Denoiser, linear_schedule
-from jaxdq.grid import QParams, Scheme
+from jaxdq.grid import Grid, Scheme
 from jaxdq.linen import (
+    Acts,
     Calibration,
     Einsum,
     Plan,
@@ -163,19 +165,32 @@ def toy_calibration(
             return x
 
         apply_visited(module, params, visitor, *args, **kwargs)
-        found = [observer.qparams(seen[name], scheme) for name, scheme in plan.tables]
+        found = [observer.qparams(seen[name], scheme) for name, scheme in plan.columns]
         zero_points = [jnp.int32(0) if grid.zero_point is None else grid.zero_point for grid in found]
         return jnp.array([grid.scale for grid in found]), jnp.array(zero_points, jnp.int32)
 
     @jax.jit
-    def weights() -> dict[str, QParams]:
+    def weights() -> dict[str, Grid]:
         sites = [site for site in plan.sites if site.weight is not None]
-        return {site.path: minmax_weights()(kernel_at(params, site.path), site.weight) for site in sites}
+        grids = {site.path: minmax_weights()(kernel_at(params, site.path), site.weight) for site in sites}
+        return {site.path: Grid(grids[site.path], site.weight) for site in sites}
 
     scale, zero_point = map(np.asarray, grids(args, kwargs))
     wider = 1 + np.arange(num_groups, dtype=np.float32)[:, None] / 4
     tables = wider * scale, np.tile(zero_point, (num_groups, 1)), np.asarray(group_of_t, np.int32)
-    return Calibration(weights(), *map(jnp.asarray, tables), plan)
+    return Calibration(weights(), Acts(*map(jnp.asarray, tables), plan.columns), plan)
+
+
+def toy_work(denoiser: Denoiser, sampler: Any, plan: Plan, data: Any, *facts: Any, batch_size: int = 32) -> Work:
+    """Work that knows these facts and has decided nothing but its plan."""
+    problem = Problem(denoiser, sampler, data, jax.random.key(0))
+    calib = Calibration(weights={}, acts=None, plan=plan, variables=denoiser.variables)
+    return Work(problem, Machine(batch_size), {type(fact): fact for fact in facts}, calib)
+
+
+def given(name: str, *kinds: type, run: Any = lambda work, key: work) -> Calibrator:
+    """A calibrator that says it gives these kinds."""
+    return Calibrator(name, run, gives=kinds)
 
 
 class Told(nn.Module):

@@ -1,17 +1,15 @@
 """Floor 4: learning a calibration from the float model's own trajectories."""
 
 from jaxdq.calibration._base import Calibrator as Calibrator
-from jaxdq.calibration._base import Evidence as Evidence
-from jaxdq.calibration._base import Ranges as Ranges
-from jaxdq.calibration._base import Sensitivity as Sensitivity
+from jaxdq.calibration._base import Machine as Machine
+from jaxdq.calibration._base import Problem as Problem
 from jaxdq.calibration._base import Work as Work
-from jaxdq.calibration._base import observed_ranges as observed_ranges
-from jaxdq.calibration._base import share as share
+from jaxdq.calibration._base import calibrator as calibrator
+from jaxdq.calibration._base import kind as kind
 from jaxdq.calibration._calibrate import Recipe as Recipe
 from jaxdq.calibration._calibrate import calibrate as calibrate
 from jaxdq.calibration._calibrate import plan_for as plan_for
 from jaxdq.calibration._calibrate import run_recipe as run_recipe
-from jaxdq.calibration._calibrate import weight_ranges as weight_ranges
 from jaxdq.calibration._groups import SearchSettings as SearchSettings
 from jaxdq.calibration._groups import search_groups as search_groups
 from jaxdq.calibration._groups import share_by_price as share_by_price
@@ -27,5 +25,14 @@ from jaxdq.calibration._timesteps import select_timesteps as select_timesteps
 from jaxdq.calibration._timesteps import structural_risk as structural_risk
 from jaxdq.calibration._timesteps import uniform_timesteps as uniform_timesteps
 from jaxdq.calibration._timesteps import visits_penalised as visits_penalised
-from jaxdq.calibration._uniform import check_budget as check_budget
 from jaxdq.calibration._uniform import share_uniformly as share_uniformly
+from jaxdq.calibration._weights import fit_weights as fit_weights
+from jaxdq.calibration._weights import weight_grids as weight_grids
+from jaxdq.calibration.tools.evidence import Evidence as Evidence
+from jaxdq.calibration.tools.evidence import Ranges as Ranges
+from jaxdq.calibration.tools.evidence import group_of_step as group_of_step
+from jaxdq.calibration.tools.evidence import observed_ranges as observed_ranges
+from jaxdq.calibration.tools.evidence import share as share
+from jaxdq.calibration.tools.propagation import Sensitivity as Sensitivity
+from jaxdq.calibration.tools.selection import Selection as Selection
+from jaxdq.calibration.tools.selection import check_budget as check_budget

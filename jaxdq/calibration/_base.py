@@ -1,227 +1,283 @@
 """The roles of calibration.
 
-- `Work` is what is known so far: the float model's trajectories, the evidence that observers gathered on them, and the
-  calibration that follows from it.
-- A *calibrator* is a function `(work, key) -> work` that knows one thing more, or the same thing better. What it needs
-  to be told (an observer, a number of groups, an optimizer) it captures when it is made.
-- A *recipe* is a plan and a tuple of calibrators, run in order.
+- `Work` is what is known so far: the problem, the machine, the facts that were measured, and the calibration that
+  follows from them.
+- A *calibrator* is a value that turns work into work that knows one thing more, or the same thing better: its name,
+  its function `(work, key) -> work`, the settings that it was made with, and the kinds of facts it needs and gives.
+- A *recipe* is a name, rules, and a tuple of calibrators, run in order.
 
-So min-max quantization, as everyone does it, is `(observe(minmax()), share_uniformly(1))`; a scale for each of eight
-equal spans of time is `(observe(minmax()), share_uniformly(8))`; a searched partition puts its search in second place.
+So min-max quantization, as everyone does it, is
+
+    (fit_weights(minmax_weights()), observe(minmax()), share_uniformly(1));
+
+a scale for each of eight equal spans of time has `share_uniformly(8)` in the last place, and a searched partition its
+search. Learned rounding stands where `fit_weights` stands, or after it.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdq import diffusion
+from jaxdq._describe import describe
 from jaxdq._errors import InputError
 from jaxdq.diffusion import Denoiser, Sampler
-from jaxdq.grid import QParams, Scheme
-from jaxdq.linen import Calibration, Plan
-from jaxdq.observers import Observer
+from jaxdq.grid import Grid
+from jaxdq.linen import Acts, Calibration, Plan
 from jaxdq.sampling import Trajectories
 
-
-class Evidence(NamedTuple):
-    """What observers saw of every quantized activation at every step.
-
-    Attributes:
-        observer: made the states, and turns them into grids.
-        states: the observer's state, each leaf with leading axes [S, A].
-    """
-
-    observer: Observer
-    states: Any
+P = ParamSpec("P")
+Fact = TypeVar("Fact")
 
 
-class Sensitivity(NamedTuple):
-    """How much of an error arrives in the image: squared Frobenius norms of Jacobians, per image.
+class Problem(NamedTuple):
+    """What is to be quantized.
 
     Attributes:
-        sites: f64[S, A], `|d x_0 / d a_s|^2` of each activation at each step.
-        output: f64[S], `|d x_0 / d eps_s|^2` of the network's output.
+        denoiser: The float model.
+        sampler: Drew the trajectories.
+        data: The float model's trajectories.
+        key: Their noise: sampling with it draws `data.images` again.
     """
 
-    sites: np.ndarray
-    output: np.ndarray
+    denoiser: Denoiser
+    sampler: Sampler
+    data: Trajectories
+    key: jax.Array
+
+
+class Machine(NamedTuple):
+    """Where it is done.
+
+    Attributes:
+        batch_size: Default batch size of calibrators.
+        mesh: A mesh of one axis, whose devices share the rows that a network is shown; None is one device.
+        folder: Where loops keep their state (a path, local or of etils.epath), so that a killed run goes on; None keeps
+            none. Of its own for each calibrator.
+    """
+
+    batch_size: int = 32
+    mesh: Mesh | None = None
+    folder: Any | None = None
 
 
 class Work(NamedTuple):
     """What is known so far: values on the host of every process.
 
     Attributes:
-        denoiser: the float model.
-        sampler: drew the trajectories.
-        plan: which site runs on which integers.
-        weights: path -> QParams of the kernels.
-        data: the float model's trajectories.
-        key: their noise: sampling with it draws `data.images` again.
-        counts: int[S], how many states of each step calibrators may look at, its images in turn; None is all N.
-        evidence: ranges of activations by step, once observed.
-        sensitivity: of the image to errors, once measured.
-        group_of_step: int32[S] or int32[S, A], once chosen.
-        calib: the calibration, once there is one.
-        log: (name, numbers) of each calibrator that has something to report.
-        checkpoint_dir: where loops keep their state (a path, local or of etils.epath), so that a killed run goes on;
-            None keeps none.
-        batch_size: images that a network is shown at a time, where a calibrator has no number of its own.
-        mesh: of one axis, whose devices share the rows that a network is shown; None is one device.
+        problem: What is to be quantized.
+        machine: Where it is done.
+        facts: Kind -> what was measured; a kind is the type of its value, declared in the file of the calibrator that
+            measures it.
+        calib: The calibration, of which the plan is complete from the start. There is no other copy of what it holds.
+        log: (name, numbers) of each calibrator that has something to report: `tried` maps what was tried to the error
+            of the images that came of it, `kept` names the one that stays, `updates` are curves.
     """
 
-    denoiser: Denoiser
-    sampler: Sampler
-    plan: Plan
-    weights: dict[str, QParams]
-    data: Trajectories
-    key: jax.Array
-    counts: np.ndarray | None = None
-    evidence: Evidence | None = None
-    sensitivity: Sensitivity | None = None
-    group_of_step: np.ndarray | None = None
-    calib: Calibration | None = None
+    problem: Problem
+    machine: Machine
+    facts: Mapping[type, Any]
+    calib: Calibration
     log: tuple[tuple[str, dict[str, Any]], ...] = ()
-    checkpoint_dir: Any | None = None
-    batch_size: int = 32
-    mesh: Mesh | None = None
 
     @property
-    def counts_or_all(self) -> np.ndarray:
-        """int[S], how many states of each step may be looked at."""
-        return np.full(self.data.num_steps, self.data.num_images) if self.counts is None else self.counts
+    def denoiser(self) -> Denoiser:
+        """The float model."""
+        return self.problem.denoiser
+
+    @property
+    def data(self) -> Trajectories:
+        """The float model's trajectories."""
+        return self.problem.data
+
+    @property
+    def plan(self) -> Plan:
+        """Which site runs on which integers."""
+        return self.calib.plan
+
+    @property
+    def acts(self) -> Acts:
+        """The activations' grids.
+
+        Raises:
+            InputError: None were fitted yet.
+        """
+        if self.calib.acts is None:
+            raise InputError(_missing("this calibrator", Acts))
+        return self.calib.acts
+
+    def fact(self, kind: type[Fact]) -> Fact:
+        """What was measured of this kind.
+
+        Raises:
+            InputError: Nothing yet.
+        """
+        if kind not in self.facts:
+            raise InputError(_missing("this calibrator", kind))
+        return self.facts[kind]
+
+    def knowing(self, fact: Any) -> "Work":
+        """Work that knows this fact, in place of an earlier one of its kind."""
+        return self._replace(facts=MappingProxyType({**self.facts, type(fact): fact}))
+
+    def deciding(self, **decisions: Any) -> "Work":
+        """Work with these fields of its calibration replaced."""
+        return self._replace(calib=dataclasses.replace(self.calib, **decisions))
+
+    def logging(self, name: str, numbers: dict[str, Any]) -> "Work":
+        """Work with one entry more in its log."""
+        return self._replace(log=(*self.log, (name, numbers)))
+
+    def with_machine(self, **settings: Any) -> "Work":
+        """Work on another machine."""
+        return self._replace(machine=self.machine._replace(**settings))
 
 
-Calibrator = Callable[[Work, jax.Array], Work]
+Run = Callable[[Work, jax.Array], Work]
 
 
-class Ranges(NamedTuple):
-    """What the activations spanned in the float model.
+class Calibrator(NamedTuple):
+    """One step of a recipe.
 
     Attributes:
-        t: int32[S].
-        low: f32[S, A], the smallest value at each step.
-        high: f32[S, A], the largest.
+        name: As it is written in a recipe; also the folder of its state.
+        run: `(work, key) -> work`.
+        settings: What it was made with, as plain values of JSON: shown in metrics.json, and by which a resumed run is
+            told from another.
+        needs: Kinds that must be known before: types of facts, `Grid` for the weights' grids, `Acts` for activations'.
+        gives: Kinds that are known afterwards.
+        precedes: Kinds that it would make stale, so that they must not be known yet.
     """
 
-    t: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    name: str
+    run: Run
+    settings: Mapping[str, Any] = MappingProxyType({})
+    needs: tuple[type, ...] = ()
+    gives: tuple[type, ...] = ()
+    precedes: tuple[type, ...] = ()
+
+    def __call__(self, work: Work, key: jax.Array) -> Work:
+        """Run it."""
+        return self.run(work, key)
 
 
-def observed_ranges(work: Work) -> Ranges | None:
-    """The ranges by step that the evidence holds; None where nothing was observed, or by an observer without them."""
-    if work.evidence is None or not work.plan.tables or not hasattr(work.evidence.states, "low"):
-        return None
-    return Ranges(work.data.t, np.asarray(work.evidence.states.low), np.asarray(work.evidence.states.high))
+def calibrator(
+    *, needs: tuple[type, ...] = (), gives: tuple[type, ...] = (), precedes: tuple[type, ...] = ()
+) -> Callable[[Callable[P, Run]], Callable[P, Calibrator]]:
+    """Decorates a function of settings that returns `(work, key) -> work`, so that it returns a `Calibrator`.
 
-
-def share(work: Work, group_of_step: np.ndarray, num_groups: int) -> Work:
-    """Gives every group one grid per activation, fitted to the union of what its steps saw.
+    The name is the function's and the settings are its arguments, so that none can be forgotten.
 
     Args:
-        work: with evidence.
-        group_of_step: int[S], one partition for the network; or int[S, A], one for each activation. Every group that
-            occurs holds at least one step.
-        num_groups: G.
+        needs: As in `Calibrator`.
+        gives: As in `Calibrator`.
+        precedes: As in `Calibrator`.
 
-    Returns:
-        work with `group_of_step` and `calib`.
+    Example:
+        >>> @calibrator()
+        ... def widen(factor: float = 2.0):
+        ...     def run(work, key):
+        ...         acts = work.acts
+        ...         return work.deciding(acts=dataclasses.replace(acts, scale=factor * acts.scale))
+        ...     return run
+        >>> widen(3.0).name, dict(widen(3.0).settings)
+        ('widen', {'factor': 3.0})
+    """
+
+    def decorate(make: Callable[P, Run]) -> Callable[P, Calibrator]:
+        signature = inspect.signature(make)
+
+        @functools.wraps(make)
+        def made(*args: P.args, **kwargs: P.kwargs) -> Calibrator:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            run = make(*args, **kwargs)
+            return Calibrator(make.__name__, run, describe(dict(bound.arguments)), needs, gives, precedes)
+
+        return made
+
+    return decorate
+
+
+def check_order(name: str, calibrators: tuple[Calibrator, ...], *, keeps_state: bool) -> None:
+    """Refuses a recipe whose calibrators cannot run in their order, before anything is sampled.
+
+    Args:
+        name: The recipe's.
+        calibrators: In order.
+        keeps_state: Whether each calibrator keeps its state in a folder of its name.
 
     Raises:
-        InputError: no evidence yet.
+        InputError: Something that is no calibrator, a need that nothing before gives, a calibrator that comes too late,
+            two of one name in one folder, or no grids in the end.
     """
-    if work.evidence is None:
-        raise InputError("no ranges were observed yet; put observe(...) before this calibrator in the recipe.")
-    return with_tables(work, group_of_step, *_group_tables(work, jnp.asarray(group_of_step, jnp.int32), num_groups))
+    known: set[type] = set()
+    seen: set[str] = set()
+    for one in calibrators:
+        if not isinstance(one, Calibrator):
+            raise InputError(
+                f"recipe '{name}' holds {one!r:.80}, which is no calibrator; decorate the function that makes it with "
+                f"jaxdq.calibration.calibrator."
+            )
+        for kind in one.needs:
+            if kind not in known:
+                raise InputError(f"recipe '{name}' can't work: {_missing(f'{one.name!r}', kind)}")
+        for kind in one.precedes:
+            if kind in known:
+                raise InputError(
+                    f"recipe '{name}' can't work: '{one.name}' comes after {_words(kind)} were gathered, which would "
+                    f"know nothing of its choice; put it before {_giver(kind)}."
+                )
+        if keeps_state and one.name in seen:
+            raise InputError(
+                f"recipe '{name}' holds two calibrators of the name '{one.name}', which would share one folder of "
+                f"state; leave checkpoint_dir out, or give one of them another name (calibrator._replace(name=...))."
+            )
+        known |= set(one.gives)
+        seen.add(one.name)
+    for kind in (Grid, Acts):
+        if kind not in known:
+            raise InputError(f"recipe '{name}' ends without {_words(kind)}; give it {_giver(kind)}.")
 
 
-def with_tables(work: Work, group_of_step: np.ndarray, scale: jax.Array, zero_point: jax.Array) -> Work:
-    """Work with the calibration that these tables and this partition of the steps make.
+# kind -> (its plural in a sentence, a calibrator that gives it); what is not listed goes by its type's name.
+_KINDS: dict[type, tuple[str, str]] = {
+    Grid: ("grids of weights", "fit_weights(mse_weights())"),
+    Acts: ("grids of activations", "a calibrator that fits them, such as share_uniformly(1)"),
+}
 
-    Where an array is the same at every step, all groups take the grid of the first.
+
+def kind(plural: str, giver: str) -> Callable[[type[Fact]], type[Fact]]:
+    """Decorates a type of facts with the words that error sentences use for it.
 
     Args:
-        work: what is known so far.
-        group_of_step: int[S] or int[S, A].
-        scale: f32[G, A].
-        zero_point: int32[G, A].
+        plural: What it is, as in "ranges of activations".
+        giver: A calibrator that measures it, as written in a recipe.
     """
-    num_timesteps = work.denoiser.schedule.num_timesteps
-    by_column = group_of_step.T if group_of_step.ndim == 2 else group_of_step[None]
-    group_of_t = np.stack([diffusion.groups_of_steps(work.data.t, row, num_timesteps) for row in by_column], axis=-1)
-    same = np.isin(np.arange(scale.shape[1]), work.plan.conditions)
-    scale, zero_point = (jnp.where(same, rows[:1], rows) for rows in (scale, zero_point))
-    calib = Calibration(
-        weights=work.weights,
-        act_scale=jnp.asarray(scale, jnp.float32),
-        act_zero_point=jnp.asarray(zero_point, jnp.int32),
-        group_of_t=jnp.asarray(group_of_t if group_of_step.ndim == 2 else group_of_t[:, 0], jnp.int32),
-        plan=work.plan,
-        variables=work.denoiser.variables,
-    )
-    return work._replace(group_of_step=np.asarray(group_of_step), calib=calib)
+
+    def decorate(fact: type[Fact]) -> type[Fact]:
+        _KINDS[fact] = (plural, giver)
+        return fact
+
+    return decorate
 
 
-def tables_of(observer: Observer, states: Any, schemes: tuple[Scheme, ...]) -> tuple[jax.Array, jax.Array]:
-    """(f32[R, A], int32[R, A]): the grids that the observer makes of states with leading axes [R, A]."""
-    num_rows = jax.tree.leaves(states)[0].shape[0]
-    scale = jnp.ones((num_rows, len(schemes)), jnp.float32)
-    zero_point = jnp.zeros((num_rows, len(schemes)), jnp.int32)
-    for scheme in dict.fromkeys(schemes):
-        columns = np.flatnonzero([other == scheme for other in schemes])
-        of_row = jax.vmap(lambda state, scheme=scheme: observer.qparams(state, scheme))
-        # Row by row: of two batch axes XLA:CPU makes a loop that takes three times as long.
-        qparams = jax.lax.map(of_row, jax.tree.map(lambda leaf, columns=columns: leaf[:, columns], states))
-        scale = scale.at[:, columns].set(qparams.scale)
-        if qparams.zero_point is not None:
-            zero_point = zero_point.at[:, columns].set(qparams.zero_point)
-    return scale, zero_point
+def _words(fact: type) -> str:
+    return _KINDS.get(fact, (f"facts of type {fact.__name__}", ""))[0]
 
 
-def merge_by_group(evidence: Evidence, group_of_step: jax.Array, num_groups: int) -> Any:
-    """Observer states [G, A] from states [S, A]: each group's is the union of its steps', a column at a time.
-
-    Args:
-        evidence: by step.
-        group_of_step: int32[S] or int32[S, A].
-        num_groups: G.
-    """
-    observer, states = evidence
-    num_steps, num_columns = jax.tree.leaves(states)[0].shape[:2]
-    groups = jnp.broadcast_to(group_of_step.reshape(num_steps, -1), (num_steps, num_columns))
-    empty = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_columns, num_groups, *leaf.shape)), observer.init())
-
-    def add(groups_of_column: Any, group: jax.Array, state: Any) -> Any:
-        merged = observer.merge(jax.tree.map(lambda leaf: leaf[group], groups_of_column), state)
-        return jax.tree.map(lambda leaf, new: leaf.at[group].set(new), groups_of_column, merged)
-
-    def body(merged: Any, step: tuple[jax.Array, Any]) -> tuple[Any, None]:
-        return jax.vmap(add)(merged, *step), None
-
-    merged, _ = jax.lax.scan(body, empty, (groups, states))
-    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), merged)
+def _giver(fact: type) -> str:
+    return _KINDS.get(fact, ("", f"a calibrator that gives {fact.__name__}"))[1]
 
 
-def _group_tables(work: Work, group_of_step: jax.Array, num_groups: int) -> tuple[jax.Array, jax.Array]:
-    assert work.evidence is not None
-    schemes = tuple(scheme for _, scheme in work.plan.tables)
-    if not schemes:
-        return jnp.ones((num_groups, 0), jnp.float32), jnp.zeros((num_groups, 0), jnp.int32)
-    evidence = work.evidence
-    if work.plan.conditions:  # all steps are the first group's
-        same = jnp.isin(jnp.arange(len(schemes)), jnp.asarray(work.plan.conditions))
-        group_of_step = jnp.where(same, 0, group_of_step if group_of_step.ndim == 2 else group_of_step[:, None])
-
-    @jax.jit
-    def tables(states: Any, group_of_step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        merged = merge_by_group(Evidence(evidence.observer, states), group_of_step, num_groups)
-        return tables_of(evidence.observer, merged, schemes)
-
-    return tables(evidence.states, group_of_step)
+def _missing(who: str, fact: type) -> str:
+    return f"{who} needs {_words(fact)} and nothing before it gives them; put {_giver(fact)} before it in the recipe."
 
 
 def check_not_negative(**settings: float) -> None:

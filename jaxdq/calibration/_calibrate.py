@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,16 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdq._describe import describe
 from jaxdq._devices import is_first_process
 from jaxdq._errors import InputError
 from jaxdq._paths import path_of, reaching
-from jaxdq.calibration._base import Calibrator, Work
-from jaxdq.calibration._uniform import check_num_groups
+from jaxdq.calibration._base import Calibrator, Machine, Problem, Work, check_order
+from jaxdq.calibration.tools.selection import check_num_groups
 from jaxdq.checkpoint import versions
 from jaxdq.diffusion import Denoiser, Sampler
-from jaxdq.grid import QParams
-from jaxdq.linen import Calibration, Plan, Rule, Site, find_sites, kernel_at, make_plan
-from jaxdq.observers import WeightQParams
+from jaxdq.linen import Calibration, Plan, Rule, Site, find_sites, make_plan
 from jaxdq.sampling import Trajectories, trajectories
 
 
@@ -33,18 +32,27 @@ class Recipe:
     Attributes:
         name: as it is written on the command line.
         rules: the sites of a network -> the rules for them.
-        weight_range: how a kernel's grid is found.
-        calibrators: run in order; the last one leaves a calibration.
-        settings: the recipe's own arguments, for metrics.json; and by which a `checkpoint_dir` knows its own run again,
-            so that all that the calibrators were told must be among them. `groups` is held against the sampler's steps
-            before any work is done.
+        calibrators: run in order; together they fit grids for weights and activations.
     """
 
     name: str
     rules: Callable[[Sequence[Site]], Sequence[Rule]]
-    weight_range: WeightQParams
     calibrators: tuple[Calibrator, ...]
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the rules and each calibrator were made with, in plain values.
+
+        They stand in metrics.json, and by them a `checkpoint_dir` tells its own run from another.
+        """
+        calibrators = [{"name": one.name, **one.settings} for one in self.calibrators]
+        return {"rules": describe(self.rules), "calibrators": calibrators}
+
+    @property
+    def num_groups(self) -> int:
+        """Time groups that the recipe asks for: the `num_groups` of the last calibrator that has one; else 1."""
+        groups = [one.settings["num_groups"] for one in self.calibrators if "num_groups" in one.settings]
+        return groups[-1] if groups else 1
 
 
 def calibrate(
@@ -78,13 +86,13 @@ def calibrate(
         Calibration: scales, groups and the plan; a small pytree.
 
     Raises:
-        InputError: rules that don't fit the network, more groups than steps, NaN or infinity in weights or activations,
-            a checkpoint_dir of another run, a mesh of more axes than one.
+        InputError: calibrators in an order that cannot work, rules that don't fit the network, more groups than steps,
+            NaN or infinity in weights or activations, a checkpoint_dir of another run, a mesh of more axes than one.
 
     Example:
         `calib = jaxdq.calibrate(denoiser, recipe, sampler=jaxdq.ddim(50), key=jax.random.key(0))`
     """
-    calib = run_recipe(
+    return run_recipe(
         denoiser,
         recipe,
         sampler=sampler,
@@ -94,8 +102,6 @@ def calibrate(
         checkpoint_dir=checkpoint_dir,
         mesh=mesh,
     ).calib
-    assert calib is not None
-    return calib
 
 
 def run_recipe(
@@ -118,10 +124,12 @@ def run_recipe(
     """
     folder = None if checkpoint_dir is None else path_of(checkpoint_dir)
     key_noise, key_learn = jax.random.split(key)
-    check_num_groups(recipe.settings.get("groups", 1), sampler.num_steps)
+    check_order(recipe.name, recipe.calibrators, keeps_state=checkpoint_dir is not None)
+    check_num_groups(recipe.num_groups, sampler.num_steps)
     plan = plan_for(denoiser, recipe)
     if folder is not None:
-        asked = [recipe.name, dict(recipe.settings), repr(sampler), num_images, batch_size, str(plan)]
+        runs = describe([one.run for one in recipe.calibrators])
+        asked = [recipe.name, recipe.settings, runs, repr(sampler), num_images, batch_size, str(plan)]
         # Without the address that a plain object's repr holds, which is another in every process.
         module = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(denoiser.module))
         _claim(folder, [*asked, module, denoiser.shape, versions(), _digest(denoiser)], key)
@@ -135,18 +143,13 @@ def run_recipe(
         mesh=mesh,
     )
     _refuse_non_finite(data)
-    weights = weight_ranges(denoiser.params, plan, recipe.weight_range)
-    work = Work(denoiser, sampler, plan, weights, data, key_noise, batch_size=batch_size, mesh=mesh)
+    problem = Problem(denoiser, sampler, data, key_noise)
+    calib = Calibration(weights={}, acts=None, plan=plan, variables=denoiser.variables)
+    work = Work(problem, Machine(batch_size, mesh), {}, calib)
     for index, calibrator in enumerate(recipe.calibrators):
-        # A folder for each, so that a recipe may hold one calibrator twice.
-        own = None if folder is None else folder / str(index)
-        work = calibrator(work._replace(checkpoint_dir=own), jax.random.fold_in(key_learn, index))
-    if work.calib is None:
-        raise InputError(
-            f"recipe '{recipe.name}' ends without a calibration; give it a calibrator that shares ranges, such as "
-            f"share_uniformly(1), as its last."
-        )
-    return work
+        own = None if folder is None else folder / calibrator.name
+        work = calibrator(work.with_machine(folder=own), jax.random.fold_in(key_learn, index))
+    return work.with_machine(folder=folder)
 
 
 def plan_for(denoiser: Denoiser, recipe: Recipe) -> Plan:
@@ -169,14 +172,6 @@ def plan_for(denoiser: Denoiser, recipe: Recipe) -> Plan:
             f"to quantize; pass a module made of those."
         )
     return make_plan(recipe.rules(sites), sites, denoiser.params)
-
-
-def weight_ranges(params: Any, plan: Plan, weight_range: WeightQParams) -> dict[str, QParams]:
-    """Path -> grid of every planned kernel."""
-    of_one = jax.jit(weight_range, static_argnums=1)
-    return {
-        site.path: of_one(kernel_at(params, site.path), site.weight) for site in plan.sites if site.weight is not None
-    }
 
 
 def _refuse_non_finite(data: Trajectories) -> None:
@@ -207,7 +202,7 @@ def _claim(folder: Any, asked: list[Any], key: jax.Array) -> None:
         asked: all that a run is known by.
         key: the run's.
     """
-    ours = json.dumps([*asked, np.asarray(jax.random.key_data(key)).tolist()], default=_to_number)
+    ours = json.dumps([*asked, np.asarray(jax.random.key_data(key)).tolist()])
     mark = folder / "run.json"
     with reaching(folder):
         if mark.exists() and mark.read_text() != ours:
@@ -226,13 +221,3 @@ def _claim(folder: Any, asked: list[Any], key: jax.Array) -> None:
                 f"'{folder}' can't hold what a calibration learns ({error.strerror or error}); give checkpoint_dir a "
                 f"folder that can be made and written to."
             ) from error
-
-
-def _to_number(value: Any) -> Any:
-    """NumPy's numbers, which JSON does not know, as Python's."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise InputError(
-        f"the recipe's settings hold {value!r}, by which no later run could know this one again; with a "
-        f"checkpoint_dir, give settings of numbers, text, lists and dicts."
-    )

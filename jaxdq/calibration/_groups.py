@@ -10,13 +10,16 @@ import optax
 
 from jaxdq._devices import replicate
 from jaxdq._errors import InputError
-from jaxdq.calibration._base import Calibrator, Work, check_at_least, check_not_negative, with_tables
-from jaxdq.calibration._loop import learn
-from jaxdq.calibration._proxy import Proxy, best_contiguous, build_proxy, without_empty_groups
-from jaxdq.calibration._rows import first_non_finite, image_error, rows_of_steps, step_weights
-from jaxdq.calibration._search import SearchState, initial_logits, make_update, problem_of, relaxed
-from jaxdq.calibration._uniform import check_groups_fit, equal_spans
-from jaxdq.linen import Visitor, dequantize_params, quantize
+from jaxdq.calibration._base import Run, Work, calibrator, check_at_least, check_not_negative
+from jaxdq.calibration.tools.evidence import Evidence, names_of, with_acts
+from jaxdq.calibration.tools.loop import learn
+from jaxdq.calibration.tools.propagation import Sensitivity
+from jaxdq.calibration.tools.proxy import Proxy, best_contiguous, build_proxy, without_empty_groups
+from jaxdq.calibration.tools.relaxation import SearchState, initial_logits, make_update, relaxed, search_problem
+from jaxdq.calibration.tools.rows import first_non_finite, image_error, rows_of_steps, step_weights
+from jaxdq.calibration.tools.selection import check_groups_fit, equal_spans
+from jaxdq.grid import Grid
+from jaxdq.linen import Acts, Visitor, dequantize_params, quantize
 from jaxdq.observers import HistogramState
 
 
@@ -25,7 +28,6 @@ class SearchSettings:
     """How the search runs; the paper's values where it states them.
 
     Attributes:
-        per_site: a partition for each activation, rather than one for the network.
         num_updates: of the logits.
         learning_rate: Adam's (the public code of the paper has 0.05 and decays weights, which keeps rows undecided).
         entropy: strength of the entropy term at the end (1 in the paper's public code, there without annealing).
@@ -34,7 +36,6 @@ class SearchSettings:
         rows: states seen in one update, spread over the steps.
     """
 
-    per_site: bool = False
     num_updates: int = 60
     learning_rate: float = 0.2
     entropy: float = 0.1
@@ -46,44 +47,49 @@ class SearchSettings:
         check_not_negative(learning_rate=self.learning_rate, entropy=self.entropy, task=self.task)
 
 
+_SEARCH = SearchSettings()
+
+
 def price(work: Work) -> Proxy:
     """The discretisation errors of candidate grids, at what they cost the image."""
-    if work.evidence is None or not isinstance(work.evidence.states, HistogramState):
+    evidence = work.fact(Evidence)
+    if not isinstance(evidence.states, HistogramState):
         raise InputError(
-            "no histograms of activations were observed; put observe(mse()) before this calibrator in the recipe."
+            "ranges were observed and no histograms; put observe(mse()) before this calibrator in the recipe."
         )
-    if work.sensitivity is None:
-        raise InputError("no sensitivity was measured; put measure_sensitivity() before this calibrator in the recipe.")
-    return build_proxy(work.evidence, work.sensitivity.sites, tuple(scheme for _, scheme in work.plan.tables))
+    return build_proxy(evidence, work.fact(Sensitivity).of(names_of(work)), work.plan.columns)
 
 
-def share_by_price(num_groups: int) -> Calibrator:
+@calibrator(needs=(Evidence, Sensitivity), gives=(Acts,))
+def share_by_price(num_groups: int) -> Run:
     """Equal spans of the steps, each activation's grid the one of least propagated error in its group.
 
     Beside `share_uniformly`, whose grids are the observer's own and know nothing of what an error costs.
     """
 
-    def calibrator(work: Work, key: jax.Array) -> Work:
+    def run(work: Work, key: jax.Array) -> Work:
         check_groups_fit(work, num_groups)
         proxy = price(work)
         return _shared(work, proxy, equal_spans(work.data.num_steps, num_groups), num_groups)
 
-    return calibrator
+    return run
 
 
-def share_optimally(num_groups: int) -> Calibrator:
+@calibrator(needs=(Evidence, Sensitivity), gives=(Acts,))
+def share_optimally(num_groups: int) -> Run:
     """The best contiguous partition for the discretisation error, by dynamic programming: the search's yardstick."""
 
-    def calibrator(work: Work, key: jax.Array) -> Work:
+    def run(work: Work, key: jax.Array) -> Work:
         check_groups_fit(work, num_groups)
         proxy = price(work)
         group_of_step, _ = best_contiguous(proxy, num_groups)
         return _shared(work, proxy, group_of_step, num_groups)
 
-    return calibrator
+    return run
 
 
-def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Calibrator:
+@calibrator(needs=(Grid, Evidence, Sensitivity), gives=(Acts,))
+def search_groups(num_groups: int, settings: SearchSettings = _SEARCH) -> Run:
     """ADP-DM's differentiable search of the groups (see `_search` for its equations).
 
     The logits become a partition by argmax, in which a group that no step chose takes a part of another (`_proxy`);
@@ -95,7 +101,7 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
         settings: of the search.
 
     Returns:
-        A calibrator that sets `work.calib`; needs histograms as evidence.
+        A calibrator that fits the activations' grids; needs histograms as evidence.
 
     Raises:
         InputError: more groups than steps; a loss that becomes NaN.
@@ -105,15 +111,14 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
     rows that the entropy term has made nearly one-hot (there, a mixture remains); grids and steps weighted by
     propagated error; an acceptance test.
     """
-    settings = settings or SearchSettings()
 
-    def calibrator(work: Work, key: jax.Array) -> Work:
+    def run(work: Work, key: jax.Array) -> Work:
         num_steps = work.data.num_steps
         check_groups_fit(work, num_groups)
         proxy = price(work)
         uniform = equal_spans(num_steps, num_groups)
         base = _shared(work, proxy, uniform, num_groups)
-        if num_groups == 1 or not work.plan.tables:
+        if num_groups == 1 or not work.plan.columns:
             return base
         logits, infos = _search(work, proxy, num_groups, settings, key)
         group_of_step = without_empty_groups(proxy, np.argmax(logits, axis=1), num_groups)
@@ -121,7 +126,7 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
         errors = {"equal spans": image_error(base), "search": image_error(found)}
         kept = found if errors["search"] <= errors["equal spans"] else base
         log = {
-            "image_error": errors,
+            "tried": errors,
             "kept": "search" if kept is found else "equal spans",
             "proxy": {
                 "one group": proxy.cost(np.zeros(num_steps, int)),
@@ -131,14 +136,14 @@ def search_groups(num_groups: int, settings: SearchSettings | None = None) -> Ca
             },
             "updates": {name: [float(getattr(info, name)) for info in infos] for name in ("entropy", "task")},
         }
-        return kept._replace(log=(*work.log, ("search_groups", log)))
+        return kept.logging("search_groups", log)
 
-    return calibrator
+    return run
 
 
 def _shared(work: Work, proxy: Proxy, group_of_step: np.ndarray, num_groups: int) -> Work:
     scale, zero_point = proxy.grids(group_of_step, num_groups)
-    return with_tables(work, group_of_step, jnp.asarray(scale), jnp.asarray(zero_point))
+    return with_acts(work, group_of_step, jnp.asarray(scale), jnp.asarray(zero_point))
 
 
 def _search(
@@ -146,15 +151,15 @@ def _search(
 ) -> tuple[np.ndarray, list[Any]]:
     plan = work.plan
     start = _shared(work, proxy, np.zeros(work.data.num_steps, int), 1)
-    assert start.calib is not None
-    problem = problem_of(proxy, dequantize_params(jax.jit(quantize)(work.denoiser.params, start.calib)))
+    problem = search_problem(proxy, dequantize_params(jax.jit(quantize)(work.denoiser.params, start.calib)))
     optimizer = optax.adam(settings.learning_rate)
-    logits = initial_logits(work.data.num_steps, num_groups, len(plan.tables) if settings.per_site else None, key)
+    logits = initial_logits(work.data.num_steps, num_groups, key)
     state = SearchState(logits, optimizer.init(logits), jnp.zeros((), jnp.int32), jnp.ones(()))
     update = make_update(
         work.denoiser.module, plan.activations, optimizer, settings.num_updates, settings.task, settings.entropy
     )
-    rows_of, on_devices = rows_of_steps(work, step_weights(work), settings.rows, key), replicate(problem, work.mesh)
+    rows_of, mesh = rows_of_steps(work, step_weights(work), settings.rows, key), work.machine.mesh
+    on_devices = replicate(problem, mesh)
 
     def explain(state: SearchState, inputs: Any) -> str:
         def visitor_at(step: jax.Array) -> Visitor:
@@ -168,8 +173,8 @@ def _search(
         lambda index: (on_devices, rows_of(index)),
         settings.num_updates,
         label="search groups",
-        checkpoint=None if work.checkpoint_dir is None else work.checkpoint_dir / "search_groups",
+        checkpoint=work.machine.folder,
         explain=explain,
-        mesh=work.mesh,
+        mesh=mesh,
     )
     return np.asarray(state.logits), infos

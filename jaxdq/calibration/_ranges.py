@@ -5,13 +5,13 @@ With the groups fixed, every group's scale and zero point, and the weights' scal
     sum_s w_s |eps_float - eps^|^2,     w_s = 1/2 (1 / (S E|eps_s|^2)  +  c_s / sum_s c_s E|eps_s|^2)
 
 over states of float trajectories: half of the weight makes the relative error of every step count alike, the other half
-is what an error at that step costs the image (`c = work.sensitivity.output`). eps^ comes from fake-quantized weights
+is what an error at that step costs the image (`c = Sensitivity.output`). eps^ comes from fake-quantized weights
 and activations with straight-through rounding, whose gradient to a scale is that of Esser et al.
 (`grid.fake_quantize`).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +20,11 @@ import numpy as np
 import optax
 
 from jaxdq._devices import replicate
-from jaxdq._errors import InputError
-from jaxdq.calibration._base import Calibrator, Work, check_at_least, check_not_negative, with_tables
-from jaxdq.calibration._loop import learn
-from jaxdq.calibration._rows import (
+from jaxdq.calibration._base import Run, Work, calibrator, check_at_least, check_not_negative
+from jaxdq.calibration.tools.evidence import group_of_step, schemes_of, with_acts
+from jaxdq.calibration.tools.loop import learn
+from jaxdq.calibration.tools.propagation import Sensitivity
+from jaxdq.calibration.tools.rows import (
     Rows,
     apply_by_row,
     first_non_finite,
@@ -31,8 +32,8 @@ from jaxdq.calibration._rows import (
     rows_of_steps,
     step_weights,
 )
-from jaxdq.grid import SMALLEST_SCALE, QParams, fake_quantize, round_nearest
-from jaxdq.linen import Plan, Visitor, kernel_at, with_kernels
+from jaxdq.grid import SMALLEST_SCALE, Grid, QParams, QTensor, dequantize, fake_quantize, round_nearest
+from jaxdq.linen import Acts, Plan, Visitor, kernel_at, with_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Learned(NamedTuple):
     Attributes:
         act: f32[G, A], logarithms of scales.
         zero_point: f32[G, A].
-        weights: path -> logarithms of a kernel's scales; empty where they stay.
+        weights: path -> logarithms of a kernel's scales; none where they stay, or where the codes are decided.
     """
 
     act: jax.Array
@@ -83,16 +84,20 @@ class Fixed(NamedTuple):
 
     Attributes:
         params: the network's, in float.
-        weights: path -> QParams, the kernels' grids before.
-        group_of_step: int32[S] or int32[S, A].
+        weights: path -> the kernel's grid before, or its codes.
+        group_of_step: int32[S].
     """
 
     params: Any
-    weights: dict[str, QParams]
+    weights: Mapping[str, Grid | QTensor]
     group_of_step: jax.Array
 
 
-def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
+_LEARNING = RangeSettings()
+
+
+@calibrator(needs=(Grid, Acts, Sensitivity), gives=(Grid, Acts))
+def learn_ranges(settings: RangeSettings = _LEARNING) -> Run:
     """Moves the ranges of the groups, and of the weights, down the gradient of the output's error (see `_ranges`).
 
     Kept are the ranges, among those it began with and those after every `judge_every`-th update, whose images on the
@@ -102,28 +107,19 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
         settings: of the learning.
 
     Returns:
-        A calibrator that replaces the ranges of `work.calib` and `work.weights`; needs both, and a sensitivity.
+        A calibrator that replaces the grids of activations and weights; codes that were decided stay.
 
     Raises:
-        InputError: no calibration to start from; a loss or a range that becomes NaN.
+        InputError: a loss or a range that becomes NaN.
     """
-    settings = settings or RangeSettings()
 
-    def calibrator(work: Work, key: jax.Array) -> Work:
-        if work.calib is None or work.sensitivity is None:
-            raise InputError(
-                "there are no ranges to learn from, or no sensitivity; put measure_sensitivity() and a calibrator that "
-                "shares ranges, such as search_groups(8), before learn_ranges() in the recipe."
-            )
-        start = Learned(
-            jnp.log(work.calib.act_scale),
-            work.calib.act_zero_point.astype(jnp.float32),
-            {path: jnp.log(qparams.scale) for path, qparams in work.weights.items()} if settings.weights else {},
-        )
+    def run(work: Work, key: jax.Array) -> Work:
+        start, mesh = starting_from(work, settings), work.machine.mesh
         optimizer = _optimizer(settings, start)
         loss = _make_loss(work.denoiser.module, work.plan)
         # Handed over as arguments: what a jitted function closes over becomes part of its program.
-        fixed = replicate(Fixed(work.denoiser.params, work.weights, jnp.asarray(work.group_of_step)), work.mesh)
+        of_step = jnp.asarray(group_of_step(work))
+        fixed = replicate(Fixed(work.denoiser.params, work.calib.weights, of_step), mesh)
         rows_of = rows_of_steps(work, step_weights(work), settings.rows, key)
 
         def update(state: Any, inputs: tuple[Fixed, Rows]) -> Any:
@@ -151,26 +147,47 @@ def learn_ranges(settings: RangeSettings | None = None) -> Calibrator:
             lambda index: (fixed, rows_of(index)),
             settings.num_updates,
             label="learn ranges",
-            checkpoint=None if work.checkpoint_dir is None else work.checkpoint_dir / "learn_ranges",
+            checkpoint=work.machine.folder,
             judge=judge,
             judge_every=settings.judge_every,
             explain=explain,
-            mesh=work.mesh,
+            mesh=mesh,
         )
-        log = {"image_error": errors, "updates": {"loss": [float(value) for value in losses]}}
-        return with_ranges(work, best)._replace(log=(*work.log, ("learn_ranges", log)))
+        log = {**_tried(errors), "updates": {"loss": [float(value) for value in losses]}}
+        return with_ranges(work, best).logging("learn_ranges", log)
 
-    return calibrator
+    return run
+
+
+def starting_from(work: Work, settings: RangeSettings = _LEARNING) -> Learned:
+    """What is learned, as it stands in the calibration."""
+    grids = {path: grid for path, grid in work.calib.weights.items() if isinstance(grid, Grid) and settings.weights}
+    return Learned(
+        jnp.log(work.acts.scale),
+        work.acts.zero_point.astype(jnp.float32),
+        {path: jnp.log(grid.qparams.scale) for path, grid in grids.items()},
+    )
+
+
+def _tried(errors: list[float]) -> dict[str, Any]:
+    """The errors of the images by when they were drawn, and when the ranges that stay were found."""
+    names = ["before", *(f"look {index + 1}" for index in range(len(errors) - 1))]
+    tried = dict(zip(names, errors, strict=True))
+    return {"tried": tried, "kept": min(tried, key=lambda name: tried[name])} if tried else {}
 
 
 def with_ranges(work: Work, learned: Learned) -> Work:
     """Work with these ranges in place of its own."""
-    weights = {path: work.weights[path]._replace(scale=scale_of(log)) for path, log in learned.weights.items()}
-    work = work._replace(weights={**work.weights, **weights})
-    assert work.group_of_step is not None
-    bounds = np.array([scheme.bounds for _, scheme in work.plan.tables]).reshape(-1, 2).T
+    before = work.calib.weights
+    weights = {path: _with_scale(before[path], scale_of(log)) for path, log in learned.weights.items()}
+    bounds = np.array([scheme.bounds for scheme in schemes_of(work)]).reshape(-1, 2).T
     zero_point = jnp.clip(jnp.round(learned.zero_point), *bounds)
-    return with_tables(work, work.group_of_step, scale_of(learned.act), zero_point)
+    work = work.deciding(weights={**before, **weights})
+    return with_acts(work, group_of_step(work), scale_of(learned.act), zero_point)
+
+
+def _with_scale(grid: Grid | QTensor, scale: jax.Array) -> Grid:
+    return Grid(grid.qparams._replace(scale=scale), grid.scheme)
 
 
 def scale_of(logarithm: jax.Array) -> jax.Array:
@@ -193,8 +210,11 @@ def _fake_quantized(plan: Plan, learned: Learned, fixed: Fixed) -> Any:
     for site in plan.sites:
         if site.weight is not None:
             kernel, grid = kernel_at(fixed.params, site.path), fixed.weights[site.path]
-            scale = scale_of(learned.weights[site.path]) if site.path in learned.weights else grid.scale
-            on_grid = _fake_quantize(kernel, grid._replace(scale=scale), site.weight)
+            if site.path in learned.weights:
+                grid = _with_scale(grid, scale_of(learned.weights[site.path]))
+            on_grid = (
+                dequantize(grid) if isinstance(grid, QTensor) else _fake_quantize(kernel, grid.qparams, site.weight)
+            )
             quantized[site.path] = on_grid.astype(kernel.dtype)
     return with_kernels(fixed.params, quantized)
 
@@ -207,7 +227,7 @@ def _visitor_at(plan: Plan, learned: Learned, fixed: Fixed, step: jax.Array) -> 
         if name not in plan.activations:
             return x
         index, scheme = plan.activations[name]
-        own = 0 if index in plan.conditions else group if group.ndim == 0 else group[index]
+        own = 0 if index in plan.step_invariant_columns else group
         # A zero point is a code: borders are padded with it.
         zero_point = jnp.clip(round_nearest(learned.zero_point[own, index]), *scheme.bounds)
         grid = QParams(scale_of(learned.act[own, index]), None if scheme.symmetric else zero_point)

@@ -12,17 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._errors import InputError
-from jaxdq.calibration._base import Calibrator, Work, check_at_least, tables_of
-from jaxdq.calibration._observe import observe
-from jaxdq.calibration._proxy import build_proxy
-from jaxdq.calibration._sensitivity import sensitivity
+from jaxdq.calibration._base import Run, Work, calibrator, check_at_least
+from jaxdq.calibration.tools.evidence import Evidence, gather_evidence, grids_by_step, names_of, schemes_of
+from jaxdq.calibration.tools.propagation import Sensitivity, sensitivity
+from jaxdq.calibration.tools.proxy import build_proxy
+from jaxdq.calibration.tools.selection import Selection
 from jaxdq.observers import HistogramState, mse, points_and_shares
 from jaxdq.sampling import Trajectories
 
 Policy = Callable[[Work, int, jax.Array], np.ndarray]
 
 
-def select_timesteps(policy: Policy, budget: int) -> Calibrator:
+@calibrator(gives=(Selection,), precedes=(Evidence,))
+def select_timesteps(policy: Policy, budget: int) -> Run:
     """Takes `budget` of the sampled states, at the steps that the policy chooses, as the calibration set.
 
     Observers and loops that learn see those and no others; the images take turns, so that few states are of many.
@@ -34,19 +36,13 @@ def select_timesteps(policy: Policy, budget: int) -> Calibrator:
         budget: states, each one image at one step; from 1 to S N.
 
     Returns:
-        A calibrator that sets `work.counts`.
+        A calibrator that gives a `Selection`; it stands before anything is observed.
 
     Raises:
-        InputError: a budget that is larger than what was sampled, or smaller than 1; states that were observed before
-            the choice.
+        InputError: a budget that is larger than what was sampled, or smaller than 1.
     """
 
-    def calibrator(work: Work, key: jax.Array) -> Work:
-        if work.evidence is not None:
-            raise InputError(
-                "ranges were observed already, on all states; put select_timesteps(...) before observe(...) in the "
-                "recipe."
-            )
+    def run(work: Work, key: jax.Array) -> Work:
         available = work.data.num_steps * work.data.num_images
         if not isinstance(budget, int | np.integer) or not 1 <= budget <= available:
             raise InputError(
@@ -54,9 +50,9 @@ def select_timesteps(policy: Policy, budget: int) -> Calibrator:
                 f"of {work.data.num_images} images); give 1 to {available}."
             )
         counts = _checked(policy(work, budget, key), budget, work.data)
-        return work._replace(counts=counts, log=(*work.log, ("select_timesteps", {"counts": counts.tolist()})))
+        return work.knowing(Selection(counts)).logging("select_timesteps", {"counts": counts.tolist()})
 
-    return calibrator
+    return run
 
 
 def _checked(counts: Any, budget: int, data: Trajectories) -> np.ndarray:
@@ -192,20 +188,18 @@ def _pilot(work: Work, num_images: int, key: jax.Array, *, priced: bool) -> tupl
 
     The error is what it costs the image, summed over the activations, or its mean in parts of their power.
     """
-    few = work._replace(data=work.data.first(num_images), counts=None)
-    schemes = tuple(scheme for _, scheme in work.plan.tables)
-    num_steps = few.data.num_steps
+    few = work._replace(problem=work.problem._replace(data=work.data.first(num_images)))
+    names, schemes, num_steps = names_of(work), schemes_of(work), work.data.num_steps
     if not schemes:
         return np.ones(num_steps), np.zeros((num_steps, 1))
-    evidence = observe(mse(2.0, 20))(few, key).evidence
-    assert evidence is not None
-    scale = np.asarray(jax.jit(lambda states: tables_of(evidence.observer, states, schemes)[0])(evidence.states))
+    evidence = gather_evidence(few, mse(2.0, 20))
+    scale = np.asarray(grids_by_step(evidence, names, schemes))
     if priced:
-        weight = (work.sensitivity or sensitivity(few, key, num_images=num_images)).sites
+        weight = (work.facts.get(Sensitivity) or sensitivity(few, key, num_images=num_images)).of(names)
     else:
-        power = np.asarray(jax.jit(jax.vmap(jax.vmap(_power)))(evidence.states), np.float64)
+        power = np.asarray(jax.jit(jax.vmap(jax.vmap(_power)))(evidence.of(names)), np.float64)
         weight = 1 / (len(schemes) * np.maximum(power, np.finfo(float).tiny))
-    table = build_proxy(evidence, weight, schemes).table
+    table = build_proxy(evidence, weight, work.plan.columns).table
     static = table.sum(axis=0).argmin(axis=-1)
     return np.take_along_axis(table, static[None, :, None], axis=2).sum(axis=(1, 2)), np.log(scale)
 

@@ -8,6 +8,7 @@ from jaxdq.grid._affine import qparams_from_tensor as qparams_from_tensor
 from jaxdq.grid._affine import quantize as quantize
 from jaxdq.grid._packing import pack as pack
 from jaxdq.grid._packing import unpack as unpack
+from jaxdq.grid._qtensor import Grid as Grid
 from jaxdq.grid._qtensor import QParams as QParams
 from jaxdq.grid._qtensor import QTensor as QTensor
 from jaxdq.grid._qtensor import stored_bytes as stored_bytes

@@ -50,6 +50,20 @@ class QTensor:
         return self.qvalue.ndim
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A grid that a tensor is to be rounded to, and the scheme that it was fitted for: a `QTensor` without codes.
+
+    Attributes:
+        qparams: where the grid lies.
+        scheme: bits, symmetry and channel axes (static).
+    """
+
+    qparams: QParams
+    scheme: Scheme = dataclasses.field(metadata={"static": True})
+
+
 def stored_bytes(tree: object) -> int:
     """Bytes that the arrays of a pytree take, narrow integers at their packed size.
 

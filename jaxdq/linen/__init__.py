@@ -9,6 +9,9 @@ in other transformations (`nn.jit`, `nn.vmap`, `nn.cond`) have their weights on 
 Everything that stays in float is named in the plan, with the reason; contractions that belong to no site are one line.
 """
 
+from jaxdq.linen._acts import Acts as Acts
+from jaxdq.linen._acts import unfitted_acts as unfitted_acts
+from jaxdq.linen._acts import with_one_partition as with_one_partition
 from jaxdq.linen._apply import Visitor as Visitor
 from jaxdq.linen._apply import apply as apply
 from jaxdq.linen._apply import apply_dynamic as apply_dynamic
@@ -23,6 +26,7 @@ from jaxdq.linen._einsum import Einsum as Einsum
 from jaxdq.linen._kinds import inputs_of as inputs_of
 from jaxdq.linen._kinds import is_attention as is_attention
 from jaxdq.linen._macs import count_macs as count_macs
+from jaxdq.linen._plan import Column as Column
 from jaxdq.linen._plan import Plan as Plan
 from jaxdq.linen._plan import Rule as Rule
 from jaxdq.linen._plan import SitePlan as SitePlan

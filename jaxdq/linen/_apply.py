@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor
 from jaxdq.grid import quantize as quantize_tensor
+from jaxdq.linen._acts import Acts
 from jaxdq.linen._attention import attend_as_in_diffusers, attends_as_in_diffusers
 from jaxdq.linen._kinds import Kind, inputs_of, is_attention, kind_of, path_of
 from jaxdq.linen._plan import Plan, SitePlan
@@ -21,14 +22,16 @@ from jaxdq.linen._run import run
 from jaxdq.linen._trace import trace
 
 TIME_NAMES = ("t", "timestep", "timesteps", "time")
+# A switch's program grows with its branches: of 1,000 rows it has 6,227 lines where a gather has 226.
+_MOST_BRANCHES = 16
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls the module with its own arguments, on integers where the params are quantized. Pure and jittable.
 
     The module's time argument (the parameter named t, timestep, timesteps or time; else the second one) picks the
-    activation scales: a scalar by one `lax.switch` over the groups at the top of the call, a vector [B] by one gather
-    and a scale per row. Both give the same numbers.
+    activation scales: a scalar by one `lax.switch` over the groups at the top of the call (a gather above 16 groups), a
+    vector [B] by one gather and a scale per row. Both give the same numbers.
 
     Args:
         module: the linen module that was calibrated, or a wrapper whose `apply(variables, ...)` calls it.
@@ -54,14 +57,14 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         raise InputError("params is None; pass the float params, or what jaxdq.quantize returned.")
     if not isinstance(params, QuantizedParams):
         return module.apply({"params": params}, *args, **kwargs)
-    scale, zero_point = _tables_at(params, time_argument(module, args, kwargs))
+    scale, zero_point = _grids_at(params.acts, time_argument(module, args, kwargs))
 
     def grid_of(site: SitePlan, name: str, x: jax.Array) -> QParams:
         assert site.act is not None
         column, _ = params.plan.activations[name]
-        if column in params.plan.conditions:
-            first = params.act_zero_point[0, column]
-            return QParams(params.act_scale[0, column], None if site.act.symmetric else first)
+        if column in params.plan.step_invariant_columns:
+            first = params.acts.zero_point[0, column]
+            return QParams(params.acts.scale[0, column], None if site.act.symmetric else first)
         if scale.ndim == 2 and not site.site.batch_first:
             raise InputError(
                 f"t is a vector and the batch is not the leading axis of the inputs of '{site.path}', so rows can't "
@@ -237,24 +240,20 @@ def _time_place(module: nn.Module, args: tuple, kwargs: dict) -> str | int:
     return name if name in kwargs else position
 
 
-def _tables_at(qparams: QuantizedParams, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _grids_at(acts: Acts, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector."""
-    num_timesteps = qparams.group_of_t.shape[0]
+    num_timesteps = acts.group_of_t.shape[0]
     inside = (t >= 0) & (t < num_timesteps) & (t == jnp.floor(t))
     if not isinstance(inside, jax.core.Tracer) and not bool(jnp.all(inside)):
         first = jnp.ravel(t)[jnp.argmin(jnp.ravel(inside))].item()
         raise InputError(f"t is {first}; the network was calibrated for whole times from 0 to {num_timesteps - 1}.")
     t = t.astype(jnp.int32)
-    group = qparams.group_of_t.at[t].get(mode="clip")
-    num_groups = qparams.act_scale.shape[0]
-    if qparams.group_of_t.ndim == 2:  # a partition for each activation: [A] or [B, A]
-        columns = jnp.arange(qparams.act_scale.shape[1])
-        scale, zero_point = qparams.act_scale[group, columns], qparams.act_zero_point[group, columns]
-    elif t.ndim == 0:
-        branches = [lambda g=g: (qparams.act_scale[g], qparams.act_zero_point[g]) for g in range(num_groups)]
+    group = acts.group_of_t.at[t].get(mode="clip")
+    if t.ndim == 0 and acts.num_groups <= _MOST_BRANCHES:
+        branches = [lambda g=g: (acts.scale[g], acts.zero_point[g]) for g in range(acts.num_groups)]
         scale, zero_point = jax.lax.switch(group, branches)
     else:
-        scale, zero_point = qparams.act_scale[group], qparams.act_zero_point[group]
+        scale, zero_point = acts.scale[group], acts.zero_point[group]
     return jnp.where(inside[..., None], scale, jnp.nan), zero_point
 
 

@@ -18,6 +18,8 @@ from jaxdq._errors import InputError
 from jaxdq.grid import QTensor, Scheme
 from jaxdq.linen._sites import Site
 
+Column = tuple[str, Scheme]  # an array, by the name of the first input that it is, and the scheme of its codes
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -106,31 +108,34 @@ class Plan:
         return {site.path: site for site in self.sites}
 
     @functools.cached_property
-    def tables(self) -> tuple[tuple[str, Scheme], ...]:
-        """(name, scheme) of every array that is quantized: the columns of the tables of scales.
+    def columns(self) -> tuple[Column, ...]:
+        """(array, scheme) of every array that is quantized: the columns of `Acts`.
 
-        The name is that of the first input that it is; sites of one scheme that are called with the same array share
-        its column, so that its codes are made once.
+        Sites of one scheme that are called with the same array share its column, so that its codes are made once.
         """
-        found: dict[int, tuple[str, Scheme]] = {}
-        for name, (index, scheme) in self.activations.items():
-            found.setdefault(index, (name, scheme))
-        return tuple(found.values())
+        return tuple(
+            dict.fromkeys(
+                (site.site.array_of(name), site.act)
+                for site in self.sites
+                if site.act is not None
+                for name in site.site.inputs
+            )
+        )
 
     @functools.cached_property
     def activations(self) -> dict[str, tuple[int, Scheme]]:
-        """Name of every input that is quantized -> (its column, its scheme)."""
-        columns: dict[tuple[str, Scheme], int] = {}
+        """Name of every input that is quantized -> (index of its column, its scheme)."""
+        index = {column: index for index, column in enumerate(self.columns)}
         return {
-            name: (columns.setdefault((site.site.reads or name, site.act), len(columns)), site.act)
+            name: (index[site.site.array_of(name), site.act], site.act)
             for site in self.sites
             if site.act is not None
             for name in site.site.inputs
         }
 
     @functools.cached_property
-    def conditions(self) -> tuple[int, ...]:
-        """The columns of arrays that are the same at every step: all groups have one grid there, that of the first.
+    def step_invariant_columns(self) -> tuple[int, ...]:
+        """Columns of arrays that are the same at every step: all groups have one grid there, that of the first.
 
         So what a sampling loop makes of them does not depend on the step, and XLA takes it out of the loop.
         """
@@ -139,7 +144,10 @@ class Plan:
 
     def has_codes_of_another(self, path: str) -> bool:
         """Whether an earlier site quantizes the same array on the same grid, which XLA then does once."""
-        return path in self.activations and self.tables[self.activations[path][0]][0] != path
+        if path not in self.activations:
+            return False
+        column = self.activations[path][0]
+        return path != next(name for name, (other, _) in self.activations.items() if other == column)
 
     @functools.cached_property
     def _hash(self) -> int:

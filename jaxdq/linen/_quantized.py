@@ -1,16 +1,18 @@
 """What calibration learned, and what runs: two pytrees and the pure function between them."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxdq._errors import InputError
-from jaxdq.grid import QParams, QTensor
+from jaxdq.grid import Grid, QTensor
 from jaxdq.grid import quantize as quantize_tensor
+from jaxdq.linen._acts import Acts
 from jaxdq.linen._plan import Plan, SitePlan
-from jaxdq.linen._tree import kernel_at, with_kernels
+from jaxdq.linen._tree import kernel_at, with_kernels, with_leaves
 
 _CAST = ("kernel", "bias", "scale", "embedding")  # names that flax's layers have
 _FLOATS = ("bfloat16", "float16", "float32")
@@ -19,45 +21,38 @@ _FLOATS = ("bfloat16", "float16", "float32")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """All that was learned of one network: small, a pytree, independent of the sampler.
-
-    G is the number of groups, A that of arrays that are quantized (the columns `plan.tables`).
+    """All that was decided about one network: small, a pytree, independent of the sampler.
 
     Attributes:
-        weights: path -> QParams of the kernel, scales broadcastable to it.
-        act_scale: f32[G, A].
-        act_zero_point: int32[G, A]; 0 where the scheme is symmetric.
-        group_of_t: int32[T], the group of every model time; or int32[T, A], a partition for each activation.
+        weights: path of a site -> the grid that its kernel is rounded to, scales broadcastable to the kernel; or the
+            kernel's codes themselves (a `QTensor`), where a method chose them otherwise than by rounding to nearest.
+        acts: grids of the activations by time group; None until a calibrator has fitted them.
         plan: which site runs on which integers (static).
         variables: the network's collections other than params, which every call needs.
+        params: path of a leaf, `a/b/bias` -> the array that takes its place: corrected biases, fine-tuned leaves.
     """
 
-    weights: dict[str, QParams]
-    act_scale: jax.Array
-    act_zero_point: jax.Array
-    group_of_t: jax.Array
+    weights: Mapping[str, Grid | QTensor]
+    acts: Acts | None
     plan: Plan = dataclasses.field(metadata={"static": True})
     variables: Any = dataclasses.field(default_factory=dict)
+    params: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedParams:
-    """What runs and is saved: the params tree with `QTensor` in place of float kernels, and the tables of scales.
+    """What runs and is saved: the params tree with `QTensor` in place of float kernels, and the activations' grids.
 
     Attributes:
         params: the network's params; the kernel of a quantized site is a `QTensor`, its float kernel is gone.
-        act_scale: f32[G, A], as in `Calibration`.
-        act_zero_point: int32[G, A].
-        group_of_t: int32[T] or int32[T, A].
+        acts: grids of the activations by time group; its columns are the plan's.
         plan: which site runs on which integers (static).
         variables: the network's collections other than params, as in `Calibration`.
     """
 
     params: Any
-    act_scale: jax.Array
-    act_zero_point: jax.Array
-    group_of_t: jax.Array
+    acts: Acts
     plan: Plan = dataclasses.field(metadata={"static": True})
     variables: Any = dataclasses.field(default_factory=dict)
 
@@ -66,8 +61,9 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     """Puts the kernels of all planned sites on their grids. Pure and jittable.
 
     Each kernel becomes `QTensor` by `qvalue = clip(round_half_even(w / scale) + zero_point, lo, hi)` with the scales of
-    the calibration; biases of integer sites become float32, in which they are added, so that no call converts them; all
-    other parameters pass through untouched, or into `dtype`.
+    the calibration, unless the calibration brings the codes; leaves that it replaces are replaced. Biases of integer
+    sites become float32, in which they are added, so that no call converts them; all other parameters pass through
+    untouched, or into `dtype`.
 
     Args:
         params: the float params that were calibrated, nested dict.
@@ -81,7 +77,8 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
 
     Raises:
         InputError: params that are not the calibrated network's: a kernel is missing, has another shape, or (outside
-            jit, where one can look) holds NaN or infinity; a dtype that is no float of 16 or 32 bits.
+            jit, where one can look) holds NaN or infinity; a dtype that is no float of 16 or 32 bits; a calibration
+            that is not whole, or whose grids were fitted for another plan.
 
     Example:
         `qparams = jax.jit(jaxdq.quantize, static_argnames="dtype")(denoiser.params, calib, dtype="bfloat16")`
@@ -90,20 +87,19 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
         raise InputError(f"calib is {type(calib).__name__}; pass what jaxdq.calibrate returned.")
     check_dtype(dtype)
     plan = calib.plan if dtype is None else calib.plan.computing_in(dtype)
-    quantized = {}
+    if calib.acts is None:
+        raise InputError(
+            "the calibration has no grids for activations yet; end the recipe with a calibrator that fits them, such "
+            "as share_uniformly(1)."
+        )
+    params, quantized = with_leaves(params, calib.params), {}
     for site in calib.plan.sites:
         if site.site.kind != "product":
             _check_kernel(params, site)
         if site.weight is not None:
-            quantized[site.path] = _quantize_kernel(params, site, calib.weights[site.path])
-    return QuantizedParams(
-        params=with_kernels(_cast(params, plan), quantized),
-        act_scale=calib.act_scale,
-        act_zero_point=calib.act_zero_point,
-        group_of_t=calib.group_of_t,
-        plan=plan,
-        variables=calib.variables,
-    )
+            quantized[site.path] = _quantize_kernel(params, site, calib.weights.get(site.path))
+    params = with_kernels(_cast(params, plan), quantized)
+    return QuantizedParams(params, calib.acts.select(plan.columns), plan, calib.variables)
 
 
 def check_dtype(dtype: jax.typing.DTypeLike | None) -> None:
@@ -151,7 +147,19 @@ def _check_kernel(params: Any, site: SitePlan) -> None:
             raise InputError(f"the kernel of '{site.path}' holds NaN or infinity; quantize params that are finite.")
 
 
-def _quantize_kernel(params: Any, site: SitePlan, qparams: QParams) -> QTensor:
+def _quantize_kernel(params: Any, site: SitePlan, decided: Grid | QTensor | None) -> QTensor:
     assert site.weight is not None
-    kernel = kernel_at(params, site.path)
-    return site.with_code_sum(quantize_tensor(kernel, qparams, site.weight))
+    if decided is None or decided.scheme != site.weight:
+        came = "none was fitted" if decided is None else f"the one at hand was fitted for {decided.scheme}"
+        raise InputError(
+            f"the plan puts the kernel of '{site.path}' on a grid of {site.weight} bits and {came}; fit the weights "
+            f"again after the plan has changed."
+        )
+    if isinstance(decided, Grid):
+        return site.with_code_sum(quantize_tensor(kernel_at(params, site.path), decided.qparams, site.weight))
+    if decided.shape != site.site.shape:
+        raise InputError(
+            f"the codes given for '{site.path}' have shape {decided.shape} and its kernel {site.site.shape}; pass one "
+            f"code for each weight."
+        )
+    return site.with_code_sum(decided)

@@ -65,6 +65,10 @@ class Site:
         """Names of the tensors that are quantized as activations: one, or both sides of a product."""
         return (f"{self.path}:lhs", f"{self.path}:rhs") if self.kind == "product" else (self.path,)
 
+    def array_of(self, name: str) -> str:
+        """The array that the input `name` is: the first input of the network that is that very array."""
+        return self.reads or name
+
 
 OTHER = "(other contractions)"
 _LIFTED = "inside a transformation (nn.jit, nn.vmap, nn.cond, nn.while_loop, a gradient)"

@@ -1,6 +1,11 @@
-"""Kernels in a params tree, by the paths of their layers."""
+"""Leaves of a params tree, by path."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import jax
+
+from jaxdq._errors import InputError
 
 
 def kernel_at(params: Any, path: str) -> Any:
@@ -19,3 +24,32 @@ def with_kernels(params: Any, kernels: dict[str, Any], path: str = "") -> Any:
     prefix = f"{path}/" if path else ""
     out = {key: with_kernels(value, kernels, f"{prefix}{key}") for key, value in params.items()}
     return {**out, "kernel": kernels[path]} if path in kernels else out
+
+
+def with_leaves(params: Any, leaves: Mapping[str, jax.Array]) -> Any:
+    """A copy of the tree with these leaves, by path, in place of its own and in their dtypes.
+
+    Raises:
+        InputError: A path that the tree does not have, or an array of another shape.
+    """
+    if not leaves:
+        return params
+    left = dict(leaves)
+
+    def replaced(keys: Any, leaf: Any) -> Any:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        new = left.pop(path, None)
+        if new is not None and tuple(new.shape) != tuple(leaf.shape):
+            raise InputError(
+                f"the calibration replaces '{path}' of shape {tuple(leaf.shape)} by an array of shape "
+                f"{tuple(new.shape)}; pass one of the same shape."
+            )
+        return leaf if new is None else new.astype(leaf.dtype)
+
+    out = jax.tree_util.tree_map_with_path(replaced, params)
+    if left:
+        raise InputError(
+            f"the calibration replaces {sorted(left)} and params have no such leaf; pass the params of the calibrated "
+            f"network."
+        )
+    return out

@@ -2,7 +2,6 @@
 
 from jaxdq.observers._base import Observer as Observer
 from jaxdq.observers._base import WeightQParams as WeightQParams
-from jaxdq.observers._base import margin as margin
 from jaxdq.observers._ema import ema as ema
 from jaxdq.observers._histogram import HistogramState as HistogramState
 from jaxdq.observers._histogram import points_and_shares as points_and_shares

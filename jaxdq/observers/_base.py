@@ -15,7 +15,6 @@ between two observers is the idea of `qparams`, and what must be remembered for 
     ema(decay)        what a typical batch spans               num_batches, low, high
     percentile(p)     all but a tail share at each end         histogram
     mse(p)            the range of least L_p error             histogram
-    margin(o, f)      what o chose, f times as wide            o's
 
 Contract, kept by each and tested in one battery: a state that saw nothing, or only zeros, gives scale 1; zero lies
 exactly on the grid; values a power of two larger give a scale larger by that power; values with NaN or infinity give a
@@ -65,35 +64,6 @@ class Observer(NamedTuple):
 WeightQParams = Callable[[jax.Array, Scheme], QParams]
 ErrorOfRange = Callable[[jax.Array, jax.Array], jax.Array]
 _Best = tuple[jax.Array, jax.Array, jax.Array]  # low, high, error
-
-
-def margin(observer: Observer, factor: float) -> Observer:
-    """The observer's range, `factor` times as wide: `scale' = factor * scale`, with the same zero point.
-
-    Args:
-        observer: whose state and ranges are used.
-        factor: >= 1.
-
-    Returns:
-        Observer. Its empty range has scale `factor` in place of 1, which is as good, since every code stands for 0.
-
-    Raises:
-        InputError: a factor below 1.
-
-    Example:
-        >>> from jaxdq.observers import minmax
-        >>> o = margin(minmax(), 2.0)
-        >>> float(o.qparams(o.update(o.init(), jnp.array([7.0])), Scheme(4)).scale)
-        2.0
-    """
-    if not 1 <= factor < float("inf"):
-        raise InputError(f"margin is {factor}; give a factor of at least 1.")
-
-    def qparams(state: State, scheme: Scheme) -> QParams:
-        inner = observer.qparams(state, scheme)
-        return inner._replace(scale=inner.scale * jnp.float32(factor))
-
-    return observer._replace(qparams=qparams)
 
 
 def search_range(

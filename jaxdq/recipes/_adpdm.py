@@ -1,13 +1,12 @@
 """ADP-DM: activation grids per group of timesteps, the groups found by differentiable search."""
 
-import dataclasses
-
 from jaxdq.calibration import (
     Calibrator,
     RangeSettings,
     Recipe,
     SearchSettings,
     check_budget,
+    fit_weights,
     learn_ranges,
     measure_sensitivity,
     observe,
@@ -59,7 +58,7 @@ def adpdm(
         InputError: bits outside; a budget of fewer states than groups.
 
     Example:
-        >>> adpdm(6, 6).settings["groups"]
+        >>> adpdm(6, 6).num_groups
         8
 
     Source: Wang et al., arXiv 2305.18723 (CVPR 2024).
@@ -72,20 +71,12 @@ def adpdm(
     return Recipe(
         name="adpdm",
         rules=default_rules(weight_bits, act_bits),
-        weight_range=mse_weights(),
         calibrators=(
+            fit_weights(mse_weights()),
             *selection,
             observe(mse(2.0)),
             measure_sensitivity(),
             search_groups(num_groups, search),
             learn_ranges(ranges),
         ),
-        settings={
-            "weight_bits": weight_bits,
-            "act_bits": act_bits,
-            "groups": num_groups,
-            "budget": budget,
-            "search": dataclasses.asdict(search),
-            "ranges": dataclasses.asdict(ranges),
-        },
     )

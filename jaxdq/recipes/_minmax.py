@@ -1,6 +1,6 @@
 """One static scale per activation, from its minimum and maximum: what everyone does, and the baseline."""
 
-from jaxdq.calibration import Recipe, observe, share_uniformly
+from jaxdq.calibration import Recipe, fit_weights, observe, share_uniformly
 from jaxdq.observers import minmax as observe_minmax
 from jaxdq.observers import minmax_weights
 from jaxdq.recipes._rules import default_rules
@@ -28,7 +28,5 @@ def minmax(weight_bits: int = 8, act_bits: int = 8) -> Recipe:
     return Recipe(
         name="minmax",
         rules=default_rules(weight_bits, act_bits),
-        weight_range=minmax_weights(),
-        calibrators=(observe(observe_minmax()), share_uniformly(1)),
-        settings={"weight_bits": weight_bits, "act_bits": act_bits, "groups": 1},
+        calibrators=(fit_weights(minmax_weights()), observe(observe_minmax()), share_uniformly(1)),
     )

@@ -1,6 +1,6 @@
 """One scale per activation for each of G equal spans of time."""
 
-from jaxdq.calibration import Recipe, observe, share_uniformly
+from jaxdq.calibration import Recipe, fit_weights, observe, share_uniformly
 from jaxdq.observers import minmax as observe_minmax
 from jaxdq.observers import minmax_weights
 from jaxdq.recipes._rules import default_rules
@@ -21,7 +21,7 @@ def uniform_groups(weight_bits: int = 8, act_bits: int = 8, num_groups: int = 8)
         Recipe.
 
     Example:
-        >>> uniform_groups(8, 8, num_groups=4).settings["groups"]
+        >>> uniform_groups(8, 8, num_groups=4).num_groups
         4
 
     Source: the uniform partition that ADP-DM (arXiv 2305.18723) starts from and is compared with.
@@ -29,7 +29,5 @@ def uniform_groups(weight_bits: int = 8, act_bits: int = 8, num_groups: int = 8)
     return Recipe(
         name="uniform_groups",
         rules=default_rules(weight_bits, act_bits),
-        weight_range=minmax_weights(),
-        calibrators=(observe(observe_minmax()), share_uniformly(num_groups)),
-        settings={"weight_bits": weight_bits, "act_bits": act_bits, "groups": num_groups},
+        calibrators=(fit_weights(minmax_weights()), observe(observe_minmax()), share_uniformly(num_groups)),
     )

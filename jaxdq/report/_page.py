@@ -94,21 +94,13 @@ def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def learned(metrics: Mapping[str, Any]) -> list[str]:
-    """What calibration tried and what it kept, in a sentence or two; none of recipes that only observe."""
-    logs, sentences = metrics.get("calibration", {}), []
-    if "search_groups" in logs:
-        error, kept = logs["search_groups"]["image_error"], logs["search_groups"]["kept"]
-        sentences.append(
-            f"The groups are {'the searched ones' if kept == 'search' else 'equal spans'}: in calibration, images came "
-            f"to {_psnr(error['search'])} of float's with the search's groups and to {_psnr(error['equal spans'])} "
-            f"with equal spans."
-        )
-    if "learn_ranges" in logs:
-        before, *after = (np.inf if error is None else error for error in logs["learn_ranges"]["image_error"])
-        best = min(after, default=before)
-        kept = "were kept" if best < before else "were not kept"
-        sentences.append(f"Learned ranges {kept}: {_psnr(before)} before, {_psnr(best)} after.")
-    return sentences
+    """What each calibrator tried and what it kept, a sentence each; none of recipes that only observe."""
+    return [
+        f"{name}: kept {log['kept']}. PSNR of calibration images to the float model's: "
+        f"{', '.join(f'{_psnr(error)} with {what}' for what, error in log['tried'].items())}."
+        for name, log in metrics.get("calibration", {}).items()
+        if log.get("tried")
+    ]
 
 
 def nice_bytes(count: int) -> str:
@@ -147,34 +139,29 @@ def _lowest(evaluation: Evaluation) -> tuple[int, float] | None:
 
 
 def _figures_of(evaluation: Evaluation, qparams: QuantizedParams, ranges: Ranges | None) -> dict[str, Any]:
-    group_of_t, act_scale = np.asarray(qparams.group_of_t), np.asarray(qparams.act_scale)
-    columns = np.arange(act_scale.shape[1])
-    own_groups = np.broadcast_to(group_of_t.reshape(len(group_of_t), -1), (len(group_of_t), len(columns)))
-    scale_of_t = act_scale[own_groups, columns]
+    group_of_t, scale = np.asarray(qparams.acts.group_of_t), np.asarray(qparams.acts.scale)
+    scale_of_t = scale[group_of_t]
     chosen = chosen_columns(scale_of_t, len(_figures.SERIES))
-    names = [qparams.plan.tables[column][0] for column in chosen]
+    names = [qparams.plan.columns[column][0] for column in chosen]
     return {
         "sqnr": _figures.sqnr_figure(evaluation.t, evaluation.noise_sqnr_db, group_of_t),
         "scales": _figures.scale_figure(scale_of_t[:, chosen], group_of_t) if chosen else None,
         "legend": list(zip(_figures.SERIES, names, strict=False)),
-        "groups": _figures.group_figure(group_of_t) if len(act_scale) > 1 else None,
-        "is_per_activation": group_of_t.ndim == 2,
-        "ranges": [] if ranges is None else _range_figures(ranges, qparams, own_groups, chosen),
+        "groups": _figures.group_figure(group_of_t) if len(scale) > 1 else None,
+        "ranges": [] if ranges is None else _range_figures(ranges, qparams, chosen),
     }
 
 
-def _range_figures(
-    ranges: Ranges, qparams: QuantizedParams, own_groups: np.ndarray, chosen: list[int]
-) -> list[tuple[str, str]]:
+def _range_figures(ranges: Ranges, qparams: QuantizedParams, chosen: list[int]) -> list[tuple[str, str]]:
     """(site, figure) of the chosen activations: what they span, and what their grid covers."""
-    figures = []
+    figures, group_of_t = [], np.asarray(qparams.acts.group_of_t)
     for column in chosen:
-        name, scheme = qparams.plan.tables[column]
-        scale = np.asarray(qparams.act_scale)[own_groups[:, column], column]
-        zero_point = np.asarray(qparams.act_zero_point)[own_groups[:, column], column]
+        name, scheme = qparams.plan.columns[column]
+        scale = np.asarray(qparams.acts.scale)[group_of_t, column]
+        zero_point = np.asarray(qparams.acts.zero_point)[group_of_t, column]
         low, high = (scale * (code - zero_point) for code in scheme.bounds)
         observed = ranges.low[:, column], ranges.high[:, column]
-        figures.append((name, _figures.range_figure(ranges.t, observed, (low, high), own_groups[:, column])))
+        figures.append((name, _figures.range_figure(ranges.t, observed, (low, high), group_of_t)))
     return figures
 
 

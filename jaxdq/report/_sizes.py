@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdq.grid import QParams, Scheme, stored_bytes
-from jaxdq.linen import Calibration, Plan, QuantizedParams, SitePlan, kernel_at, quantize
+from jaxdq.grid import Grid, QParams, QTensor, Scheme, stored_bytes
+from jaxdq.linen import Acts, Calibration, Plan, QuantizedParams, SitePlan, kernel_at, quantize
 
 
 class SizeRow(NamedTuple):
@@ -41,7 +41,7 @@ def size_rows(params: Any, qparams: QuantizedParams) -> list[SizeRow]:
             row[0] += stored_bytes(kernel_at(params, site.path))
             row[1] += stored_bytes(kernel_at(qparams.params, site.path))
     kernels = [sum(column) for column in zip(*sums.values(), strict=True)] or [0, 0]
-    tables = stored_bytes((qparams.act_scale, qparams.act_zero_point, qparams.group_of_t))
+    tables = stored_bytes(qparams.acts)
     sums["biases, norms, embeddings"] = [
         stored_bytes(params) - kernels[0],
         stored_bytes(qparams.params) - kernels[1],
@@ -58,15 +58,12 @@ def planned_bytes(params: Any, plan: Plan) -> int:
         params: arrays or `jax.ShapeDtypeStruct`.
         plan: which site runs on which integers.
     """
-    table = (1, len(plan.tables))
-    calib = Calibration(
-        weights={site.path: _no_qparams(site.weight, site.site.shape) for site in plan.sites if site.weight},
-        act_scale=_no_array(table, jnp.float32),
-        act_zero_point=_no_array(table, jnp.int32),
-        group_of_t=_no_array((1,), jnp.int32),
-        plan=plan,
-    )
-    return stored_bytes(jax.eval_shape(quantize, params, calib))
+    table, one_group = (1, len(plan.columns)), _no_array((1,), jnp.int32)
+    acts = Acts(_no_array(table, jnp.float32), _no_array(table, jnp.int32), one_group, plan.columns)
+    weights: dict[str, Grid | QTensor] = {
+        site.path: Grid(_no_qparams(site.weight, site.site.shape), site.weight) for site in plan.sites if site.weight
+    }
+    return stored_bytes(jax.eval_shape(quantize, params, Calibration(weights, acts, plan)))
 
 
 def _no_array(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -49,8 +49,8 @@ def held_out():
 
 def test_calibration_is_finite_and_grouped_as_asked(row):
     recipe, _, calib, _ = row
-    assert calib.act_scale.shape[0] == recipe.settings["groups"] == len(np.unique(calib.group_of_t))
-    assert np.isfinite(calib.act_scale).all() and (np.asarray(calib.act_scale) > 0).all()
+    assert calib.acts.scale.shape[0] == recipe.num_groups == len(np.unique(calib.acts.group_of_t))
+    assert np.isfinite(calib.acts.scale).all() and (np.asarray(calib.acts.scale) > 0).all()
 
 
 def test_planned_kernels_are_integers_within_bounds(row):

@@ -1,14 +1,24 @@
 import dataclasses
+import json
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from toys import SHAPE, Tiny, toy_denoiser
+from toys import SHAPE, Tiny, given, toy_denoiser
 
-from jaxdq import InputError, Rule, Scheme, calibrate, ddim, quantize
-from jaxdq.calibration import Recipe, _calibrate, observe, plan_for, share_uniformly
-from jaxdq.observers import minmax, minmax_weights
+from jaxdq import InputError, Rule, Scheme, calibrate, ddim, quantize, recipes
+from jaxdq.calibration import (
+    Recipe,
+    _calibrate,
+    fit_weights,
+    learn_ranges,
+    observe,
+    plan_for,
+    share_uniformly,
+)
+from jaxdq.grid import Grid, QParams
+from jaxdq.observers import minmax, minmax_weights, mse
 
 KEY = jax.random.key(0)
 W8, A8 = Scheme(8, channel_axis=-1), Scheme(8, symmetric=False)
@@ -18,10 +28,11 @@ RULES = (Rule("time", W8), Rule(".*", W8, A8))
 
 
 def recipe(*calibrators, rules=RULES):
-    return Recipe("toy", lambda sites: rules, minmax_weights(), calibrators)
+    return Recipe("toy", lambda sites: rules, calibrators)
 
 
-ONE_SCALE = recipe(observe(minmax()), share_uniformly(1))
+WEIGHTS = fit_weights(minmax_weights())
+ONE_SCALE = recipe(WEIGHTS, observe(minmax()), share_uniformly(1))
 
 
 def run(denoiser, recipe, key=KEY):
@@ -42,57 +53,98 @@ def test_the_same_key_learns_the_same_and_another_does_not(denoiser, calib):
     again, other = run(denoiser, ONE_SCALE), run(denoiser, ONE_SCALE, jax.random.key(1))
     assert jax.tree.structure(again) == jax.tree.structure(calib)
     jax.tree.map(np.testing.assert_array_equal, again, calib)
-    assert abs(other.act_scale - calib.act_scale).max() > 0
+    assert abs(other.acts.scale - calib.acts.scale).max() > 0
     # Weights are data-free.
     jax.tree.map(np.testing.assert_array_equal, other.weights, calib.weights)
 
 
-def test_golden_weight_ranges(denoiser, calib):
+def test_golden_weight_grids(denoiser, calib):
     assert set(calib.weights) == {"time", "conv_in", "conv", "dense", "conv_out"}
     kernel = np.asarray(denoiser.params["conv"]["kernel"])
-    scale = calib.weights["conv"].scale
+    scale, zero_point = calib.weights["conv"].qparams
     np.testing.assert_allclose(scale, abs(kernel).max((0, 1, 2), keepdims=True) / 127, rtol=1e-6)
-    assert calib.weights["conv"].zero_point is None
+    assert zero_point is None
 
 
 def test_the_calibration_fits_the_denoiser(denoiser, calib):
-    assert calib.act_scale.shape == (1, 4) and calib.group_of_t.shape == (denoiser.schedule.num_timesteps,)
+    assert calib.acts.scale.shape == (1, 4) and calib.acts.group_of_t.shape == (denoiser.schedule.num_timesteps,)
     assert calib.plan == plan_for(denoiser, ONE_SCALE)
-    assert np.isfinite(calib.act_scale).all() and (np.asarray(calib.act_scale) > 0).all()
+    assert np.isfinite(calib.acts.scale).all() and (np.asarray(calib.acts.scale) > 0).all()
     jax.eval_shape(quantize, denoiser.params, calib)
 
 
 def test_calibrators_run_in_order_with_keys_of_their_own(denoiser):
     seen = []
 
-    def spy(work, key):
-        seen.append((work.calib is not None, jax.random.key_data(key).tolist()))
+    def look(work, key):
+        seen.append((work.calib.acts is not None, jax.random.key_data(key).tolist()))
         return work
 
-    run(denoiser, recipe(spy, observe(minmax()), share_uniformly(2), spy))
+    spy = given("spy", run=look)
+    run(denoiser, recipe(spy, WEIGHTS, observe(minmax()), share_uniformly(2), spy))
     assert [has_calib for has_calib, _ in seen] == [False, True]
     assert seen[0][1] != seen[1][1]
 
 
-def test_a_recipe_must_leave_a_calibration(denoiser):
-    with pytest.raises(InputError, match="recipe 'toy' ends without a calibration"):
-        run(denoiser, recipe())
+ORDERS = {
+    "no calibrators": ((), "ends without grids of weights; give it fit_weights"),
+    "no activations": ((WEIGHTS, observe(minmax())), "ends without grids of activations; give it a calibrator that"),
+    "no weights": ((observe(minmax()), share_uniformly(1)), "ends without grids of weights"),
+    "too early": ((WEIGHTS, share_uniformly(1), observe(minmax())), r"'share_uniformly' needs ranges .* put observe"),
+    "never": ((WEIGHTS, learn_ranges()), "'learn_ranges' needs grids of activations and nothing before it gives them"),
+    "of one's own": ((WEIGHTS, given("mine")._replace(needs=(int,))), "needs facts of type int .* that gives int"),
+    "no calibrator": ((WEIGHTS, lambda work, key: work), r"holds <function .*, which is no calibrator; decorate"),
+}
 
 
-def test_more_groups_than_steps_are_refused(denoiser):
-    with pytest.raises(InputError, match="3 groups were asked for and the sampler has 2 steps"):
-        run(denoiser, recipe(observe(minmax()), share_uniformly(3)))
+@pytest.mark.parametrize("name", ORDERS)
+def test_an_order_that_can_not_work_is_refused_before_any_work(name, denoiser, monkeypatch):
+    calibrators, said = ORDERS[name]
+    monkeypatch.setattr(_calibrate, "find_sites", None)
+    with pytest.raises(InputError, match=f"recipe 'toy' .*{said}"):
+        run(denoiser, recipe(*calibrators))
+
+
+def test_two_calibrators_of_one_name_can_not_share_a_folder(denoiser, tmp_path):
+    twice = recipe(WEIGHTS, observe(minmax()), observe(minmax()), share_uniformly(1))
+    with pytest.raises(
+        InputError, match=r"holds two calibrators of the name 'observe'.* give one of them another name"
+    ):
+        calibrate(denoiser, twice, sampler=ddim(2), key=KEY, num_images=2, checkpoint_dir=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_weights_fitted_after_the_groups_are_those_that_run(denoiser, calib):
+    """There is one truth: what a later calibrator decides is what `calibrate` returns."""
+
+    def widen(work, key):
+        wider = {
+            path: Grid(QParams(100 * grid.qparams.scale), grid.scheme) for path, grid in work.calib.weights.items()
+        }
+        return work.deciding(weights=wider)
+
+    found = run(denoiser, recipe(*ONE_SCALE.calibrators, given("widen", run=widen)))
+    for path, grid in calib.weights.items():
+        np.testing.assert_array_equal(found.weights[path].qparams.scale, 100 * grid.qparams.scale)
+
+
+def test_settings_are_those_of_the_calibrators(denoiser):
+    settings = recipe(WEIGHTS, observe(mse(2.0)), share_uniformly(2)).settings
+    assert [one["name"] for one in settings["calibrators"]] == ["fit_weights", "observe", "share_uniformly"]
+    assert settings["calibrators"][1]["observer"] == "mse(num_candidates=80, p=2.0)"
+    assert settings["calibrators"][2]["num_groups"] == 2
+    assert json.loads(json.dumps(recipes.adpdm(4, 8).settings)) == recipes.adpdm(4, 8).settings
 
 
 def test_more_groups_than_steps_are_refused_before_any_work(denoiser, monkeypatch):
     monkeypatch.setattr(_calibrate, "trajectories", None)
     with pytest.raises(InputError, match="3 groups were asked for and the sampler has 2 steps"):
-        run(denoiser, dataclasses.replace(recipe(), settings={"groups": 3}))
+        run(denoiser, recipe(WEIGHTS, observe(minmax()), share_uniformly(3)))
 
 
 def test_rules_that_do_not_fit_are_refused_before_any_work(denoiser):
     with pytest.raises(InputError, match="no rule matches 'time'"):
-        run(denoiser, recipe(rules=[Rule("conv.*", W8, A8), Rule("dense", W8, A8)]))
+        run(denoiser, recipe(*ONE_SCALE.calibrators, rules=[Rule("conv.*", W8, A8), Rule("dense", W8, A8)]))
 
 
 def test_a_network_without_sites_is_refused():
@@ -112,7 +164,7 @@ def test_a_float_model_that_returns_nan_is_named_with_its_time():
             return nn.Dense(SHAPE[-1], name="dense")(x) / (t != 0)
 
     with pytest.raises(InputError, match="returns NaN or infinity at t = 0;"):
-        run(toy_denoiser(Breaks()), recipe(rules=[Rule(".*", W8, A8)]))
+        run(toy_denoiser(Breaks()), recipe(*ONE_SCALE.calibrators, rules=[Rule(".*", W8, A8)]))
 
 
 def test_the_plan_needs_no_arrays(denoiser):

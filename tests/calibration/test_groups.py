@@ -8,9 +8,12 @@ from toys import NUM_TIMESTEPS, SHAPE, Line, ToyUNet, toy_denoiser, toy_params, 
 
 from jaxdq import InputError, Rule, Scheme, apply, ddim, quantize
 from jaxdq.calibration import (
+    Evidence,
     Recipe,
     SearchSettings,
+    Sensitivity,
     _groups,
+    fit_weights,
     measure_sensitivity,
     observe,
     run_recipe,
@@ -20,9 +23,10 @@ from jaxdq.calibration import (
     share_uniformly,
 )
 from jaxdq.calibration._groups import price
-from jaxdq.calibration._rows import image_error
-from jaxdq.grid import qparams_from_range
-from jaxdq.linen import Calibration, kernel_at
+from jaxdq.calibration.tools.evidence import group_of_step
+from jaxdq.calibration.tools.rows import image_error
+from jaxdq.grid import Grid, qparams_from_range
+from jaxdq.linen import Acts, Calibration, kernel_at
 from jaxdq.observers import _histogram as histogram
 from jaxdq.observers import minmax_weights, mse
 from jaxdq.recipes import default_rules
@@ -44,8 +48,13 @@ RANGES = mse()._replace(
 @functools.cache
 def work(rules=RULES):
     """Ranges by step of a small network, and a calibration that calibrators under test replace."""
-    recipe = Recipe("toy", rules, minmax_weights(), (observe(RANGES), measure_sensitivity(), share_uniformly(1)))
+    calibrators = (fit_weights(minmax_weights()), observe(RANGES), measure_sensitivity(), share_uniformly(1))
+    recipe = Recipe("toy", rules, calibrators)
     return run_recipe(toy_denoiser(Line()), recipe, sampler=STEPS, key=KEY, num_images=4)
+
+
+def without(kind):
+    return work()._replace(facts={known: fact for known, fact in work().facts.items() if known is not kind})
 
 
 @functools.cache
@@ -78,16 +87,16 @@ def test_share_by_price_gives_equal_spans_the_proxy_s_grids(num_groups, table):
     found = share_by_price(num_groups)(work(), KEY)
     spans = np.arange(S) * num_groups // S
     scale, zero_point = table.grids(spans, num_groups)
-    np.testing.assert_array_equal(found.group_of_step, spans)
-    np.testing.assert_array_equal(found.calib.act_scale, scale)
-    np.testing.assert_array_equal(found.calib.act_zero_point, zero_point)
-    np.testing.assert_array_equal(found.calib.group_of_t[work().data.t], spans)
-    assert found.calib.plan == work().plan and found.calib.group_of_t.shape == (NUM_TIMESTEPS,)
+    np.testing.assert_array_equal(group_of_step(found), spans)
+    np.testing.assert_array_equal(found.acts.scale, scale)
+    np.testing.assert_array_equal(found.acts.zero_point, zero_point)
+    np.testing.assert_array_equal(found.acts.group_of_t[work().data.t], spans)
+    assert found.calib.plan == work().plan and found.acts.group_of_t.shape == (NUM_TIMESTEPS,)
 
 
 def test_share_optimally_never_costs_more_than_equal_spans(table):
     for num_groups in range(1, S + 1):
-        found = share_optimally(num_groups)(work(), KEY).group_of_step
+        found = group_of_step(share_optimally(num_groups)(work(), KEY))
         assert (np.diff(found) >= 0).all() and len(np.unique(found)) == num_groups
         assert table.cost(found) <= table.cost(np.arange(S) * num_groups // S)
 
@@ -100,25 +109,25 @@ def test_groups_that_steps_cannot_fill_are_refused(name, num_groups):
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)
-def test_ranges_come_first(name):
+def test_what_it_needs_comes_first(name):
     with pytest.raises(InputError, match=r"put observe\(mse\(\)\) before"):
-        CALIBRATORS[name](2)(work()._replace(evidence=None), KEY)
+        CALIBRATORS[name](2)(without(Evidence), KEY)
     with pytest.raises(InputError, match=r"put measure_sensitivity\(\) before"):
-        CALIBRATORS[name](2)(work()._replace(sensitivity=None), KEY)
+        CALIBRATORS[name](2)(without(Sensitivity), KEY)
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_one_group_is_the_cheapest_grid_for_all_steps(name, table):
     found = CALIBRATORS[name](1)(work(), KEY)
-    np.testing.assert_array_equal(found.calib.act_scale, table.grids(np.zeros(S, int), 1)[0])
-    np.testing.assert_array_equal(found.group_of_step, np.zeros(S, int))
+    np.testing.assert_array_equal(found.acts.scale, table.grids(np.zeros(S, int), 1)[0])
+    np.testing.assert_array_equal(group_of_step(found), np.zeros(S, int))
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)
 def test_without_quantized_activations_groups_are_empty(name):
     weights_only = work(weights_only_rules)
     found = CALIBRATORS[name](2)(weights_only, KEY)
-    assert found.calib.act_scale.shape == (2, 0)
+    assert found.acts.scale.shape == (2, 0)
     jax.eval_shape(quantize, found.denoiser.params, found.calib)
 
 
@@ -135,15 +144,15 @@ def test_the_better_of_both_is_kept(errors, kept, table, monkeypatch):
     monkeypatch.setattr(_groups, "_search", lambda *args: (logits_of(groups, 2), []))
 
     def fake_error(work):
-        measured.append(work.group_of_step.tolist())
+        measured.append(group_of_step(work).tolist())
         return errors[0] if measured[-1] == [0, 0, 0, 1, 1] else errors[1]
 
     monkeypatch.setattr(_groups, "image_error", fake_error)
     found = search_groups(2)(work(), KEY)
     assert sorted(measured) == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
     expected = [0, 0, 0, 1, 1] if kept == "equal spans" else groups
-    np.testing.assert_array_equal(found.group_of_step, expected)
-    np.testing.assert_array_equal(found.calib.act_scale, table.grids(np.asarray(expected), 2)[0])
+    np.testing.assert_array_equal(group_of_step(found), expected)
+    np.testing.assert_array_equal(found.acts.scale, table.grids(np.asarray(expected), 2)[0])
     # What was measured is reported, whichever way it went.
     name, log = found.log[-1]
     assert name == "search_groups" and kept in (None, log["kept"])
@@ -151,15 +160,15 @@ def test_the_better_of_both_is_kept(errors, kept, table, monkeypatch):
 
 def test_a_group_that_no_step_chose_is_used_all_the_same(table, monkeypatch):
     monkeypatch.setattr(_groups, "_search", lambda *args: (logits_of([0, 0, 2, 2, 2], 3), []))
-    monkeypatch.setattr(_groups, "image_error", lambda work: float(work.group_of_step.tolist() == [0, 0, 1, 1, 2]))
+    monkeypatch.setattr(_groups, "image_error", lambda work: float(group_of_step(work).tolist() == [0, 0, 1, 1, 2]))
     found = search_groups(3)(work(), KEY)
-    assert found.log[-1][1]["kept"] == "search" and set(found.group_of_step) == {0, 1, 2}
+    assert found.log[-1][1]["kept"] == "search" and set(group_of_step(found)) == {0, 1, 2}
 
 
 def test_nan_images_of_the_search_are_not_kept(table, monkeypatch):
     monkeypatch.setattr(_groups, "_search", lambda *args: (logits_of([0, 1, 1, 1, 1], 2), []))
-    monkeypatch.setattr(_groups, "image_error", lambda work: 1.0 if work.group_of_step[1] == 0 else np.nan)
-    np.testing.assert_array_equal(search_groups(2)(work(), KEY).group_of_step, [0, 0, 0, 1, 1])
+    monkeypatch.setattr(_groups, "image_error", lambda work: 1.0 if group_of_step(work)[1] == 0 else np.nan)
+    np.testing.assert_array_equal(group_of_step(search_groups(2)(work(), KEY)), [0, 0, 0, 1, 1])
 
 
 def test_a_search_that_breaks_names_site_and_step(table):
@@ -169,21 +178,10 @@ def test_a_search_that_breaks_names_site_and_step(table):
         _groups._search(work(), table._replace(scale=scale), 2, SHORT, KEY)
 
 
-def test_each_activation_may_have_a_partition_of_its_own(table, monkeypatch):
-    monkeypatch.setattr(_groups, "image_error", lambda work: float(work.group_of_step.ndim == 1))
-    found = search_groups(2, SearchSettings(per_site=True, num_updates=2))(work(), KEY)
-    assert found.group_of_step.shape == (S, A)
-    assert found.calib.group_of_t.shape == (NUM_TIMESTEPS, A) and found.calib.act_scale.shape == (2, A)
-    np.testing.assert_array_equal(found.calib.group_of_t[work().data.t], found.group_of_step)
-    qparams = jax.eval_shape(quantize, found.denoiser.params, found.calib)
-    x, t = jnp.zeros((1, *SHAPE)), jnp.zeros((), jnp.int32)
-    assert jax.eval_shape(functools.partial(apply, Line()), qparams, x, t).shape == x.shape
-
-
 def test_image_error_is_that_of_integer_images_from_the_same_noise():
     calib = share_uniformly(2)(work(), KEY)
     qparams = jax.jit(quantize)(calib.denoiser.params, calib.calib)
-    images = sample(calib.denoiser, qparams, sampler=STEPS, num_images=4, key=calib.key)
+    images = sample(calib.denoiser, qparams, sampler=STEPS, num_images=4, key=calib.problem.key)
     by_hand = np.prod(np.mean((np.float64(images) - calib.data.images) ** 2, axis=(1, 2, 3))) ** (1 / 4)
     assert 0 < by_hand and image_error(calib) == pytest.approx(by_hand, rel=1e-5)
 
@@ -197,11 +195,12 @@ def test_eight_groups_are_the_program_of_one_and_a_switch():
     rules = [Rule(".*", kind="product"), Rule(".*", Scheme(8, channel_axis=-1), Scheme(8))]
     plan = toy_plan(ToyUNet(), params, rules, x, t)
     kernels = {site.path: (kernel_at(params, site.path), site.weight) for site in plan.sites if site.weight is not None}
-    weights = jax.eval_shape(lambda: {path: minmax_weights()(*kernel) for path, kernel in kernels.items()})
+    weights = jax.eval_shape(lambda: {p: Grid(minmax_weights()(*kernel), kernel[1]) for p, kernel in kernels.items()})
     programs = {}
     for num_groups in (1, 8):
-        tables = (jax.ShapeDtypeStruct((num_groups, len(plan.tables)), dtype) for dtype in (jnp.float32, jnp.int32))
-        calib = Calibration(weights, *tables, jax.ShapeDtypeStruct((NUM_TIMESTEPS,), jnp.int32), plan)
+        tables = (jax.ShapeDtypeStruct((num_groups, len(plan.columns)), dtype) for dtype in (jnp.float32, jnp.int32))
+        acts = Acts(*tables, jax.ShapeDtypeStruct((NUM_TIMESTEPS,), jnp.int32), plan.columns)
+        calib = Calibration(weights, acts, plan)
         run = jax.jit(functools.partial(apply, ToyUNet()))
         programs[num_groups] = run.lower(jax.eval_shape(quantize, params, calib), x, t).as_text()
     for op in ("stablehlo.dot_general", "stablehlo.convolution"):

@@ -4,7 +4,7 @@ import pytest
 from pair import SHAPE, STATES, by_hand, work
 
 from jaxdq import InputError
-from jaxdq.calibration import observe
+from jaxdq.calibration import Evidence, observe
 from jaxdq.grid import Scheme
 from jaxdq.linen import Rule
 from jaxdq.observers import minmax
@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize("batch_size", [32, 2, 1])
 def test_oracle_ranges_are_those_of_the_activations(batch_size):
-    low, high = observe(minmax())(work()._replace(batch_size=batch_size), KEY).evidence.states
+    low, high = observe(minmax())(work().with_machine(batch_size=batch_size), KEY).fact(Evidence).states
     for step, t in enumerate((10, 0)):
         for column, (lowest, highest) in enumerate(by_hand(STATES[step], t)):
             # One float32 product and one sum, each rounded once.
@@ -24,8 +24,9 @@ def test_oracle_ranges_are_those_of_the_activations(batch_size):
 def test_conditions_belong_to_their_images():
     labels = np.array([0.0, 100.0], np.float32).reshape(2, 1, 1, 1)
     found = work(conditions=(labels,))
-    found = found._replace(data=found.data._replace(image_index=np.array([0, 0, 1], np.int32)))
-    states = observe(minmax())(found, KEY).evidence.states
+    data = found.data._replace(image_index=np.array([0, 0, 1], np.int32))
+    found = found._replace(problem=found.problem._replace(data=data))
+    states = observe(minmax())(found, KEY).fact(Evidence).states
     labels = labels[[0, 0, 1]]
     (lowest, highest), _ = by_hand(STATES[0], 10, labels)
     np.testing.assert_allclose([states.low[0, 0], states.high[0, 0]], [lowest, highest], rtol=1e-6)
@@ -33,10 +34,10 @@ def test_conditions_belong_to_their_images():
 
 def test_sites_in_float_are_not_observed():
     rules = [Rule("first"), Rule(".*", Scheme(8, channel_axis=-1), Scheme(8))]
-    states = observe(minmax())(work(rules=rules), KEY).evidence.states
+    states = observe(minmax())(work(rules=rules), KEY).fact(Evidence).states
     assert states.low.shape == (2, 1)
     np.testing.assert_allclose(states.high[0, 0], by_hand(STATES[0], 10)[1][1], rtol=1e-6)
-    nothing = observe(minmax())(work(rules=[Rule(".*")]), KEY).evidence.states
+    nothing = observe(minmax())(work(rules=[Rule(".*")]), KEY).fact(Evidence).states
     assert nothing.low.shape == (2, 0)
 
 
@@ -54,6 +55,6 @@ def test_infinity_is_named_by_site_and_time():
 def test_compiles_once_for_all_batches_and_steps():
     observer, calls = minmax(), []
     counted = observer._replace(update=lambda state, x: calls.append(x.shape) or observer.update(state, x))
-    observe(counted)(work()._replace(batch_size=2), KEY)
+    observe(counted)(work().with_machine(batch_size=2), KEY)
     # Four batches, two sites: one trace sees each site once.
     assert calls == [(2, *SHAPE), (2, *SHAPE)]

@@ -12,18 +12,22 @@ from jaxdq.calibration import (
     RangeSettings,
     Recipe,
     _ranges,
+    fit_weights,
     learn_ranges,
     measure_sensitivity,
     observe,
     run_recipe,
     share_uniformly,
 )
-from jaxdq.calibration._ranges import Fixed, Learned, _make_loss, with_ranges
-from jaxdq.calibration._rows import image_error, rows_of_steps, step_weights
+from jaxdq.calibration._ranges import Fixed, _make_loss, starting_from, with_ranges
+from jaxdq.calibration.tools.evidence import group_of_step
+from jaxdq.calibration.tools.rows import image_error, rows_of_steps, step_weights
+from jaxdq.grid import Grid
 from jaxdq.observers import minmax, minmax_weights
 
 KEY = jax.random.key(0)
 S, GROUPS = 5, 2
+OBSERVED = (fit_weights(minmax_weights()), observe(minmax()), measure_sensitivity())
 SHORT = RangeSettings(num_updates=4, judge_every=2)
 
 
@@ -34,17 +38,12 @@ def rules(sites):
 
 @functools.cache
 def work(rules=rules):
-    recipe = Recipe("toy", rules, minmax_weights(), (observe(minmax()), measure_sensitivity(), share_uniformly(GROUPS)))
+    recipe = Recipe("toy", rules, (*OBSERVED, share_uniformly(GROUPS)))
     return run_recipe(toy_denoiser(Line()), recipe, sampler=ddim(S), key=KEY, num_images=4)
 
 
-def learned_of(work):
-    weights = {path: jnp.log(qparams.scale) for path, qparams in work.weights.items()}
-    return Learned(jnp.log(work.calib.act_scale), jnp.float32(work.calib.act_zero_point), weights)
-
-
 def loss_at(work, learned, rows):
-    fixed = Fixed(work.denoiser.params, work.weights, jnp.asarray(work.group_of_step))
+    fixed = Fixed(work.denoiser.params, work.calib.weights, jnp.asarray(group_of_step(work)))
     return jax.jit(_make_loss(work.denoiser.module, work.plan))(learned, fixed, rows)
 
 
@@ -59,7 +58,7 @@ def test_oracle_the_loss_is_that_of_the_integer_path():
     output = apply(work().denoiser.module, qparams, rows.x, rows.t)
     by_hand = np.sum(rows.weight * np.sum((np.float64(rows.target) - output) ** 2, axis=(1, 2, 3)))
     assert by_hand > 0
-    np.testing.assert_allclose(loss_at(work(), learned_of(work()), rows), by_hand, rtol=1e-4)
+    np.testing.assert_allclose(loss_at(work(), starting_from(work()), rows), by_hand, rtol=1e-4)
 
 
 def test_a_network_that_says_nothing_has_a_loss_of_one():
@@ -72,21 +71,16 @@ def test_an_array_that_is_the_same_at_every_step_keeps_one_grid_while_it_is_lear
     text = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
     grids = {"weight": Scheme(4, channel_axis=-1), "act": Scheme(4, symmetric=False)}
     rules = [Rule("in|out", reason="an end"), Rule("q|k|v", **grids), Rule(".*", reason="no kernel")]
-    recipe = Recipe(
-        "toy",
-        lambda sites: rules,
-        minmax_weights(),
-        (observe(minmax()), measure_sensitivity(), share_uniformly(GROUPS), learn_ranges(SHORT)),
-    )
+    recipe = Recipe("toy", lambda sites: rules, (*OBSERVED, share_uniformly(GROUPS), learn_ranges(SHORT)))
     found = run_recipe(toy_denoiser(Told(), (text,)), recipe, sampler=ddim(S), key=KEY, num_images=4)
-    assert [name for name, _ in found.plan.tables] == ["q", "k"] and found.plan.conditions == (1,)
-    scale, zero_point = np.asarray(found.calib.act_scale), np.asarray(found.calib.act_zero_point)
+    assert [name for name, _ in found.plan.columns] == ["q", "k"] and found.plan.step_invariant_columns == (1,)
+    scale, zero_point = np.asarray(found.acts.scale), np.asarray(found.acts.zero_point)
     assert scale[0, 1] == scale[1, 1] and zero_point[0, 1] == zero_point[1, 1]
     assert scale[0, 0] != scale[1, 0]
     # Only the first group's is learned, since it is what runs.
-    fixed = Fixed(found.denoiser.params, found.weights, jnp.asarray(found.group_of_step))
+    fixed = Fixed(found.denoiser.params, found.calib.weights, jnp.asarray(group_of_step(found)))
     rows = rows_of_steps(found, step_weights(found), S, KEY)(0)
-    slope = jax.jit(jax.grad(_make_loss(found.denoiser.module, found.plan)))(learned_of(found), fixed, rows).act
+    slope = jax.jit(jax.grad(_make_loss(found.denoiser.module, found.plan)))(starting_from(found), fixed, rows).act
     assert slope[0, 1] != 0 and slope[1, 1] == 0
 
 
@@ -97,17 +91,21 @@ def test_learning_lowers_the_error_of_the_output():
 
 def test_images_are_never_farther_than_before():
     _, log = learned().log[-1]
-    assert len(log["image_error"]) == 4
-    assert image_error(learned()) == pytest.approx(min(log["image_error"]))
-    assert log["image_error"][0] == pytest.approx(image_error(work()), rel=0.05)
+    assert list(log["tried"]) == ["before", "look 1", "look 2", "look 3"]
+    assert (
+        image_error(learned()) == pytest.approx(log["tried"][log["kept"]]) == pytest.approx(min(log["tried"].values()))
+    )
+    assert log["tried"]["before"] == pytest.approx(image_error(work()), rel=0.05)
 
 
 def test_what_is_worse_is_not_kept(monkeypatch):
     errors = iter([1.0, 2.0, float("nan")])
     monkeypatch.setattr(_ranges, "image_error", lambda work: next(errors))
-    kept = learn_ranges(SHORT)(work(), KEY).calib
-    np.testing.assert_allclose(kept.act_scale, work().calib.act_scale, rtol=1e-6)
-    np.testing.assert_array_equal(kept.act_zero_point, work().calib.act_zero_point)
+    found = learn_ranges(SHORT)(work(), KEY)
+    kept = found.calib
+    assert found.log[-1][1]["kept"] == "before"
+    np.testing.assert_allclose(kept.acts.scale, work().acts.scale, rtol=1e-6)
+    np.testing.assert_array_equal(kept.acts.zero_point, work().acts.zero_point)
 
 
 def test_weights_stay_where_they_are_told_to(monkeypatch):
@@ -116,39 +114,33 @@ def test_weights_stay_where_they_are_told_to(monkeypatch):
     for weights in (True, False):
         settings = RangeSettings(num_updates=4, judge_every=2, weights=weights)
         found = learn_ranges(settings)(work(), KEY)
-        moved = [bool((found.weights[p].scale != work().weights[p].scale).any()) for p in work().weights]
+        moved = [
+            bool((found.calib.weights[p].qparams.scale != work().calib.weights[p].qparams.scale).any())
+            for p in work().calib.weights
+        ]
         assert moved == [weights] * len(moved)
-        assert found.calib.weights is found.weights
-        assert (found.calib.act_scale != work().calib.act_scale).any()
+        assert (found.acts.scale != work().acts.scale).any()
 
 
 def test_zero_points_stay_codes():
-    wild = learned_of(work())._replace(zero_point=jnp.array([[-99.4, 3.6], [99.0, -2.4]]))
-    np.testing.assert_array_equal(with_ranges(work(), wild).calib.act_zero_point, [[-8, 4], [7, -2]])
-
-
-def test_a_partition_for_each_activation_is_learned_too(monkeypatch):
-    monkeypatch.setattr(_ranges, "image_error", lambda work: 1.0)
-    groups = np.array([[0, 1], [0, 1], [1, 1], [1, 0], [1, 0]])
-    own = work()._replace(group_of_step=groups)
-    rows = rows_of_steps(own, step_weights(own), S, KEY)(0)
-    scale = np.asarray(work().calib.act_scale)
-    shared = [loss_at(work()._replace(group_of_step=groups[:, a]), learned_of(work()), rows) for a in range(2)]
-    mixed = loss_at(own, learned_of(work()), rows)
-    assert np.isfinite(mixed) and (scale[0] != scale[1]).all() and mixed not in shared
-    assert learn_ranges(SHORT)(own, KEY).calib.group_of_t.ndim == 2
+    wild = starting_from(work())._replace(zero_point=jnp.array([[-99.4, 3.6], [99.0, -2.4]]))
+    np.testing.assert_array_equal(with_ranges(work(), wild).acts.zero_point, [[-8, 4], [7, -2]])
 
 
 def test_without_quantized_activations_weights_learn_alone():
     weights_only = work(lambda sites: [Rule(".*", Scheme(4, channel_axis=-1))])
     found = learn_ranges(SHORT)(weights_only, KEY)
-    assert found.calib.act_scale.shape == (GROUPS, 0)
+    assert found.acts.scale.shape == (GROUPS, 0)
 
 
-@pytest.mark.parametrize("missing", ["calib", "sensitivity"])
-def test_what_it_starts_from_comes_first(missing):
-    with pytest.raises(InputError, match=r"put measure_sensitivity\(\) and a calibrator that shares"):
-        learn_ranges(SHORT)(work()._replace(**{missing: None}), KEY)
+def test_codes_that_were_decided_stay(monkeypatch):
+    errors = iter([3.0, 2.0, 1.0])
+    monkeypatch.setattr(_ranges, "image_error", lambda work: next(errors))
+    path = next(iter(work().calib.weights))
+    codes = jax.jit(quantize)(work().denoiser.params, work().calib).params[path]["kernel"]
+    decided = work().deciding(weights={**work().calib.weights, path: codes})
+    found = learn_ranges(SHORT)(decided, KEY).calib.weights
+    assert found[path] is codes and all(isinstance(grid, Grid) for other, grid in found.items() if other != path)
 
 
 def test_a_rate_that_breaks_the_ranges_is_named():
@@ -158,6 +150,6 @@ def test_a_rate_that_breaks_the_ranges_is_named():
 
 def test_the_site_and_the_step_where_it_broke_are_named():
     scale = jnp.array([[1.0, 1.0], [1.0, jnp.nan]])  # the second group's grid of "two"; groups are steps 0-2 and 3-4
-    broken = work()._replace(calib=dataclasses.replace(work().calib, act_scale=scale))
+    broken = work().deciding(acts=dataclasses.replace(work().acts, scale=scale))
     with pytest.raises(InputError, match=rf"first at 'two', step 3, t = {work().data.t[3]}\)"):
         learn_ranges(SHORT)(broken, KEY)

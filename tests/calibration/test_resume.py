@@ -5,9 +5,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import given
 
 from jaxdq import InputError, Rule, Scheme, calibrate, ddim, linear_schedule, recipes
-from jaxdq.calibration import Recipe, SearchSettings, _groups, _loop, measure_sensitivity, observe, search_groups
+from jaxdq.calibration import (
+    Evidence,
+    Recipe,
+    SearchSettings,
+    Sensitivity,
+    _calibrate,
+    _groups,
+    fit_weights,
+    measure_sensitivity,
+    observe,
+    search_groups,
+)
+from jaxdq.calibration.tools import loop as _loop
 from jaxdq.diffusion import Denoiser
 from jaxdq.grid import qparams_from_range
 from jaxdq.observers import _histogram as histogram
@@ -54,14 +67,15 @@ def once(function):
 
 def searching():
     rules = [Rule(".*", Scheme(4, channel_axis=-1), Scheme(4, symmetric=False))]
-    ranges = once(lambda work, key: observe(RANGES)(work, key).evidence)
-    found = once(lambda work, key: measure_sensitivity()(work, key).sensitivity)
+    ranges = once(lambda work, key: observe(RANGES)(work, key).fact(Evidence))
+    found = once(lambda work, key: measure_sensitivity()(work, key).fact(Sensitivity))
     calibrators = (
-        lambda work, key: work._replace(evidence=ranges(work, key)),
-        lambda work, key: work._replace(sensitivity=found(work, key)),
+        fit_weights(minmax_weights()),
+        given("observe", Evidence, run=lambda work, key: work.knowing(ranges(work, key))),
+        given("measure_sensitivity", Sensitivity, run=lambda work, key: work.knowing(found(work, key))),
         search_groups(2, SearchSettings(num_updates=6, rows=2)),
     )
-    return Recipe("toy", lambda sites: rules, minmax_weights(), calibrators)
+    return Recipe("toy", lambda sites: rules, calibrators)
 
 
 def test_an_interrupted_search_goes_on_and_ends_in_the_same_bits(tmp_path, monkeypatch):
@@ -99,15 +113,21 @@ def test_an_interrupted_search_goes_on_and_ends_in_the_same_bits(tmp_path, monke
 
 
 def start(folder, denoiser=DENOISER, recipe=None, *, sampler=SAMPLER, key=KEY, num_images=2, batch_size=2):
-    """A run that claims the folder and does no more: its recipe has no calibrators."""
-    recipe = dataclasses.replace(recipe or recipes.adpdm(8, 8, 2), calibrators=())
+    """A run that claims the folder and is killed then."""
+    recipe = recipe or recipes.adpdm(8, 8, 2)
     sizes = {"num_images": num_images, "batch_size": batch_size}
-    calibrate(denoiser, recipe, sampler=sampler, key=key, checkpoint_dir=folder, **sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_calibrate, "trajectories", interrupt)
+        calibrate(denoiser, recipe, sampler=sampler, key=key, checkpoint_dir=folder, **sizes)
 
 
 def claim(*args):
-    with pytest.raises(InputError, match="ends without a calibration"):
+    with pytest.raises(KeyboardInterrupt):
         start(*args)
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +161,15 @@ def test_a_checkpoint_dir_that_can_not_be_made_is_refused(tmp_path):
         start(tmp_path / "file")
 
 
-def test_settings_that_can_not_be_known_again_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"settings hold .*object.*, by which no later run could know this one again"):
-        start(tmp_path / "run", recipe=dataclasses.replace(recipes.minmax(8, 8), settings={"observer": object()}))
+ADPDM = recipes.adpdm(8, 8, 2)
+
+
+def of_ones_own(factor):
+    return given("mine", run=lambda work, key: (work, factor))
+
+
+def with_another_observer():
+    return tuple(observe(mse(2.4)) if one.name == "observe" else one for one in ADPDM.calibrators)
 
 
 OTHERS = {
@@ -154,11 +180,25 @@ OTHERS = {
     "bits": {"recipe": recipes.adpdm(8, 6, 2)},
     "groups": {"recipe": recipes.adpdm(8, 8, 3)},
     "recipe": {"recipe": recipes.uniform_groups(8, 8, 2)},
+    "observer": {"recipe": Recipe("adpdm", ADPDM.rules, with_another_observer())},
+    "a closure": {
+        "recipe": Recipe("adpdm", ADPDM.rules, (*ADPDM.calibrators, given("mine", run=lambda work, key: key)))
+    },
     "search": {"recipe": recipes.adpdm(8, 8, 2, search=SearchSettings(num_updates=7))},
     "params": {"denoiser": denoiser_of(jax.tree.map(lambda leaf: 2 * leaf, DENOISER.params))},
     "schedule": {"denoiser": denoiser_of(clip_range=2.0)},
     "noise": {"denoiser": Denoiser(Pair(), DENOISER.params, linear_schedule(12, 0.04, 0.4), SHAPE)},
 }
+
+
+def test_what_a_calibrator_of_ones_own_closes_over_is_part_of_its_run(tmp_path):
+    def with_factor(factor):
+        return Recipe("adpdm", ADPDM.rules, (*ADPDM.calibrators, of_ones_own(factor)))
+
+    claim(tmp_path / "run", DENOISER, with_factor(1))
+    claim(tmp_path / "run", DENOISER, with_factor(1))
+    with pytest.raises(InputError, match="holds the state of another run"):
+        start(tmp_path / "run", recipe=with_factor(2))
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -9,8 +9,12 @@ from toys import toy_denoiser
 
 from jaxdq import InputError, ddim
 from jaxdq.calibration import (
+    Evidence,
     Recipe,
+    Selection,
     _timesteps,
+    fit_weights,
+    measure_sensitivity,
     normal_timesteps,
     observe,
     random_timesteps,
@@ -23,11 +27,12 @@ from jaxdq.calibration import (
     uniform_timesteps,
     visits_penalised,
 )
-from jaxdq.calibration._sensitivity import sensitivity
+from jaxdq.calibration.tools.propagation import sensitivity
 from jaxdq.observers import minmax, minmax_weights
 from jaxdq.recipes import default_rules
 
 KEY = jax.random.key(0)
+WEIGHTS = fit_weights(minmax_weights())
 S, N = 10, 6
 RISK = np.r_[np.ones(8), 3.0, 3.0]  # the last two steps are three times as risky
 POLICIES = [uniform_timesteps(), random_timesteps(), normal_timesteps(), structural_risk(), visits_penalised()]
@@ -37,7 +42,7 @@ def plenty(num_steps=S, num_images=N):
     states = np.zeros((num_steps, num_images, 1, 2, 2), np.float32)
     whole = work()
     data = whole.data._replace(states=states, outputs=states, t=np.arange(num_steps)[::-1].astype(np.int32))
-    return whole._replace(data=data)
+    return whole._replace(problem=whole.problem._replace(data=data))
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def pilot(monkeypatch):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("budget", [1, 7, 23, S * N])
 def test_a_policy_takes_its_budget_and_no_state_twice(pilot, policy, budget):
-    counts = select_timesteps(policy, budget)(plenty(), KEY).counts
+    counts = select_timesteps(policy, budget)(plenty(), KEY).fact(Selection).counts
     assert counts.shape == (S,) and counts.sum() == budget
     assert counts.min() >= 0 and counts.max() <= N
 
@@ -114,22 +119,22 @@ def test_a_priced_risk_counts_what_an_error_costs_the_image():
     given = wide_and_narrow()
     cost = sensitivity(given, KEY, num_images=2)
     risk, _ = _timesteps._pilot(given, 2, KEY, priced=True)
-    np.testing.assert_allclose(risk, _timesteps._pilot(given._replace(sensitivity=cost), 2, KEY, priced=True)[0])
+    np.testing.assert_allclose(risk, _timesteps._pilot(given.knowing(cost), 2, KEY, priced=True)[0])
     only_last = cost._replace(sites=np.array([[0.0], [1.0]]) * np.ones_like(cost.sites))
-    first, last = _timesteps._pilot(given._replace(sensitivity=only_last), 2, KEY, priced=True)[0]
+    first, last = _timesteps._pilot(given.knowing(only_last), 2, KEY, priced=True)[0]
     assert first == 0 < last
 
 
 def test_observe_looks_at_the_chosen_states_only():
     counts, images = np.array([1, 2]), [[0], [1, 2]]  # images take turns
-    low, high = observe(minmax())(work()._replace(counts=counts), KEY).evidence.states
+    low, high = observe(minmax())(work().knowing(Selection(counts)), KEY).fact(Evidence).states
     for step, t in enumerate((10, 0)):
         for column, (lowest, highest) in enumerate(by_hand(STATES[step, images[step]], t)):
             np.testing.assert_allclose([low[step, column], high[step, column]], [lowest, highest], rtol=1e-6)
 
 
 def test_a_step_without_states_borrows_from_the_nearest_step():
-    evidence = observe(minmax())(work()._replace(counts=np.array([0, 3])), KEY).evidence
+    evidence = observe(minmax())(work().knowing(Selection(np.array([0, 3]))), KEY).fact(Evidence)
     for leaf in jax.tree.leaves(evidence.states):
         np.testing.assert_array_equal(leaf[0], leaf[1])
         assert jnp.isfinite(leaf).all()
@@ -150,13 +155,15 @@ def test_what_a_policy_of_ones_own_returns_is_checked(counts):
 
 
 def test_a_policy_may_return_a_list():
-    np.testing.assert_array_equal(select_timesteps(lambda *args: [1] * S, S)(plenty(), KEY).counts, [1] * S)
+    np.testing.assert_array_equal(
+        select_timesteps(lambda *args: [1] * S, S)(plenty(), KEY).fact(Selection).counts, [1] * S
+    )
 
 
 def test_a_choice_after_observing_is_refused():
-    observed = observe(minmax())(work(), KEY)
-    with pytest.raises(InputError, match="before observe"):
-        select_timesteps(uniform_timesteps(), 2)(observed, KEY)
+    calibrators = (observe(minmax()), select_timesteps(uniform_timesteps(), 2), share_uniformly(1))
+    with pytest.raises(InputError, match=r"'select_timesteps' comes after ranges of .*; put it before observe"):
+        run_recipe(toy_denoiser(), Recipe("late", default_rules(8, 8), calibrators), sampler=ddim(5), key=KEY)
 
 
 @pytest.mark.parametrize(
@@ -178,10 +185,10 @@ def test_a_budget_at_fewer_steps_than_groups_is_observed_at_the_nearest():
     def at_the_ends(work, budget, key):
         return np.array([1, 0, 0, 0, 3])
 
-    chosen = (select_timesteps(at_the_ends, 4), observe(minmax()), share_uniformly(4))
-    recipe = Recipe("few", default_rules(8, 8), minmax_weights(), chosen)
+    chosen = (WEIGHTS, select_timesteps(at_the_ends, 4), observe(minmax()), share_uniformly(4))
+    recipe = Recipe("few", default_rules(8, 8), chosen)
     work = run_recipe(toy_denoiser(), recipe, sampler=ddim(5), key=KEY, num_images=3)
-    first, second, third, last = np.asarray(work.calib.act_scale)
+    first, second, third, last = np.asarray(work.acts.scale)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(third, last)
     assert (first != last).any()
@@ -189,7 +196,7 @@ def test_a_budget_at_fewer_steps_than_groups_is_observed_at_the_nearest():
 
 @pytest.mark.parametrize("share", [share_uniformly, share_optimally, search_groups])
 def test_a_budget_smaller_than_the_groups_is_refused(share):
-    chosen = (select_timesteps(uniform_timesteps(), 3), observe(minmax()), share(4))
-    recipe = Recipe("few", default_rules(8, 8), minmax_weights(), chosen)
+    selected = (WEIGHTS, select_timesteps(uniform_timesteps(), 3), observe(minmax()), measure_sensitivity(1))
+    recipe = Recipe("few", default_rules(8, 8), (*selected, share(4)))
     with pytest.raises(InputError, match="budget of 3 states was given and 4 groups"):
         run_recipe(toy_denoiser(), recipe, sampler=ddim(5), key=KEY, num_images=2)

@@ -20,7 +20,7 @@ def asked(monkeypatch):
 
 
 def steps(num_steps):
-    return SimpleNamespace(data=SimpleNamespace(num_steps=num_steps), counts_or_all=np.ones(num_steps, int))
+    return SimpleNamespace(data=SimpleNamespace(num_steps=num_steps, num_images=1), facts={})
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from jax import export
 from scripts_by_name import script
 
 import jaxdq
-from jaxdq.calibration import plan_for, weight_ranges
+from jaxdq.calibration import plan_for, weight_grids
 from jaxdq.cost import CHIPS, compile_for
 from jaxdq.cost._compiler import NEEDS, _Worker
 from jaxdq.cost._program import _CALLED, _computations
 from jaxdq.grid import Scheme
-from jaxdq.linen import Calibration
+from jaxdq.linen import Calibration, unfitted_acts
 from jaxdq.observers import minmax_weights
 from jaxdq.unet._blocks import ResnetBlock
 from jaxdq.unet._transformer import TORCH, TransformerBlock
@@ -33,14 +33,8 @@ def test_integer_sites_are_int8_contractions_and_no_conditional_stands_around_on
     denoiser = jaxdq.load_denoiser("digits")
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), denoiser.params)
     plan = plan_for(denoiser, jaxdq.recipes.minmax(weight_bits, 8))
-    columns = len(plan.tables)
-    calib = Calibration(
-        weights=weight_ranges(params, plan, minmax_weights()),
-        act_scale=jnp.full((GROUPS, columns), 0.05),
-        act_zero_point=jnp.zeros((GROUPS, columns), jnp.int32),
-        group_of_t=jnp.arange(1000, dtype=jnp.int32) // 125,
-        plan=plan,
-    )
+    acts = unfitted_acts(plan.columns, 1000, num_groups=GROUPS, scale=0.05)
+    calib = Calibration(weight_grids(params, plan, minmax_weights()), acts, plan)
     leaves, tree = jax.tree.flatten(jaxdq.quantize(params, calib))
 
     def call(x, t, *leaves):

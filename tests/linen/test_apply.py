@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 from toys import KNOWN_PARAMS, KNOWN_X, KNOWN_Y, SHAPE, Known, Told, ToyUNet, toy_calibration, toy_params, toy_plan
 
 from jaxdq import InputError
-from jaxdq.grid import QParams, Scheme, fake_quantize
+from jaxdq.grid import Grid, QParams, Scheme, fake_quantize
 from jaxdq.linen import (
     Calibration,
     Einsum,
@@ -23,6 +23,7 @@ from jaxdq.linen import (
     make_plan,
     quantize,
     time_argument,
+    unfitted_acts,
 )
 from jaxdq.metrics import sqnr_db
 
@@ -111,8 +112,8 @@ def test_oracle_integer_network_equals_its_float_twin():
             if name not in plan.activations:
                 return x
             column, scheme = plan.activations[name]
-            zero_point = None if scheme.symmetric else qparams.act_zero_point[1, column]
-            return fake_quantize(x, QParams(qparams.act_scale[1, column], zero_point), scheme)
+            zero_point = None if scheme.symmetric else qparams.acts.zero_point[1, column]
+            return fake_quantize(x, QParams(qparams.acts.scale[1, column], zero_point), scheme)
 
         twin = apply_visited(ToyUNet(), dequantize_params(qparams), visitor, x, t)
         return apply(ToyUNet(), qparams, x, t), twin, apply(ToyUNet(), params, x, t)
@@ -134,7 +135,7 @@ def test_float_params_run_the_module_itself():
 def test_weights_only_run_in_float_on_dequantized_kernels():
     plan = toy_plan(Small(), PARAMS, [Rule(".*", Scheme(4, channel_axis=-1))], X, np.int32(0))
     qparams = jax.jit(quantize)(PARAMS, toy_calibration(Small(), PARAMS, plan, [0], X, np.int32(0)))
-    assert qparams.act_scale.shape == (1, 0)
+    assert qparams.acts.scale.shape == (1, 0)
     out = run(qparams, X, 0)
     twin = jax.jit(lambda qparams: apply(Small(), dequantize_params(qparams), X, 0))(qparams)
     # The same float program, but for what XLA fuses: float32's last bits of sums of at most 36 numbers below 4.
@@ -173,18 +174,23 @@ def test_vmap_over_t_equals_vector_t(qparams):
     np.testing.assert_allclose(mapped, run(qparams, X, t), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("t", [jnp.int32(3), jnp.array([5, 0, 2, 3, 1, 4])], ids=["scalar", "vector"])
-def test_a_partition_for_each_activation(qparams, t):
-    columns = qparams.act_scale.shape[1]
-    shared = dataclasses.replace(qparams, group_of_t=jnp.tile(jnp.array(GROUP_OF_T)[:, None], (1, columns)))
-    np.testing.assert_allclose(run(shared, X, t), run(qparams, X, t), rtol=1e-6, atol=1e-6)
-    # One column alone moves to another group: as if its scale there were that group's.
-    moved = dataclasses.replace(qparams, group_of_t=shared.group_of_t.at[:, 1].set(0))
-    scale = qparams.act_scale.at[:, 1].set(qparams.act_scale[0, 1])
-    np.testing.assert_allclose(
-        run(moved, X, t), run(dataclasses.replace(qparams, act_scale=scale), X, t), rtol=1e-6, atol=1e-6
-    )
-    assert abs(run(moved, X, t) - run(qparams, X, t)).max() > 1e-4
+def with_acts(qparams, **changes):
+    return dataclasses.replace(qparams, acts=dataclasses.replace(qparams.acts, **changes))
+
+
+def test_many_groups_are_gathered_and_give_the_same_numbers(qparams):
+    """Above 16 rows a scalar t gathers too: the program of 1,000 rows is no larger than that of 17."""
+    groups = np.asarray(GROUP_OF_T)
+    rows = {name: np.asarray(getattr(qparams.acts, name))[groups] for name in ("scale", "zero_point")}
+
+    def repeated(times):  # a row for every t, time and again
+        tables = {name: jnp.asarray(np.tile(table, (times, 1))) for name, table in rows.items()}
+        return with_acts(qparams, **tables, group_of_t=jnp.arange(6, dtype=jnp.int32))
+
+    for t in range(6):
+        np.testing.assert_array_equal(run(repeated(3), X, jnp.int32(t)), run(qparams, X, jnp.int32(t)))
+    programs = [run.lower(repeated(times), X, jnp.int32(0)).as_text().count("\n") for times in (2, 3, 200)]
+    assert programs[1] == programs[2] < programs[0]
 
 
 def test_compiles_once_for_all_times_and_tables(qparams):
@@ -197,7 +203,7 @@ def test_compiles_once_for_all_times_and_tables(qparams):
 
     for t in range(6):
         counted(qparams, X, jnp.int32(t))
-    counted(dataclasses.replace(qparams, act_scale=qparams.act_scale * 2), X, jnp.int32(0))
+    counted(with_acts(qparams, scale=qparams.acts.scale * 2), X, jnp.int32(0))
     assert len(traces) == 1
 
 
@@ -205,21 +211,21 @@ def test_compiles_once_for_all_times_and_tables(qparams):
 def test_invariant_a_group_reaches_only_its_own_times(qparams, t):
     group = GROUP_OF_T[t]
     outside = jnp.arange(3)[:, None] != group
-    changed = dataclasses.replace(
+    changed = with_acts(
         qparams,
-        act_scale=jnp.where(outside, 7.0, qparams.act_scale),
-        act_zero_point=jnp.where(outside, 3, qparams.act_zero_point),
+        scale=jnp.where(outside, 7.0, qparams.acts.scale),
+        zero_point=jnp.where(outside, 3, qparams.acts.zero_point),
     )
     np.testing.assert_array_equal(run(changed, X, jnp.int32(t)), run(qparams, X, jnp.int32(t)))
-    gradient = grad_of_scales(qparams.act_scale, qparams, jnp.int32(t))
+    gradient = grad_of_scales(qparams.acts.scale, qparams, jnp.int32(t))
     np.testing.assert_array_equal(np.asarray(gradient)[[g for g in range(3) if g != group]], 0.0)
     # Codes are whole numbers and pass no gradient on: what is left is the last layer's rescale.
     assert gradient[group, -1] != 0
 
 
 @jax.jit
-def grad_of_scales(act_scale, qparams, t):
-    return jax.grad(lambda s: jnp.sum(apply(Small(), dataclasses.replace(qparams, act_scale=s), X, t) ** 2))(act_scale)
+def grad_of_scales(scale, qparams, t):
+    return jax.grad(lambda s: jnp.sum(apply(Small(), with_acts(qparams, scale=s), X, t) ** 2))(scale)
 
 
 @pytest.mark.parametrize("t", [-1, 6, np.array([0, 1, 2, 3, 4, 6])])
@@ -324,13 +330,8 @@ def test_vector_t_is_refused_where_the_batch_does_not_lead():
     params = SequenceFirst().init(jax.random.key(0), x, 0)["params"]
     sites = find_sites(SequenceFirst(), params, x[:1], 0)
     plan = make_plan([Rule(".*", Scheme(8, channel_axis=-1), Scheme(8))], sites)
-    calib = Calibration(
-        weights={"dense": QParams(jnp.full((1, 4), 0.01))},
-        act_scale=jnp.full((1, 1), 0.1),
-        act_zero_point=jnp.zeros((1, 1), jnp.int32),
-        group_of_t=jnp.zeros(10, jnp.int32),
-        plan=plan,
-    )
+    grid = Grid(QParams(jnp.full((1, 4), 0.01)), plan.sites[0].weight)
+    calib = Calibration({"dense": grid}, unfitted_acts(plan.columns, 10, scale=0.1), plan)
     quantized = quantize(params, calib)
     assert apply(SequenceFirst(), quantized, x, 3).shape == (4, 4, 4)
     with pytest.raises(InputError, match="batch is not the leading axis of the inputs of 'dense'"):

@@ -11,7 +11,7 @@ from toys import toy_calibration, toy_plan
 
 import jaxdq
 from jaxdq.grid import Scheme
-from jaxdq.linen import DotProductAttention, Rule, apply, apply_visited, find_sites, make_plan
+from jaxdq.linen import DotProductAttention, Rule, apply, apply_visited, find_sites, make_plan, unfitted_acts
 from jaxdq.linen._attention import MANY_QUERIES, MOST, attends_as_in_diffusers
 from jaxdq.linen._quantized import QuantizedParams, quantize
 from jaxdq.metrics import sqnr_db
@@ -78,10 +78,7 @@ def test_its_products_are_sites_that_visitors_see():
 def test_a_plan_with_integer_products_makes_them_whole(act):
     args = qkv(MANY_QUERIES, 7)
     plan = make_plan([Rule(".*", act=act)], find_sites(ATTENTION, {}, *args))
-    columns = len(plan.tables)
-    qparams = QuantizedParams(
-        {}, jnp.full((1, columns), 0.05), jnp.zeros((1, columns), jnp.int32), jnp.zeros(10, jnp.int32), plan
-    )
+    qparams = QuantizedParams({}, unfitted_acts(plan.columns, 10, scale=0.05), plan)
 
     def call(*args):
         return apply(Timed(), qparams, *args)

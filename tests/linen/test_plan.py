@@ -88,14 +88,14 @@ def test_what_stays_in_float_says_why():
     ]
     # An unsupported site keeps its float kernel too, whatever the rule wanted.
     assert plan.by_path["masked"].weight is None
-    assert plan.tables == () and plan.integer_mac_fraction == 0
+    assert plan.columns == () and plan.integer_mac_fraction == 0
 
 
 def test_a_product_has_a_column_for_each_side():
     plan = make_plan([Rule(".*", W8, A8)], SITES)
     names = ("conv_in", "mid/dense", "mid/scores:lhs", "mid/scores:rhs")
     assert plan.activations == {name: (index, A8) for index, name in enumerate(names)}
-    assert plan.tables == tuple((name, A8) for name in names)
+    assert plan.columns == tuple((name, A8) for name in names)
     assert plan.by_path["mid/scores"].weight is None
     assert plan.integer_mac_fraction == 1
 
@@ -157,7 +157,7 @@ QUERY, KEY, VALUE = (
 
 def test_sites_that_are_called_with_one_array_share_a_column():
     plan = make_plan([REST], [CONV, QUERY, KEY, VALUE])
-    assert plan.tables == (("conv_in", A8), ("q", A8))
+    assert plan.columns == (("conv_in", A8), ("q", A8))
     assert {name: column for name, (column, _) in plan.activations.items()} == {"conv_in": 0, "q": 1, "k": 1, "v": 1}
     assert [plan.has_codes_of_another(path) for path in ("conv_in", "q", "k", "v", "elsewhere")] == [
         False,
@@ -171,6 +171,6 @@ def test_sites_that_are_called_with_one_array_share_a_column():
 def test_only_sites_of_one_scheme_share_a_column():
     other = Scheme(6, symmetric=False)
     plan = make_plan([Rule("q"), Rule("v", W8, other), REST], [QUERY, KEY, VALUE])
-    assert plan.tables == (("k", A8), ("v", other))
+    assert plan.columns == (("q", A8), ("q", other)), "columns go by the array, also where its first reader is float"
     plan = make_plan([Rule("k", W8, other), REST], [QUERY, KEY, VALUE])
-    assert plan.tables == (("q", A8), ("k", other)) and plan.activations["v"] == (0, A8)
+    assert plan.columns == (("q", A8), ("q", other)) and plan.activations["v"] == (0, A8)

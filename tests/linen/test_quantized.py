@@ -140,8 +140,8 @@ def test_params_of_another_network_are_refused_by_path(change, what):
 def test_a_calibration_is_data(calib):
     doubled = jax.tree.map(lambda leaf: leaf * 2, calib)
     assert doubled.plan is calib.plan
-    np.testing.assert_array_equal(doubled.act_scale, 2 * calib.act_scale)
-    assert dataclasses.replace(calib, act_scale=calib.act_scale).plan is calib.plan
+    np.testing.assert_array_equal(doubled.acts.scale, 2 * calib.acts.scale)
+    assert dataclasses.replace(calib, acts=doubled.acts).plan is calib.plan
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -164,3 +164,70 @@ def test_biases_of_integer_sites_are_float32_in_any_checkpoint(calib, dtype):
     assert set(sites.values()) == {True, False}
     for path, is_integer in sites.items():
         assert made.params[path]["bias"].dtype == (jnp.float32 if is_integer else jnp.bfloat16)
+
+
+# --- Decisions that a calibration carries ----------------------------------------------------------------------------
+
+
+def test_codes_of_ones_own_pass_through(calib, qparams):
+    rounded = kernel(qparams, "query")
+    down = dataclasses.replace(rounded, qvalue=jnp.clip(rounded.qvalue - 1, *rounded.scheme.bounds))
+    made = jax.jit(quantize)(PARAMS, dataclasses.replace(calib, weights={**calib.weights, "query": down}))
+    np.testing.assert_array_equal(kernel(made, "query").qvalue, down.qvalue)
+    # Their sums, which the zero point of the inputs multiplies, are those of these codes.
+    np.testing.assert_array_equal(kernel(made, "query").code_sum, np.asarray(down.qvalue, int).sum(0, keepdims=True))
+    assert jax.tree.structure(made) == jax.tree.structure(qparams)
+
+
+def test_leaves_are_replaced_by_path_in_their_own_dtype(calib):
+    leaves = {"query/bias": np.full(16, 0.5), "norm/scale": np.zeros(16), "time/kernel": PARAMS["time"]["kernel"] * 2}
+    made = jax.jit(quantize)(PARAMS, dataclasses.replace(calib, params=leaves)).params
+    np.testing.assert_array_equal(made["query"]["bias"], leaves["query/bias"])
+    np.testing.assert_array_equal(made["norm"]["scale"], 0.0)
+    np.testing.assert_array_equal(made["time"]["kernel"], 2 * PARAMS["time"]["kernel"])
+    assert made["norm"]["scale"].dtype == jnp.float32
+
+
+def test_a_replaced_kernel_is_what_is_rounded(calib, qparams):
+    leaves = {"value/kernel": PARAMS["value"]["kernel"] * 0}
+    made = jax.jit(quantize)(PARAMS, dataclasses.replace(calib, params=leaves))
+    np.testing.assert_array_equal(np.asarray(kernel(made, "value").qvalue, int), 0)
+    assert np.asarray(kernel(qparams, "value").qvalue, int).any()
+
+
+MISFITS = {
+    "a leaf that is not there": (
+        {"params": {"query/bia": jnp.zeros(16)}},
+        r"replaces \['query/bia'\] and params have no",
+    ),
+    "a leaf of another shape": (
+        {"params": {"query/bias": jnp.zeros(3)}},
+        r"'query/bias' of shape \(16,\) by .* \(3,\)",
+    ),
+    "no activations": ({"acts": None}, "has no grids for activations yet; end the recipe with"),
+    "no weights": ({"weights": {}}, "puts the kernel of '.*' on a grid of .* bits and none was fitted"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_calibration_that_is_not_whole_is_refused(name, calib):
+    changes, said = MISFITS[name]
+    with pytest.raises(InputError, match=said):
+        quantize(PARAMS, dataclasses.replace(calib, **changes))
+
+
+def test_a_plan_that_changed_after_the_grids_were_fitted_is_refused(calib):
+    def with_site(path, **changes):
+        sites = [dataclasses.replace(site, **changes) if site.path == path else site for site in calib.plan.sites]
+        return dataclasses.replace(calib, plan=dataclasses.replace(calib.plan, sites=tuple(sites)))
+
+    with pytest.raises(InputError, match="kernel of 'query' on a grid of 4 bits and the one at hand was fitted for 6"):
+        quantize(PARAMS, with_site("query", weight=Scheme(4)))
+    with pytest.raises(InputError, match="input of 'up' on 4a bits and its grid was fitted for 8a bits"):
+        quantize(PARAMS, with_site("up", act=Scheme(4, symmetric=False)))
+    # A site that goes back to float takes nobody's grid along.
+    made = quantize(PARAMS, with_site("down", act=None))
+    columns = calib.acts.columns
+    for index, column in enumerate(made.acts.columns):
+        np.testing.assert_array_equal(made.acts.scale[:, index], calib.acts.scale[:, columns.index(column)])
+    assert len(made.acts.columns) == len(columns) - 1

@@ -266,8 +266,8 @@ def test_oracle_every_layer_on_integers_equals_its_float_twin(names, symmetric):
 
         def visitor(name, x):
             column, _ = plan.activations[name]
-            zero_point = None if symmetric else calib.act_zero_point[0, column]
-            return fake_quantize(x, QParams(calib.act_scale[0, column], zero_point), act)
+            zero_point = None if symmetric else calib.acts.zero_point[0, column]
+            return fake_quantize(x, QParams(calib.acts.scale[0, column], zero_point), act)
 
         return apply(module, qparams, x, t), apply_visited(module, dequantize_params(qparams), visitor, x, t)
 
@@ -335,7 +335,7 @@ def test_one_array_is_quantized_once():
     x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     params = toy_params(Readers(), x, T0)
     plan = toy_plan(Readers(), params, [Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))], x, T0)
-    assert [name for name, _ in plan.tables] == ["q", "copy", "twice", "after"]
+    assert [name for name, _ in plan.columns] == ["q", "copy", "twice", "after"]
     qparams = quantize(params, toy_calibration(Readers(), params, plan, [0], x, T0))
     text = jax.jit(lambda q, x: apply(Readers(), q, x, 0)).lower(qparams, x).compile().as_text()
     rounded = re.findall(r"round-nearest-even\(", text)

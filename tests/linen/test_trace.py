@@ -38,7 +38,7 @@ def check_against_twin(module, *args, expected):
             if name not in plan.activations:
                 return x
             column, scheme = plan.activations[name]
-            return fake_quantize(x, QParams(calib.act_scale[0, column], calib.act_zero_point[0, column]), scheme)
+            return fake_quantize(x, QParams(calib.acts.scale[0, column], calib.acts.zero_point[0, column]), scheme)
 
         twin = apply_visited(module, dequantize_params(qparams), visitor, *args)
         return apply(module, qparams, *args), twin, apply(module, params, *args), qparams

@@ -1,26 +1,7 @@
 import jax.numpy as jnp
-import numpy as np
-import pytest
 
-from jaxdq._errors import InputError
 from jaxdq.grid import Scheme
-from jaxdq.observers import margin, minmax
 from jaxdq.observers._base import search_range
-
-
-def test_margin_widens_and_keeps_the_zero_point():
-    plain, wide = minmax(), margin(margin(minmax(), 1.5), 2.0)
-    state = plain.update(plain.init(), jnp.array([-1.0, 2.0]))
-    for scheme in (Scheme(8), Scheme(4, symmetric=False)):
-        narrow, wider = plain.qparams(state, scheme), wide.qparams(state, scheme)
-        np.testing.assert_allclose(wider.scale, 3 * narrow.scale, rtol=1e-6)
-        assert wider.zero_point == narrow.zero_point
-
-
-@pytest.mark.parametrize("factor", [0.5, 0, -1, float("inf"), float("nan")])
-def test_a_margin_that_narrows_is_refused(factor):
-    with pytest.raises(InputError, match=r"margin is .*; give a factor of at least 1"):
-        margin(minmax(), factor)
 
 
 def search(error_of, symmetric, low=-8.0, high=8.0, num_candidates=8):

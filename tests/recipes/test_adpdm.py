@@ -10,10 +10,11 @@ import pytest
 from toys import SHAPE, Tiny, toy_denoiser
 
 from jaxdq import InputError, apply, calibrate, ddim, guided, quantize
-from jaxdq.calibration import RangeSettings, SearchSettings, run_recipe
-from jaxdq.calibration._rows import apply_by_row, rows_of_steps, step_weights
+from jaxdq.calibration import RangeSettings, SearchSettings, Selection, run_recipe
+from jaxdq.calibration.tools.rows import apply_by_row, rows_of_steps, step_weights
 from jaxdq.grid import QTensor, Scheme
 from jaxdq.linen import Site
+from jaxdq.observers import mse_weights
 from jaxdq.recipes import adpdm
 
 SITES = [Site(name, "dense", (4, 4), (1,), 9, 144) for name in ("a", "b", "c")]
@@ -42,15 +43,17 @@ def run(seed=0, again=False):
 
 
 def test_settings_name_the_figures_of_the_report():
-    settings = adpdm(4, 6, 3).settings
-    assert (settings["weight_bits"], settings["act_bits"], settings["groups"]) == (4, 6, 3)
-    assert adpdm().settings["groups"] == 8  # the paper's
+    assert adpdm(4, 6, 3).num_groups == 3
+    settings = [json.dumps(adpdm(*bits).settings) for bits in ((4, 6), (6, 6), (4, 8))]
+    assert len(set(settings)) == 3
+    assert adpdm().num_groups == 8  # the paper's
     assert adpdm().name == "adpdm"
 
 
 def test_settings_of_the_search_are_reported():
-    search = SearchSettings(per_site=True, num_updates=7)
-    assert json.loads(json.dumps(dict(adpdm(search=search).settings)))["search"] == dataclasses.asdict(search)
+    search = SearchSettings(num_updates=7)
+    calibrators = {one["name"]: one for one in json.loads(json.dumps(adpdm(search=search).settings))["calibrators"]}
+    assert calibrators["search_groups"]["settings"] == dataclasses.asdict(search)
 
 
 def test_bits_reach_the_rules():
@@ -63,7 +66,9 @@ def test_golden_weight_grid_cuts_an_outlier_that_is_not_worth_its_grid():
     # outlier loses as much and all others almost nothing.
     kernel = np.full((100, 1), 0.5, np.float32)
     kernel[0] = 4.0
-    scale = adpdm(4).weight_range(kernel, Scheme(4, channel_axis=-1)).scale
+    fit = next(one for one in adpdm(4).calibrators if one.name == "fit_weights")
+    assert fit.settings["weight_range"].startswith("mse_weights")
+    scale = mse_weights()(kernel, Scheme(4, channel_axis=-1)).scale
     assert 0.49 < float(scale[0, 0]) < 0.54 < 4 / 7
 
 
@@ -73,7 +78,7 @@ def test_a_budget_chooses_timesteps_first():
     recipe = adpdm(4, 8, NUM_GROUPS, budget=4, **short)
     work = run_recipe(denoiser(), recipe, sampler=ddim(STEPS), key=jax.random.key(0), num_images=4)
     assert [name for name, _ in work.log] == ["select_timesteps", "search_groups", "learn_ranges"]
-    assert work.counts.sum() == 4 < work.data.num_steps * work.data.num_images and recipe.settings["budget"] == 4
+    assert work.fact(Selection).counts.sum() == 4 < work.data.num_steps * work.data.num_images
 
 
 @pytest.mark.parametrize("budget", [0, 7, 8.5, "9"])
@@ -92,8 +97,10 @@ def test_the_same_key_finds_the_same_bits():
 
 def test_what_it_finds_quantizes_and_runs():
     calib = run()
-    assert calib.act_scale.shape == (NUM_GROUPS, 1) and set(np.asarray(calib.group_of_t)) <= set(range(NUM_GROUPS))
-    assert np.isfinite(calib.act_scale).all() and (np.asarray(calib.act_scale) > 0).all()
+    assert calib.acts.scale.shape == (NUM_GROUPS, 1) and set(np.asarray(calib.acts.group_of_t)) <= set(
+        range(NUM_GROUPS)
+    )
+    assert np.isfinite(calib.acts.scale).all() and (np.asarray(calib.acts.scale) > 0).all()
     qparams = jax.jit(quantize)(denoiser().params, calib)
     assert isinstance(qparams.params["middle"]["kernel"], QTensor)
     x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
@@ -139,4 +146,4 @@ def test_networks_that_take_one_time_are_learned_too(make):
     rows = rows_of_steps(work, step_weights(work), 2, jax.random.key(0))(0)
     output = apply_by_row(work.denoiser.module, work.denoiser.params, lambda step: lambda name, x: x, rows)
     np.testing.assert_allclose(output, rows.target, rtol=1e-4, atol=1e-5)
-    assert np.isfinite(work.calib.act_scale).all()
+    assert np.isfinite(work.calib.acts.scale).all()

@@ -9,7 +9,7 @@ SITES = [Site(name, "dense", (4, 4), (1,), 9, 144) for name in ("a", "b", "c")]
 @pytest.mark.parametrize("num_groups", [1, 4])
 def test_settings_name_the_figures_of_the_report(num_groups):
     recipe = uniform_groups(4, 6, num_groups)
-    assert recipe.settings == {"weight_bits": 4, "act_bits": 6, "groups": num_groups}
+    assert recipe.num_groups == num_groups == recipe.settings["calibrators"][-1]["num_groups"]
     assert recipe.name == "uniform_groups"
 
 

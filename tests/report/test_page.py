@@ -53,15 +53,14 @@ def test_opens_offline(page):
     [
         ({}, []),
         (
-            {"search_groups": {"kept": "search", "image_error": {"equal spans": 0.04, "search": 0.004}}},
-            ["The groups are the searched ones: in calibration, images came to 30.0 dB of float's", "to 20.0 dB with"],
+            {"search_groups": {"kept": "search", "tried": {"equal spans": 0.04, "search": 0.004}}},
+            ["search_groups: kept search.", "20.0 dB with equal spans, 30.0 dB with search."],
         ),
         (
-            {"search_groups": {"kept": "equal spans", "image_error": {"equal spans": 0.04, "search": None}}},
-            ["The groups are equal spans: in calibration, images came to no finite PSNR of float's", "to 20.0 dB with"],
+            {"a method": {"kept": "before", "tried": {"before": 0.04, "look 1": None}}},
+            ["a method: kept before.", "20.0 dB with before, no finite PSNR with look 1."],
         ),
-        ({"learn_ranges": {"image_error": [0.04, None, 0.004]}}, ["Learned ranges were kept: 20.0 dB before, 30.0 dB"]),
-        ({"learn_ranges": {"image_error": [0.004, 0.04]}}, ["ranges were not kept: 30.0 dB before, 20.0 dB after"]),
+        ({"select_timesteps": {"counts": [1, 2]}}, []),
     ],
 )
 def test_says_what_calibration_kept(calibration, said):

@@ -22,8 +22,8 @@ def test_rows_name_the_kinds_of_layers(measured):
 def test_planned_bytes_are_those_of_the_quantized_model(measured):
     qparams = measured.qparams
     abstract = jax.eval_shape(lambda: measured.denoiser.params)
-    tables = stored_bytes((qparams.act_scale, qparams.act_zero_point, qparams.group_of_t))
-    one_group = stored_bytes((qparams.act_scale[:1], qparams.act_zero_point[:1], qparams.group_of_t[:1]))
+    tables = stored_bytes((qparams.acts.scale, qparams.acts.zero_point, qparams.acts.group_of_t))
+    one_group = stored_bytes((qparams.acts.scale[:1], qparams.acts.zero_point[:1], qparams.acts.group_of_t[:1]))
     assert report.planned_bytes(abstract, qparams.plan) == stored_bytes(qparams) - tables + one_group
 
 

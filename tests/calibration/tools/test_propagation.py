@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import toy_plan
+from toys import toy_plan, toy_work
 
 from jaxdq import InputError, ddim, linear_schedule
-from jaxdq.calibration import Work, measure_sensitivity
-from jaxdq.calibration._sensitivity import _sweep, sensitivity
+from jaxdq.calibration import measure_sensitivity
+from jaxdq.calibration.tools.propagation import _sweep, sensitivity
 from jaxdq.diffusion import Denoiser, step
 from jaxdq.grid import Scheme
 from jaxdq.linen import Rule
@@ -66,7 +66,7 @@ def work_of(module, params, *, num_images, num_steps=3, schedule=UNCLIPPED, eta=
     sampler = ddim(num_steps, eta=eta)
     data = trajectories(denoiser, params, sampler=sampler, num_images=num_images, key=KEY)
     plan = toy_plan(module, params, RULES, data.states[0], jnp.int32(0), *denoiser.args(data.image_index))
-    return Work(denoiser, sampler, plan, {}, data, KEY)
+    return toy_work(denoiser, sampler, plan, data)
 
 
 @functools.cache
@@ -80,7 +80,7 @@ def norms_by_hand(work):
     With rows x, a step is `x A + (x K) B`, A and B the sampler's numbers: an error of the output is multiplied by B and
     by `A_j + B_j K` of every later step j; an error of the input of the dense layer by K before.
     """
-    c = work.sampler.coefficients(work.denoiser.schedule)
+    c = work.problem.sampler.coefficients(work.denoiser.schedule)
     to_x = np.float64(c.keep_x0) * c.x0_from_x + c.keep_x
     to_output = np.float64(c.keep_x0) * c.x0_from_output + c.keep_output
     sites, output, grams, later = [], [], [], np.eye(2)
@@ -96,7 +96,7 @@ def norms_by_hand(work):
 def sweep(work, direction):
     """`_sweep` along these directions f32[N, H, W, C] of the first N images, as f64[S, 1 + A]."""
     images = slice(0, len(direction))
-    coefficients = work.sampler.coefficients(work.denoiser.schedule)
+    coefficients = work.problem.sampler.coefficients(work.denoiser.schedule)
     args = work.denoiser.args(work.data.image_index[images])
     states, direction = jnp.asarray(work.data.states[:, images]), jnp.asarray(direction, jnp.float32)
     found = _sweep(work.denoiser.module, work.plan, work.denoiser.params, coefficients, states, args, direction)
@@ -141,7 +141,7 @@ def curved():
 def test_oracle_the_jacobian_of_the_whole_rollout():
     # Forward mode over a rollout written out, against the sweep's reverse mode; clipping and conditions take part.
     work = curved()
-    numbers = work.sampler.coefficients(CLIPPED)
+    numbers = work.problem.sampler.coefficients(CLIPPED)
 
     def image(nudges, x, label):
         for index in range(3):
@@ -158,7 +158,7 @@ def test_oracle_the_jacobian_of_the_whole_rollout():
     exact = {name: np.sum(np.float64(leaf) ** 2, axis=(0, 1, 3)) / 3 for name, leaf in jacobians.items()}
     axes = [np.broadcast_to(axis.reshape(SHAPE), (3, *SHAPE)) for axis in np.eye(2)]
     found = sum(sweep(work, axis) for axis in axes)
-    assert tuple(name for name, _ in work.plan.tables) == ("dead", "first", "second")
+    assert tuple(name for name, _ in work.plan.columns) == ("dead", "first", "second")
     # Float32 through three steps of a smooth network, numbers of size 1 to 10; the largest sets the scale.
     for column, name in ((0, "output"), (2, "first"), (3, "second")):
         np.testing.assert_allclose(found[:, column], exact[name], rtol=1e-4, atol=1e-6 * exact[name].max())
@@ -184,7 +184,7 @@ def test_an_error_of_shared_codes_is_the_same_wherever_they_are_read():
     kernels = {"quarter": 0.25 * KERNEL, "rest": 0.75 * KERNEL}
     params = {name: {"kernel": jnp.asarray(kernel, jnp.float32)} for name, kernel in kernels.items()}
     work = work_of(Shared(), params, num_images=64)
-    assert [name for name, _ in work.plan.tables] == ["quarter"]
+    assert [name for name, _ in work.plan.columns] == ["quarter"]
     found, expected = sensitivity(work, KEY), sensitivity(linear(), KEY)
     # The same trajectories and directions up to the order of float32 sums.
     np.testing.assert_allclose(found.sites, expected.sites, rtol=1e-4)
@@ -199,15 +199,16 @@ def test_only_images_that_exist_are_averaged():
 def test_without_quantized_activations_the_output_remains():
     work = linear()
     plan = toy_plan(Linear(), work.denoiser.params, [Rule(".*")], work.data.states[0], jnp.int32(0))
-    found = sensitivity(work._replace(plan=plan), KEY)
+    found = sensitivity(work.deciding(plan=plan), KEY)
     assert found.sites.shape == (3, 0)
     np.testing.assert_allclose(found.output, sensitivity(work, KEY).output, rtol=1e-6)
 
 
 def test_images_at_a_time_change_nothing():
     # Three images two by two: the second pair is filled up with one that adds nothing.
-    whole, parts = (sensitivity(curved()._replace(batch_size=size), KEY) for size in (32, 2))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), parts, whole)
+    whole, parts = (sensitivity(curved().with_machine(batch_size=size), KEY) for size in (32, 2))
+    for name in ("sites", "output"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-5)
 
 
 class Twice(nn.Module):

@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxdq._devices import round_up, shard
 from jaxdq.calibration._base import Work
+from jaxdq.calibration.tools.propagation import Sensitivity
+from jaxdq.calibration.tools.selection import counts_of
 from jaxdq.linen import Visitor, apply_visited, quantize
 from jaxdq.sampling import sample, turns
 
@@ -45,7 +47,7 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
             weigh nothing are added.
         key: of the draws.
     """
-    data, counts = work.data, work.counts_or_all
+    data, counts, mesh = work.data, counts_of(work), work.machine.mesh
     seen, turn = np.flatnonzero(counts), turns(counts)
     num_rows = min(num_rows, len(seen))
     seed = int(np.asarray(jax.random.bits(key, (), np.uint32)))
@@ -54,7 +56,7 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
         draw = np.random.default_rng((seed, index))
         step = np.sort(draw.permutation(seen)[:num_rows])
         image = (turn[step] + draw.integers(counts[step])) % data.num_images
-        added = round_up(num_rows, work.mesh) - num_rows
+        added = round_up(num_rows, mesh) - num_rows
         step, image = (np.resize(drawn, num_rows + added) for drawn in (step, image))
         real = np.arange(num_rows + added) < num_rows
         rows = Rows(
@@ -65,7 +67,7 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
             weight=jnp.asarray(real * weight[step] * len(seen) / num_rows, jnp.float32),
             args=work.denoiser.args(jnp.asarray(data.image_index[image])),
         )
-        return shard(rows, work.mesh)
+        return shard(rows, mesh)
 
     return rows_of
 
@@ -119,10 +121,9 @@ def first_non_finite(module: Any, params: Any, visitor_at: Callable[[jax.Array],
 
 def step_weights(work: Work) -> np.ndarray:
     """f64[S]: what a squared error of the output counts for at each step; a network that says 0 has a loss of 1."""
-    assert work.sensitivity is not None
     power = np.mean(np.sum(np.float64(work.data.outputs) ** 2, axis=(2, 3, 4)), axis=1)
     power = np.maximum(power, np.finfo(np.float32).tiny)
-    in_image = work.sensitivity.output
+    in_image = work.fact(Sensitivity).output
     return 0.5 * (1 / (len(power) * power) + in_image / max(np.sum(in_image * power), np.finfo(np.float32).tiny))
 
 
@@ -132,17 +133,16 @@ def image_error(work: Work, *, num_images: int = 32) -> float:
     The geometric mean over images of the mean squared error: here and there a trajectory leaves the float one's for
     another image, and in a plain mean that one image would decide. Infinite where an image is not finite.
     """
-    assert work.calib is not None
     num_images = min(num_images, work.data.num_images)
     qparams = _quantize(work.denoiser.params, work.calib)
     images = sample(
         work.denoiser,
         qparams,
-        sampler=work.sampler,
+        sampler=work.problem.sampler,
         num_images=num_images,
-        key=work.key,
-        batch_size=work.batch_size,
-        mesh=work.mesh,
+        key=work.problem.key,
+        batch_size=work.machine.batch_size,
+        mesh=work.machine.mesh,
     )
     error = np.mean((np.asarray(images, np.float64) - work.data.images[:num_images]) ** 2, axis=(1, 2, 3))
     mean = np.exp(np.mean(np.log(np.maximum(error, np.finfo(np.float32).tiny))))

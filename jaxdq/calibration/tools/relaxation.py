@@ -10,7 +10,7 @@ with straight-through rounding, so that the loss at the network's output reaches
     sum_s w_s |eps_float - eps^|^2 / unit  +  sum_a sum_g min_c sum_s p[s, g] table[s, a, c]  +  strength H(p),
 
 the error of the noise prediction on float trajectories (its unit is what it was at first), the discretisation error
-(`_proxy`: the inner minimum is the grid that the group would choose, which is also the bank of the mixture), and the
+(`proxy`: the inner minimum is the grid that the group would choose, which is also the bank of the mixture), and the
 entropy of the choice, whose strength grows so that every row of p comes close to one-hot; argmax decides what is left.
 The second term is concave in p, so that it too is least at a choice.
 """
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdq.calibration._proxy import Proxy
-from jaxdq.calibration._rows import Rows, apply_by_row
+from jaxdq.calibration.tools.proxy import Proxy
+from jaxdq.calibration.tools.rows import Rows, apply_by_row
 from jaxdq.grid import QParams, Scheme, fake_quantize
 from jaxdq.linen import Visitor
 
@@ -34,7 +34,7 @@ class SearchState(NamedTuple):
     """What the next update needs.
 
     Attributes:
-        logits: f32[S, G], or f32[S, G, A] where each activation has a partition of its own.
+        logits: f32[S, G].
         opt_state: the optimizer's.
         update: int32[], updates done.
         unit: f32[], the error of the noise prediction in the first update.
@@ -62,7 +62,7 @@ class SearchInfo(NamedTuple):
     unit: jax.Array
 
 
-class Problem(NamedTuple):
+class SearchProblem(NamedTuple):
     """What does not change during a search.
 
     Attributes:
@@ -78,28 +78,26 @@ class Problem(NamedTuple):
     params: Any
 
 
-def problem_of(proxy: Proxy, params: Any) -> Problem:
+def search_problem(proxy: Proxy, params: Any) -> SearchProblem:
     """The search's view of a proxy, and of the params that carry the weights' own error."""
     whole = proxy.cost(np.zeros(proxy.table.shape[0], int)) or 1.0
-    return Problem(
+    return SearchProblem(
         jnp.asarray(proxy.table / whole, jnp.float32), jnp.asarray(proxy.scale), jnp.asarray(proxy.zero_point), params
     )
 
 
-def initial_logits(num_steps: int, num_groups: int, num_columns: int | None, key: jax.Array) -> jax.Array:
+def initial_logits(num_steps: int, num_groups: int, key: jax.Array) -> jax.Array:
     """Logits that lean towards equal spans, with a little noise, so that no two groups start alike."""
     centre = (jnp.arange(num_groups) + 0.5) * num_steps / num_groups
     distance = (jnp.arange(num_steps)[:, None] + 0.5 - centre) * num_groups / num_steps
     logits = -0.5 * distance**2
-    if num_columns is not None:
-        logits = jnp.broadcast_to(logits[..., None], (num_steps, num_groups, num_columns))
     return logits + 0.01 * jax.random.normal(key, logits.shape)
 
 
 def discretisation(logits: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The soft discretisation error f32[], and each group's choice of candidate int32[G, A]."""
     share = jax.nn.softmax(logits, axis=1)
-    priced = jnp.einsum("sg,sac->gac" if logits.ndim == 2 else "sga,sac->gac", share, table)
+    priced = jnp.einsum("sg,sac->gac", share, table)
     choice = jnp.argmin(priced, axis=-1)
     return jnp.sum(jnp.min(priced, axis=-1)), choice
 
@@ -111,10 +109,12 @@ def mean_entropy(logits: jax.Array) -> jax.Array:
     return jnp.mean(rows) / jnp.log(max(2, logits.shape[1]))
 
 
-def relaxed(problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, step: jax.Array) -> Visitor:
+def relaxed(
+    problem: SearchProblem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, step: jax.Array
+) -> Visitor:
     """At `step: int32[]`, every quantized activation becomes the mixture of its G quantized values."""
     _, choice = discretisation(jax.lax.stop_gradient(logits), problem.table)
-    share = jax.nn.softmax(logits[step], axis=0)  # [G] or [G, A]
+    share = jax.nn.softmax(logits[step], axis=0)  # [G]
 
     def visitor(name: str, x: jax.Array) -> jax.Array:
         if name not in columns:
@@ -123,13 +123,13 @@ def relaxed(problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: ja
         candidate = choice[:, index]
         zero_point = None if scheme.symmetric else problem.zero_point[candidate, index]
         grids = QParams(problem.scale[candidate, index], zero_point)
-        return _mixture(x, share if share.ndim == 1 else share[:, index], grids, scheme)
+        return _mixture(x, share, grids, scheme)
 
     return visitor
 
 
 def relaxed_apply(
-    module: Any, problem: Problem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, rows: Rows
+    module: Any, problem: SearchProblem, columns: dict[str, tuple[int, Scheme]], logits: jax.Array, rows: Rows
 ) -> jax.Array:
     """The network's output with every quantized activation a mixture."""
     return apply_by_row(module, problem.params, lambda step: relaxed(problem, columns, logits, step), rows)
@@ -164,7 +164,9 @@ def make_update(
     feel the discretisation error and the entropy only, and an optimizer with momentum moves them for that reason alone.
     """
 
-    def loss_of(logits: jax.Array, problem: Problem, rows: Rows, state: SearchState) -> tuple[jax.Array, SearchInfo]:
+    def loss_of(
+        logits: jax.Array, problem: SearchProblem, rows: Rows, state: SearchState
+    ) -> tuple[jax.Array, SearchInfo]:
         error = rows.target - relaxed_apply(module, problem, columns, logits, rows)
         task = jnp.sum(rows.weight * jnp.sum(error**2, axis=(1, 2, 3)))
         proxy, _ = discretisation(logits, problem.table)
@@ -173,7 +175,7 @@ def make_update(
         anneal = strength * state.update / num_updates
         return task_weight * task / unit + proxy + anneal * entropy, SearchInfo(task, proxy, entropy, unit)
 
-    def update(problem: Problem, state: SearchState, rows: Rows) -> tuple[SearchState, SearchInfo]:
+    def update(problem: SearchProblem, state: SearchState, rows: Rows) -> tuple[SearchState, SearchInfo]:
         gradient, info = jax.grad(loss_of, has_aux=True)(state.logits, problem, rows, state)
         change, opt_state = optimizer.update(gradient, state.opt_state)
         logits = optax.apply_updates(state.logits, change)

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxdq import InputError
-from jaxdq.calibration._loop import SAVE_EVERY, learn
+from jaxdq.calibration.tools.loop import SAVE_EVERY, learn
 from jaxdq.checkpoint import restore_state, save_state
 
 OPTIMIZER = optax.adam(0.1)

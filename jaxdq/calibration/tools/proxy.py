@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq.calibration._base import Evidence, tables_of
+from jaxdq.calibration.tools.evidence import Evidence, tables_of
 from jaxdq.grid import QParams, Scheme, fake_quantize
+from jaxdq.linen import Column
 from jaxdq.observers import points_and_shares
 
 _MOST_SHORTEST_SPANS = 64
@@ -36,29 +37,21 @@ class Proxy(NamedTuple):
     zero_point: np.ndarray
 
     def cost(self, group_of_step: np.ndarray) -> float:
-        """The summed cost of a partition int[S], or int[S, A] with one partition for each activation."""
-        num_steps, num_columns, _ = self.table.shape
-        groups = np.broadcast_to(group_of_step.reshape(num_steps, -1), (num_steps, num_columns))
-        total = 0.0
-        for group in np.unique(groups):
-            member = groups == group
-            total += np.where(member[..., None], self.table, 0.0).sum(axis=0).min(axis=-1).sum()
-        return float(total)
+        """The summed cost of a partition int[S]."""
+        groups = (self.table[group_of_step == group] for group in np.unique(group_of_step))
+        return float(sum(_cost_of_sums(table.sum(axis=0)) for table in groups))
 
     def grids(self, group_of_step: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
         """(f32[G, A], int32[G, A]): for each group and activation, the candidate of least summed error."""
-        num_steps, num_columns, _ = self.table.shape
-        groups = np.broadcast_to(group_of_step.reshape(num_steps, -1), (num_steps, num_columns))
-        columns = np.arange(num_columns)
-        rows = []
+        columns, rows = np.arange(self.table.shape[1]), []
         for group in range(num_groups):
-            choice = np.where((groups == group)[..., None], self.table, 0.0).sum(axis=0).argmin(axis=-1)
+            choice = self.table[group_of_step == group].sum(axis=0).argmin(axis=-1)
             rows.append((self.scale[choice, columns], self.zero_point[choice, columns]))
         scale, zero_point = zip(*rows, strict=True)
         return np.stack(scale), np.stack(zero_point)
 
 
-def build_proxy(evidence: Evidence, weight: np.ndarray, schemes: tuple[Scheme, ...]) -> Proxy:
+def build_proxy(evidence: Evidence, weight: np.ndarray, columns: tuple[Column, ...]) -> Proxy:
     """Prices the grids that would be best for spans of steps, at every step.
 
     Candidates are the observer's own grids for each single step and for spans of 2, 4, 8, ... steps (overlapping by
@@ -68,27 +61,26 @@ def build_proxy(evidence: Evidence, weight: np.ndarray, schemes: tuple[Scheme, .
     Args:
         evidence: histograms by step.
         weight: f64[S, A], from `sensitivity`, or ones.
-        schemes: of the A activations.
+        columns: the A activations and their schemes.
 
     Returns:
         Proxy.
     """
     num_steps = weight.shape[0]
     spans = _spans(num_steps)
-    scale, zero_point = _candidates(evidence, spans, schemes)
-    table = errors_on(evidence, scale, zero_point, schemes) * weight[:, :, None]
+    scale, zero_point = _candidates(evidence, spans, columns)
+    table = errors_on(evidence, scale, zero_point, columns) * weight[:, :, None]
     return Proxy(table, scale, zero_point)
 
 
-def errors_on(evidence: Evidence, scale: np.ndarray, zero_point: np.ndarray, schemes: tuple[Scheme, ...]) -> np.ndarray:
+def errors_on(evidence: Evidence, scale: np.ndarray, zero_point: np.ndarray, columns: tuple[Column, ...]) -> np.ndarray:
     """f64[S, A, C]: mean squared error of what each step and activation saw on grids f32[C, A] and int32[C, A]."""
-    errors = np.zeros((jax.tree.leaves(evidence.states)[0].shape[0], len(schemes), len(scale)))
+    schemes = [scheme for _, scheme in columns]
+    errors = np.zeros((jax.tree.leaves(evidence.states)[0].shape[0], len(columns), len(scale)))
     for scheme in dict.fromkeys(schemes):
-        columns = np.flatnonzero([other == scheme for other in schemes])
-        states = jax.tree.map(lambda leaf, columns=columns: leaf[:, columns], evidence.states)
-        errors[:, columns] = _errors(
-            states, jnp.asarray(scale[:, columns]), jnp.asarray(zero_point[:, columns]), scheme
-        )
+        chosen = np.flatnonzero([other == scheme for other in schemes])
+        states = evidence.of(tuple(columns[index][0] for index in chosen))
+        errors[:, chosen] = _errors(states, jnp.asarray(scale[:, chosen]), jnp.asarray(zero_point[:, chosen]), scheme)
     return errors
 
 
@@ -120,16 +112,12 @@ def without_empty_groups(proxy: Proxy, group_of_step: np.ndarray, num_groups: in
 
     Args:
         proxy: prices the cuts.
-        group_of_step: int[S], or int[S, A] with one partition for each activation.
+        group_of_step: int[S].
         num_groups: G <= S.
 
     Returns:
-        The same shape; nothing changes where no group is empty, and the cost never rises.
+        int[S]; nothing changes where no group is empty, and the cost never rises.
     """
-    if group_of_step.ndim == 2:
-        columns = [proxy._replace(table=proxy.table[:, [a]]) for a in range(group_of_step.shape[1])]
-        filled = [without_empty_groups(*of_one, num_groups) for of_one in zip(columns, group_of_step.T, strict=True)]
-        return np.stack(filled, axis=1) if filled else group_of_step
     group_of_step = group_of_step.copy()
     for empty in np.setdiff1d(np.arange(num_groups), group_of_step):
         cuts = []
@@ -172,10 +160,10 @@ def _spans(num_steps: int) -> list[tuple[int, int]]:
 
 
 def _candidates(
-    evidence: Evidence, spans: list[tuple[int, int]], schemes: tuple[Scheme, ...]
+    evidence: Evidence, spans: list[tuple[int, int]], columns: tuple[Column, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(f32[C, A], int32[C, A]): the observer's grids for these spans."""
-    observer = evidence.observer
+    observer, schemes = evidence.observer, tuple(scheme for _, scheme in columns)
 
     @jax.jit
     def tables(states: Any, spans: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -190,7 +178,7 @@ def _candidates(
 
         return jax.lax.map(of_span, spans)  # one span at a time: the histograms of all would fill the memory
 
-    scale, zero_point = tables(evidence.states, jnp.asarray(spans))
+    scale, zero_point = tables(evidence.of(tuple(name for name, _ in columns)), jnp.asarray(spans))
     return np.asarray(scale), np.asarray(zero_point)
 
 

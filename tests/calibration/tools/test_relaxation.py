@@ -7,18 +7,18 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdq.calibration._proxy import Proxy
-from jaxdq.calibration._search import (
-    Problem,
-    Rows,
+from jaxdq.calibration.tools.proxy import Proxy
+from jaxdq.calibration.tools.relaxation import (
+    SearchProblem,
     SearchState,
     discretisation,
     initial_logits,
     make_update,
     mean_entropy,
-    problem_of,
     relaxed_apply,
+    search_problem,
 )
+from jaxdq.calibration.tools.rows import Rows
 from jaxdq.grid import QParams, Scheme, fake_quantize
 from jaxdq.linen import apply_visited
 
@@ -71,23 +71,19 @@ def one_hot(groups, num_groups=G):
     return jnp.asarray(200.0 * np.moveaxis(np.eye(num_groups)[groups], -1, 1), jnp.float32)
 
 
-def groups_of(shape, seed=0):
-    groups = np.random.default_rng(seed).integers(0, G, shape)
-    groups[:G] = np.arange(G).reshape(-1, *(1,) * (len(shape) - 1))  # each occurs
+def groups_of(seed=0):
+    groups = np.random.default_rng(seed).integers(0, G, S)
+    groups[:G] = np.arange(G)  # each occurs
     return groups
-
-
-per_partition = pytest.mark.parametrize("shape", [(S,), (S, A)], ids=["shared", "per_site"])
 
 
 # --- The terms of the loss -------------------------------------------------------------------------------------------
 
 
-@per_partition
-def test_oracle_discretisation_of_a_choice_is_the_proxy_s_cost(shape):
+def test_oracle_discretisation_of_a_choice_is_the_proxy_s_cost():
     for seed in range(4):
-        proxy, groups = random_proxy(seed), groups_of(shape, seed)
-        problem = problem_of(proxy, None)
+        proxy, groups = random_proxy(seed), groups_of(seed)
+        problem = search_problem(proxy, None)
         soft, choice = discretisation(one_hot(groups), problem.table)
         whole = proxy.cost(np.zeros(S, int))
         # Sums of S A float32 numbers.
@@ -98,31 +94,29 @@ def test_oracle_discretisation_of_a_choice_is_the_proxy_s_cost(shape):
 
 
 def test_one_group_costs_1_and_an_empty_table_nothing():
-    table = problem_of(random_proxy(), None).table
+    table = search_problem(random_proxy(), None).table
     np.testing.assert_allclose(discretisation(jnp.zeros((S, 1)), table)[0], 1.0, rtol=1e-5)
     perfect = random_proxy()._replace(table=np.zeros((S, A, C)))
-    assert float(discretisation(jnp.zeros((S, G)), problem_of(perfect, None).table)[0]) == 0.0
+    assert float(discretisation(jnp.zeros((S, G)), search_problem(perfect, None).table)[0]) == 0.0
 
 
-@per_partition
-def test_property_discretisation_is_concave_in_the_shares(shape):
+def test_property_discretisation_is_concave_in_the_shares():
     table = jnp.asarray(random_proxy().table, jnp.float32)
     cost = jax.jit(jax.vmap(lambda shares: discretisation(jnp.log(shares), table)[0]))
     rng = np.random.default_rng(0)
     # Dirichlet's small parameter puts most of these near a choice, where the minimum's kinks are.
-    one, two = np.moveaxis(rng.dirichlet(np.full(G, 0.3), (2, 200, *shape)), -1, 3).astype(np.float32) + 1e-6
+    one, two = np.moveaxis(rng.dirichlet(np.full(G, 0.3), (2, 200, S)), -1, 3).astype(np.float32) + 1e-6
     one, two = (shares / shares.sum(axis=2, keepdims=True) for shares in (one, two))
-    part = rng.uniform(size=(200, 1, 1, *(1,) * (len(shape) - 1))).astype(np.float32)
+    part = rng.uniform(size=(200, 1, 1)).astype(np.float32)
     mixed, chord = cost(part * one + (1 - part) * two), part.ravel() * cost(one) + (1 - part.ravel()) * cost(two)
     assert (mixed >= chord * (1 - 1e-5)).all()
     assert (mixed > chord * 1.01).any()
 
 
-@per_partition
-def test_golden_entropy(shape):
-    assert float(mean_entropy(jnp.full((S, G, *shape[1:]), 3.7))) == pytest.approx(1.0, abs=1e-6)
-    assert float(mean_entropy(one_hot(groups_of(shape)))) == 0.0
-    third = one_hot(groups_of(shape)).at[: S // 3].set(0.0)
+def test_golden_entropy():
+    assert float(mean_entropy(jnp.full((S, G), 3.7))) == pytest.approx(1.0, abs=1e-6)
+    assert float(mean_entropy(one_hot(groups_of()))) == 0.0
+    third = one_hot(groups_of()).at[: S // 3].set(0.0)
     assert float(mean_entropy(third)) == pytest.approx(1 / 3, abs=1e-6)
     # Shares 1/2, 1/4, 1/4: 3/2 log 2.
     row = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
@@ -131,12 +125,9 @@ def test_golden_entropy(shape):
 
 
 def test_logits_start_by_leaning_to_equal_spans():
-    logits = np.asarray(initial_logits(12, 3, None, KEY))
+    logits = np.asarray(initial_logits(12, 3, KEY))
     np.testing.assert_array_equal(logits.argmax(axis=1), np.arange(12) * 3 // 12)
     assert 0.5 < float(mean_entropy(jnp.asarray(logits))) < 1.0
-    each = np.asarray(initial_logits(12, 3, 2, KEY))
-    assert each.shape == (12, 3, 2) and (each[..., 0] != each[..., 1]).all()
-    np.testing.assert_array_equal(each, initial_logits(12, 3, 2, KEY))
 
 
 # --- The relaxed network ---------------------------------------------------------------------------------------------
@@ -162,13 +153,12 @@ def quantized_network():
     return run
 
 
-@per_partition
-def test_oracle_at_a_choice_the_network_is_that_group_s_quantized_one(shape):
-    proxy, groups, rows = random_proxy(), groups_of(shape, 3), rows_of()
-    found = relaxed()(problem_of(proxy, params()), one_hot(groups), rows)
+def test_oracle_at_a_choice_the_network_is_that_group_s_quantized_one():
+    proxy, groups, rows = random_proxy(), groups_of(3), rows_of()
+    found = relaxed()(search_problem(proxy, params()), one_hot(groups), rows)
     scale, zero_point = proxy.grids(groups, G)
     for row, step in enumerate(np.asarray(rows.step)):
-        own = np.broadcast_to(groups[step], A), np.arange(A)
+        own = groups[step]
         alone = quantized_network()(scale[own], zero_point[own], rows.x[row : row + 1], rows.t[row])
         # Products of 2 and 4 numbers in float32; a value that two orders of summation round to different codes would
         # show as a whole step, 0.1 or more.
@@ -178,7 +168,7 @@ def test_oracle_at_a_choice_the_network_is_that_group_s_quantized_one(shape):
 
 def test_memory_does_not_grow_with_the_groups_on_the_way_back():
     """Rows of 2 x 64 x 64: what is kept of them outweighs the tables."""
-    problem, steps = problem_of(random_proxy(), params()), jnp.arange(4, dtype=jnp.int32)
+    problem, steps = search_problem(random_proxy(), params()), jnp.arange(4, dtype=jnp.int32)
     x = jnp.zeros((4, 64, 64, 2))
     rows = Rows(x, 10 - 2 * steps, steps, x, jnp.ones(4))
 
@@ -192,28 +182,29 @@ def test_memory_does_not_grow_with_the_groups_on_the_way_back():
 
 
 def test_sites_outside_the_plan_pass():
-    problem, rows = problem_of(random_proxy(), params()), rows_of()
+    problem, rows = search_problem(random_proxy(), params()), rows_of()
     float_output = relaxed_apply(Chain(), problem, {}, jnp.zeros((S, G)), rows)
     np.testing.assert_allclose(float_output, rows.target, rtol=1e-5, atol=1e-6)
 
 
-def test_grad_of_the_task_reaches_the_logits_of_every_site_and_of_the_seen_steps_only():
+def test_grad_of_the_task_reaches_the_logits_of_the_seen_steps_only_from_every_site():
     # The paper's public code rounds without a straight-through gradient: there "one" and "two" would get zero.
     # Equal spans would each choose a grid of its own, so that groups can be told apart.
     table = np.abs(np.arange(S)[:, None, None] * G // S - np.arange(C)) * np.ones((1, A, 1))
-    problem, rows = problem_of(random_proxy()._replace(table=table), params()), rows_of()
-    logits = 3 * initial_logits(S, G, A, KEY)
+    problem, rows = search_problem(random_proxy()._replace(table=table), params()), rows_of()
+    logits = 3 * initial_logits(S, G, KEY)
     np.testing.assert_array_equal(discretisation(logits, problem.table)[1], np.tile(np.arange(G)[:, None], A))
 
-    @jax.jit
-    @jax.grad
-    def gradient(logits):
-        error = rows.target - relaxed_apply(Chain(), problem, COLUMNS, logits, rows)
-        return jnp.sum(error**2)
+    def gradient(columns):
+        def task(logits):
+            return jnp.sum((rows.target - relaxed_apply(Chain(), problem, columns, logits, rows)) ** 2)
 
-    found = np.asarray(gradient(logits))
-    seen = np.asarray(rows.step)
-    assert (abs(found[seen]).max(axis=1) > 1e-4).all()  # [rows, A]
+        return np.asarray(jax.jit(jax.grad(task))(logits))
+
+    found, seen = gradient(COLUMNS), np.asarray(rows.step)
+    assert (abs(found[seen]).max(axis=1) > 1e-4).all()
+    for name, column in COLUMNS.items():  # each alone
+        assert (abs(gradient({name: column})[seen]).max(axis=1) > 1e-4).all()
     np.testing.assert_array_equal(np.delete(found, seen, axis=0), 0.0)
     # Softmax: moving all logits of a row alike changes nothing.
     np.testing.assert_allclose(found.sum(axis=1), 0.0, atol=1e-5 * abs(found).max())
@@ -241,7 +232,7 @@ def search(problem, logits, rows_at):
 def test_update_compiles_once_and_anneals_to_a_choice():
     # Weights that make the task's error about 1, as large as the discretisation error.
     problem, rows = blocks_problem(BLOCKS["unequal"]), [rows_of(seed, (seed, 3, 4, 5)) for seed in range(3)]
-    logits = initial_logits(S, G, None, KEY)
+    logits = initial_logits(S, G, KEY)
     update_of.cache_clear()
     TRACES.clear()
     state, infos = search(problem, logits, lambda index: rows[index % 3])
@@ -268,13 +259,12 @@ BLOCKS = {
 def blocks_problem(groups):
     """Each block is free on a candidate of its own; one more candidate is half as bad as the others for all."""
     groups = np.asarray(groups)
-    if groups.ndim == 1:
-        groups = np.tile(groups[:, None], A)
+    groups = np.tile(groups[:, None], A)
     num_candidates = groups.max() + 2
     table = np.where(groups[..., None] == np.arange(num_candidates), 0.0, 1.0)
     table[..., -1] = 0.5
     scale = np.tile(np.linspace(0.2, 0.5, num_candidates, dtype=np.float32)[:, None], A)
-    return problem_of(Proxy(table, scale, np.zeros((num_candidates, A), np.int32)), params())
+    return search_problem(Proxy(table, scale, np.zeros((num_candidates, A), np.int32)), params())
 
 
 def same_partition(one, two):
@@ -285,17 +275,9 @@ def same_partition(one, two):
 def test_the_search_finds_blocks_that_are_there(name):
     # Of the discretisation error alone: the rows weigh nothing.
     rows = rows_of()._replace(weight=jnp.zeros(4))
-    state, infos = search(blocks_problem(BLOCKS[name]), initial_logits(S, G, None, KEY), lambda index: rows)
+    state, infos = search(blocks_problem(BLOCKS[name]), initial_logits(S, G, KEY), lambda index: rows)
     assert infos[-1].task == 0.0
     assert same_partition(np.argmax(state.logits, axis=1).tolist(), BLOCKS[name])
-
-
-def test_each_activation_finds_blocks_of_its_own():
-    groups = np.stack([BLOCKS["equal"], BLOCKS["unequal"], BLOCKS["apart"]], axis=1)
-    rows = rows_of()._replace(weight=jnp.zeros(4))
-    state, _ = search(blocks_problem(groups), initial_logits(S, G, A, KEY), lambda index: rows)
-    found = np.argmax(state.logits, axis=1)
-    assert [same_partition(found[:, column].tolist(), groups[:, column].tolist()) for column in range(A)] == [True] * A
 
 
 def test_the_task_decides_where_the_table_is_silent():
@@ -304,7 +286,7 @@ def test_the_task_decides_where_the_table_is_silent():
     scale = np.tile(np.array([0.25, 8.0], np.float32)[:, None], A)
     table = np.zeros((S, A, 2), np.float32)
     table[0, :, 1] = table[1:3, :, 0] = 1e-6
-    problem = Problem(jnp.asarray(table), jnp.asarray(scale), jnp.zeros((2, A), jnp.int32), params())
+    problem = SearchProblem(jnp.asarray(table), jnp.asarray(scale), jnp.zeros((2, A), jnp.int32), params())
     rows = rows_of(steps=(3, 4, 5, 6))
     leaning = one_hot(np.arange(S) % G) / 200
     logits = leaning.at[:G].multiply(5.0)

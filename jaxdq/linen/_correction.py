@@ -1,0 +1,65 @@
+"""`Correction`: what is put right at a network's ends, by model time."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdq._errors import InputError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Correction:
+    """An affine correction of a network at every model time, and the noise that its sampler adds.
+
+        output(x, t) = output_gain[t] * network(x + input_shift[t], t) + output_shift[t]
+
+    A gain or shift is f32[T], or f32[T, ...] with trailing axes that broadcast against the last axes of an image, such
+    as [T, C]. None leaves that part out; a gain of 1 and a shift of 0 give the same bits as None. `jaxdq.apply` reads
+    the first three, so that a loop of one's own has them too; `jaxdq.sample` reads the last.
+
+    Attributes:
+        output_gain: Multiplies the output.
+        output_shift: Is added to the output afterwards.
+        input_shift: Is added to the network's first argument.
+        noise_std: f32[T], in place of the sampler's own standard deviation of fresh noise; NaN keeps the sampler's.
+    """
+
+    output_gain: jax.Array | None = None
+    output_shift: jax.Array | None = None
+    input_shift: jax.Array | None = None
+    noise_std: jax.Array | None = None
+
+    def on_input(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        """The corrected input, in x's dtype."""
+        return x if self.input_shift is None else x + _at(self.input_shift, t, x)
+
+    def on_output(self, output: Any, t: jax.Array) -> Any:
+        """The corrected output, in its own dtype.
+
+        Raises:
+            InputError: The network returns something else than one array.
+        """
+        if self.output_gain is None and self.output_shift is None:
+            return output
+        if not isinstance(output, jax.Array):
+            raise InputError(
+                f"the network returns a {type(output).__name__} and its output has a correction, which is for one "
+                f"array; wrap the module so that it returns the prediction alone."
+            )
+        output = output if self.output_gain is None else output * _at(self.output_gain, t, output)
+        return output if self.output_shift is None else output + _at(self.output_shift, t, output)
+
+
+def _at(table: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
+    """The row of a time, or a row for each row of the batch, broadcastable to `like` and in its dtype."""
+    index = jnp.clip(jnp.round(t).astype(jnp.int32), 0, table.shape[0] - 1)
+    row = table[index].astype(like.dtype)
+    trailing = row.shape[t.ndim :]
+    if len(trailing) >= like.ndim:
+        raise InputError(
+            f"a correction has rows of shape {trailing} for arrays of shape {like.shape}; give fewer axes."
+        )
+    return row.reshape(row.shape[: t.ndim] + (1,) * (like.ndim - t.ndim - len(trailing)) + trailing)

@@ -1,0 +1,47 @@
+"""`Switch`: two networks of which the time picks one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdq._errors import InputError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """Two of a kind (calibrations, quantized params, or one of these and None for the float network), chosen by time.
+
+    What low bits spoil at some steps, more bits keep: `choices[choice_of_t[t]]` runs at t. Arrays that both hold are
+    one array in memory; on disk, each is saved whole.
+
+    Attributes:
+        choices: The two.
+        choice_of_t: int32[T] in {0, 1}.
+    """
+
+    choices: tuple[Any, Any]
+    choice_of_t: jax.Array
+
+    def map(self, function: Callable[[Any], Any]) -> "Switch":
+        """The switch over what the function makes of each."""
+        return Switch((function(self.choices[0]), function(self.choices[1])), self.choice_of_t)
+
+    def run(self, call: Callable[[Any], jax.Array], t: jax.Array) -> jax.Array:
+        """`call(choice)` of the choice at t; of a vector t both, and of each row its own.
+
+        Raises:
+            InputError: A vector t, and an output whose leading axis is not the batch.
+        """
+        choice = self.choice_of_t[jnp.clip(jnp.round(t).astype(jnp.int32), 0, self.choice_of_t.shape[0] - 1)]
+        first, second = self.choices
+        if t.ndim == 0:
+            return jax.lax.cond(choice == 0, lambda: call(first), lambda: call(second))
+        outputs = call(first), call(second)
+        if outputs[0].shape[0] != t.shape[0]:
+            raise InputError(f"t has {t.shape[0]} entries and the output shape {outputs[0].shape}; give one t per row.")
+        rows = choice.reshape(choice.shape + (1,) * (outputs[0].ndim - 1))
+        return jnp.where(rows == 0, *outputs)

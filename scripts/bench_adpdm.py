@@ -14,6 +14,8 @@ import fcntl
 import functools
 import itertools
 import json
+import os
+import platform
 import re
 import sys
 from collections.abc import Iterable
@@ -99,7 +101,9 @@ def main(argv: list[str] | None = None) -> None:
         if is_fresh(read(args.json), task, digests):
             continue
         row = shared(task.model, task.seed).row(task.bits, task.method, task.groups, task.budget)
-        add(args.json, task.label, {**row, "digest": digests[task.model], "jax": jax.__version__})
+        machine = f"{platform.machine()}, {os.cpu_count()} cores"  # learning amplifies how sums were rounded
+        made = {"digest": digests[task.model], "jax": jax.__version__, "machine": machine}
+        add(args.json, task.label, {**row, **made})
         print(f"{index + 1} of {len(tasks)}: {task.label}: {row['noise_sqnr_db']:.2f} dB", file=sys.stderr, flush=True)
     rows = read(args.json)
     fresh = {task: rows[task.label] for task in tasks if is_fresh(rows, task, digests)}

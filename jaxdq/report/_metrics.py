@@ -20,11 +20,12 @@ from jaxdq.metrics import mean_of_finite
 
 METRICS = "metrics.json"
 _NUMBER = (int, float, type(None))  # infinity is written as null
-# Figures that runs of earlier versions lack: checked where they are.
-_LATER: dict[str, Any] = dict.fromkeys(
-    ("image_psnr_median_db", "image_psnr_worst_db", "image_psnr_worst5_db", "noise_sqnr_pooled_db", "fd_other_noise"),
-    _NUMBER,
-)
+# What runs of earlier versions lack: checked where it is there.
+_LATER: dict[str, Any] = {
+    **dict.fromkeys(("image_psnr_median_db", "image_psnr_worst_db", "image_psnr_worst5_db"), _NUMBER),
+    **dict.fromkeys(("noise_sqnr_pooled_db", "fd_other_noise"), _NUMBER),
+    "weight_bytes": {"disk": int},
+}
 # What a metrics.json must hold to be read back; more may stand in it.
 _CONTRACT: dict[str, Any] = {
     **dict.fromkeys(("model", "recipe", "sampler", "backend"), str),
@@ -113,8 +114,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"'{path}' can't be read ({error}); quantize again, or copy the run anew.") from None
-    later = {name: kind for name, kind in _LATER.items() if isinstance(metrics, dict) and name in metrics}
-    unmet = _unmet(metrics, {**_CONTRACT, **later})
+    unmet = _unmet(metrics, _CONTRACT) or _unmet(metrics, _present(metrics, _LATER))
     if unmet:
         raise InputError(f"'{path}' has no usable {', '.join(unmet)}; quantize again, or copy the run anew.")
     return metrics
@@ -130,3 +130,12 @@ def _unmet(value: Any, contract: Any, name: str = "fields") -> list[str]:
     prefix = "" if name == "fields" else f"{name}."
     missing = object()
     return [path for key, part in contract.items() for path in _unmet(value.get(key, missing), part, f"{prefix}{key}")]
+
+
+def _present(value: Mapping[str, Any], contract: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a contract whose fields are there."""
+    return {
+        key: _present(value[key], part) if isinstance(part, dict) else part
+        for key, part in contract.items()
+        if key in value
+    }

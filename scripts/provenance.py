@@ -34,10 +34,10 @@ def digest_of_sources(root: Path, names: Iterable[str]) -> str:
 
 
 def digest_of_model(denoiser: Any) -> str:
-    """A digest of a denoiser: its parameters, its conditions, its noise schedule and the source of its module."""
+    """A digest of a denoiser: all that it holds but its name, and the source of its module."""
     digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path((denoiser.params, denoiser.conditions, vars(denoiser.schedule)))
-    for path, leaf in leaves:
+    held = {name: value for name, value in vars(denoiser).items() if name not in ("module", "name")}
+    for path, leaf in jax.tree_util.tree_leaves_with_path({**held, "schedule": vars(denoiser.schedule)}):
         array = np.asarray(leaf)
         content = array.tobytes() if array.dtype.kind in "biufcV" else repr(leaf).encode()
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode() + content)

@@ -68,6 +68,11 @@ def test_a_model_that_was_trained_again_has_another_digest():
     renamed = {**denoiser.params, "extra": {"bias": jnp.zeros(1)}}
     others = [
         dataclasses.replace(denoiser, **change)
-        for change in ({"params": trained}, {"schedule": schedule}, {"params": renamed})
+        for change in (
+            {"params": trained},
+            {"schedule": schedule},
+            {"params": renamed},
+            {"variables": {"batch_stats": {"mean": jnp.ones(1)}}},
+        )
     ]
-    assert len({provenance.digest_of_model(found) for found in (denoiser, *others)}) == 4
+    assert len({provenance.digest_of_model(found) for found in (denoiser, *others)}) == 5

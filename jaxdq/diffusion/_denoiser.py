@@ -70,7 +70,7 @@ class Denoiser:
         object.__setattr__(self, "variables", checked_variables(self.variables))
         if self.variables:
             check_finite(self.variables, "variables")
-            object.__setattr__(self, "module", with_variables(self.module, self.variables))
+        object.__setattr__(self, "module", with_variables(self.module, self.variables))
 
     def args(self, image_index: jax.Array) -> tuple[jax.Array, ...]:
         """Gather the conditions of some images.

@@ -41,8 +41,11 @@ class WithVariables:
 
 
 def with_variables(module: Any, variables: Mapping[str, Any]) -> Any:
-    """The network with these collections around it; itself where there are none, or it has them already."""
-    if not variables:
+    """The network with these collections around it; itself where there are none, or it has them already.
+
+    A network with a list among its attributes has no hash, by which compiled programs are found again: the wrapper has.
+    """
+    if not variables and _has_hash(module):
         return module
     inner = module
     while inner is not None:
@@ -50,6 +53,14 @@ def with_variables(module: Any, variables: Mapping[str, Any]) -> Any:
             return module
         inner = getattr(inner, "module", None)
     return WithVariables(module.module if isinstance(module, WithVariables) else module, variables)
+
+
+def _has_hash(module: Any) -> bool:
+    try:
+        hash(module)
+    except TypeError:
+        return False
+    return True
 
 
 def checked_variables(variables: Any) -> Mapping[str, Any]:

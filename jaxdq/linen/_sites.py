@@ -73,6 +73,7 @@ class Site:
 OTHER = "(other contractions)"
 _LIFTED = "inside a transformation (nn.jit, nn.vmap, nn.cond, nn.while_loop, a gradient)"
 _COMPUTED = "its kernel is computed on the way from params to it (nn.map_variables, nn.WeightNorm, nn.SpectralNorm)"
+_NO_CODES = "something that reads its kernel, or passes it on to the layer (nn.map_variables), takes no integer codes"
 _READ = "its kernel is also read outside the layer"
 _MORE = "it computes something else than its class in flax does"
 
@@ -135,7 +136,7 @@ def _without_those_that_take_no_codes(sites: list[Site], module: nn.Module, para
             with contextlib.suppress(Exception):
                 kept |= reached([site])
     lost = {site.path for site in asked} - kept
-    return [dataclasses.replace(site, unsupported=_COMPUTED) if site.path in lost else site for site in sites]
+    return [dataclasses.replace(site, unsupported=_NO_CODES) if site.path in lost else site for site in sites]
 
 
 def _codes_like(site: Site) -> Any:

@@ -87,6 +87,26 @@ def test_a_denoiser_that_is_changed_is_wrapped_once(quantized):
     assert abs(run(again.module, PARAMS, t=5) - run(denoiser.module, PARAMS, t=5)).max() > 0.01
 
 
+class Listed(nn.Module):
+    features: list
+
+    @nn.compact
+    def __call__(self, x, t):
+        for features in self.features:
+            x = nn.Dense(features)(x)
+        return x
+
+
+def test_a_module_with_a_list_among_its_attributes_is_no_other():
+    module = Listed([3, 4, SHAPE[-1]])
+    params = toy_params(module, X, 0)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(module)
+    denoiser = Denoiser(module, params, SCHEDULE, SHAPE)
+    assert dataclasses.replace(denoiser, name="other").module is denoiser.module
+    np.testing.assert_allclose(run(denoiser.module, params, t=0), module.apply({"params": params}, X, 0), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [

@@ -71,6 +71,16 @@ class Step(nn.Module):
         return Block(name="inner")(x), None
 
 
+class Early(nn.Module):
+    """Layers that are made in setup."""
+
+    def setup(self):
+        self.blocks = [nn.remat(Block)() for _ in range(2)]
+
+    def __call__(self, x):
+        return self.blocks[1](self.blocks[0](x))
+
+
 STACKED = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 3}
 SHARED = {"variable_broadcast": "params", "split_rngs": {"params": False}, "length": 2}
 LIFTED = {
@@ -80,12 +90,22 @@ LIFTED = {
         "inner",
     ),
     "remat as a decorator": (lambda x: Decorated(name="outer")(x), "outer/inner"),
+    "remat in setup": (lambda x: Early(name="outer")(x), "outer/blocks_1"),
+    "remat of one that is called outside too": (
+        lambda x: (lambda block: nn.remat(lambda block, x: block(x))(block, block(x)))(Block(name="inner")),
+        "inner",
+    ),
     "remat within remat": (lambda x: nn.remat(Decorated)(name="outer")(x), "outer/inner"),
     "remat of a function": (lambda x: nn.remat(lambda block, x: block(x))(Block(name="inner"), x), "inner"),
     "scan, shared": (lambda x: nn.scan(Step, **SHARED)(name="outer")(x, None)[0], "outer/inner"),
     "scan, stacked": (lambda x: nn.scan(Step, **STACKED)(name="outer")(x, None)[0], "outer/inner"),
     "scan, in reverse": (lambda x: nn.scan(Step, reverse=True, **STACKED)(name="outer")(x, None)[0], "outer/inner"),
     "scan of remat": (lambda x: nn.scan(nn.remat(Step), **STACKED)(name="outer")(x, None)[0], "outer/inner"),
+    "remat_scan": (lambda x: nn.remat_scan(Block, lengths=(2, 2))(name="inner")(x), "inner"),
+    "scan of a function": (
+        lambda x: nn.scan(lambda block, x, _: (block(x), None), **STACKED)(Block(name="inner"), x, None)[0],
+        "inner",
+    ),
     "remat of scan": (
         lambda x: nn.remat(nn.scan(Step, **STACKED))(name="outer")(x, None)[0],
         "outer/inner",
@@ -109,6 +129,12 @@ def test_oracle_layers_in_remat_and_scan_run_on_integers(how):
     assert plan.integer_mac_fraction == 1
     node = functools.reduce(lambda tree, name: tree[name], inner.split("/"), qparams.params)
     assert isinstance(node["dense"]["kernel"], QTensor)
+
+
+def test_oracle_a_network_that_is_remat_itself_runs_on_integers():
+    module = nn.remat(Net)("remat")
+    plan, _ = check_against_twin(module, X, T0, expected={"inner/conv": "integer", "last": "integer"})
+    assert plan.integer_mac_fraction == 1
 
 
 def test_macs_count_every_step_of_a_scan():
@@ -200,8 +226,9 @@ class Changed(nn.Module):
 
 def test_layers_whose_kernel_is_made_of_params_on_the_way_stay_in_float_by_name():
     on_the_way = "float: its kernel is computed on the way from params"
-    names = ("halved", "normed", "block/conv", "block/dense", "weight", "cast")
-    check_against_twin(Changed(), X, T0, expected={**dict.fromkeys(names, on_the_way), "kept": "integer"})
+    names = ("halved", "normed", "block/conv", "block/dense", "weight")
+    expected = {**dict.fromkeys(names, on_the_way), "cast": "takes no integer codes", "kept": "integer"}
+    check_against_twin(Changed(), X, T0, expected=expected)
 
 
 class OwnKernel(nn.Module):
@@ -249,6 +276,8 @@ class Reader(nn.Module):
         h = nn.Dense(4, parent=None).apply({"params": lent.variables["params"]}, h)
         in_remat = nn.Dense(4, name="in_remat")
         h = nn.remat(lambda layer, x: (layer(x), layer.variables["params"]["kernel"].mean())[0])(in_remat, h)
+        asked = nn.Dense(4, name="asked")
+        h = asked(h).astype(asked.variables["params"]["kernel"].dtype)  # codes have none
         measured = nn.Dense(4, name="measured")
         return measured(h) / measured.variables["params"]["kernel"].shape[0]
 
@@ -256,4 +285,9 @@ class Reader(nn.Module):
 def test_kernels_that_are_read_outside_their_layers_stay_in_float_by_name():
     names = ("tied", "watched", "lent", "in_remat")
     outside = "float: its kernel is also read outside the layer"
-    check_against_twin(Reader(), X, T0, expected={**dict.fromkeys(names, outside), "measured": "integer"})
+    check_against_twin(
+        Reader(),
+        X,
+        T0,
+        expected={**dict.fromkeys(names, outside), "asked": "takes no integer codes", "measured": "integer"},
+    )

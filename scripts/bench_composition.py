@@ -4,10 +4,10 @@
 
 `jaxdq bench` adds up the calls of a network, each priced as a program of its own. Here a block is one program, in which
 the compiler may fuse across calls and keep activations in fast memory; the numbers are milliseconds of the simulated
-schedule of both, and the bytes that the whole moves to and from memory beside those that the sum counts. Inputs are
-quantized symmetrically, since the profiler ends on convolutions whose borders are padded with a zero point. A whole
-that no schedule was simulated for says so in "guessed". Nothing runs on a TPU. Blocks that the JSON has stay as they
-are.
+schedule of both, and the bytes that the whole moves to and from memory beside those that the sum counts. Inputs are on
+integers as the recipes have them: with a zero point, from the tables of eight groups at a time that is an argument. A
+whole that no schedule was simulated for says so in "guessed". Nothing runs on a TPU. Blocks that the JSON has stay as
+they are.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def priced(
     block: nn.Module, shape: tuple[int, ...], other: tuple[int, ...], ways: Ways, chip: str, limit_s: float
 ) -> dict[str, Any]:
     """One row."""
-    whole, variant = assembled(block, shape, other, ways, Scheme(8))
+    whole, variant = assembled(block, shape, other, ways, Scheme(8, symmetric=False))
     (answer,) = compile_for([whole], CHIPS[chip], limit_s=limit_s)
     summed = modelled({"": variant}, CHIPS[chip])[""]
     return {
@@ -100,7 +100,12 @@ def assembled(
     rules.append(Rule(".*", Scheme(8, channel_axis=-1), act))
     plan = make_plan(rules, find_sites(network, params, x, time, context))
     given = jax.eval_shape(lambda p: quantized(p, plan), params) if ways.quantized else params
-    whole = export_framed(lambda inputs, p: jaxdq.apply(network, p, inputs[0], 7, inputs[1]), inputs, given)
+
+    def call(inputs: tuple, given: Any) -> Any:
+        params, t = given
+        return jaxdq.apply(network, params, inputs[0], t, inputs[1])
+
+    whole = export_framed(call, inputs, (given, time))
     return whole, Variant(network_of(network, params, x, time, context), ways, plan)
 
 
@@ -113,7 +118,7 @@ def quantized(params: Any, plan: Plan) -> Any:
             axes = site.site.channel_axes
             scale = jnp.ones([n if axis in axes else 1 for axis, n in enumerate(shape)])
             weights[site.path] = Grid(QParams(scale), site.weight)
-    calib = Calibration(weights, unfitted_acts(plan.columns, 1000), plan)
+    calib = Calibration(weights, unfitted_acts(plan.columns, 1000, num_groups=8), plan)
     return jaxdq.quantize(params, calib, dtype="bfloat16")
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxdq.cost._calls import Call, Network
 from jaxdq.cost._chips import Chip
 from jaxdq.cost._compiler import Compiled, compile_for
-from jaxdq.cost._units import ATTEMPTS, Unit, Ways, ends_bytes, unit_of, unit_of_function
+from jaxdq.cost._units import ATTEMPTS, Unit, Ways, ends_bytes, unit_of, unit_of_function, unit_of_look_up
 from jaxdq.linen import Plan
 
 BETWEEN = "between modules"
@@ -68,6 +68,7 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
     The time of a call is `max(cycles / clock, bytes / bandwidth)`: cycles from the compiler's simulation of its own
     final schedule, on fewer rows where cycles are in proportion to them; bytes are those of inputs, output and weights.
     Calls are priced one by one, so a fusion across them is not seen; a call counts its input as it is stored before it.
+    Where grids are static, those of the call's time are looked up once among eight groups.
 
     Args:
         variants: by name.
@@ -96,9 +97,9 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
             network,
             ways,
             chip,
-            _elementwise_cycles(network, chip, jobs),
+            _elementwise_cycles(network, chip, jobs) + _look_up_cycles(ways, plan, chip),
         )
-        for name, (network, ways, _) in variants.items()
+        for name, (network, ways, plan) in variants.items()
     }
 
 
@@ -109,6 +110,14 @@ def _elementwise_cycles(network: Network, chip: Chip, jobs: int | None) -> float
     answers = compile_for([unit.exported for unit in units], chip, jobs=jobs)
     each = [unit.ratio * sum(answer.program.cycles.values()) for unit, answer in zip(units, answers, strict=True)]
     return sum(each) + sum(elements for key, elements in network.computed if key[0] == "arithmetic") / chip.lanes
+
+
+def _look_up_cycles(ways: Ways, plan: Plan, chip: Chip) -> float:
+    """Of the grids' tables at the call's time, where they are static."""
+    if not ways.quantized or ways.act != "static" or not plan.columns:
+        return 0.0
+    (answer,) = compile_for([unit_of_look_up(plan).exported], chip)
+    return float(sum(answer.program.cycles.values()))
 
 
 def _on_codes(ways: Ways, plan: Plan, call: Call) -> Call:

@@ -14,16 +14,27 @@ from jaxdq import ops
 from jaxdq.cost._calls import NORMS, Call, bytes_of
 from jaxdq.cost._compiler import export_framed
 from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor, quantize, stored_bytes
-from jaxdq.linen import DotProductAttention, SitePlan, call_on_codes, call_on_integers, count_macs, queries_at_a_time
+from jaxdq.linen import (
+    DotProductAttention,
+    Plan,
+    SitePlan,
+    call_on_codes,
+    call_on_integers,
+    count_macs,
+    grids_at,
+    queries_at_a_time,
+    unfitted_acts,
+)
 
 # A call is priced on fewer rows of its image or fewer tokens, to which its cycles are in proportion: so many
 # multiply-accumulates, rows and columns of an image, rows of a matrix, and tokens that are attended to are left. A
 # convolution keeps the form that it has on the whole image.
 _MACS, _IMAGE_ROWS, _IMAGE_COLUMNS, _MATRIX_ROWS, _TOKENS = 2e9, 8, 32, 1024, 1024
 _LANES = 128
-# (one part in how many, whether inputs have a zero point). The profiler gives up on some sizes, and on most
-# convolutions whose borders are padded with a zero point; zeros cost the same within 4% where it prices both.
-ATTEMPTS = ((1, True), (2, True), (4, True), (2, False))
+# Groups and times of the tables that a call's grids are looked up in: what recipes make unless told otherwise.
+GROUPS, TIMESTEPS = 8, 1000
+# One part in how many: the profiler gives up on some sizes.
+ATTEMPTS = (1, 2, 4)
 
 
 class Ways(NamedTuple):
@@ -65,10 +76,7 @@ def unit_of(call: Call, ways: Ways, site: SitePlan | None, attempt: int = 0) -> 
         site: the plan's; None where it has none.
         attempt: which of `ATTEMPTS`.
     """
-    part, has_zero_point = ATTEMPTS[attempt]
-    small, ratio = _shrunk(call, part)
-    if site is not None and site.act is not None and not has_zero_point:
-        site = dataclasses.replace(site, act=dataclasses.replace(site.act, symmetric=True))
+    small, ratio = _shrunk(call, ATTEMPTS[attempt])
     function, params = _function(small, ways, site)
     param_bytes = stored_bytes(_function(call, ways, site)[1])
     with ops.lowered_as(call.inputs[0].shape):
@@ -80,6 +88,18 @@ def unit_of_function(name: str, dtype: str, elements: int) -> Unit:
     x = jax.ShapeDtypeStruct((_MATRIX_ROWS, 8 * _LANES), dtype)
     exported = export_framed(lambda inputs, _: getattr(jax.lax, name)(inputs[0]), (x,))
     return Unit(exported, elements / math.prod(x.shape), 0)
+
+
+def unit_of_look_up(plan: Plan) -> Unit:
+    """The program that picks the grids of a plan's activations at a time, once a call, from tables of `GROUPS` rows."""
+    acts = jax.eval_shape(lambda: unfitted_acts(plan.columns, TIMESTEPS, num_groups=GROUPS))
+    x, t = _array((8, _LANES), jnp.float32), _array((), jnp.int32)
+
+    def function(inputs: tuple, given: Any) -> jax.Array:
+        scale, zero_point = grids_at(*given)
+        return inputs[0] * scale[0] + zero_point[-1]  # some layer's numbers, as scalars
+
+    return Unit(export_framed(function, (x,), (acts, t)), 1.0, stored_bytes(acts))
 
 
 def macs_of(call: Call) -> int:

@@ -19,6 +19,7 @@ from jaxdq.linen._apply import apply_visited as apply_visited
 from jaxdq.linen._apply import call_on_codes as call_on_codes
 from jaxdq.linen._apply import call_on_integers as call_on_integers
 from jaxdq.linen._apply import dequantize_params as dequantize_params
+from jaxdq.linen._apply import grids_at as grids_at
 from jaxdq.linen._apply import time_argument as time_argument
 from jaxdq.linen._attention import DotProductAttention as DotProductAttention
 from jaxdq.linen._attention import queries_at_a_time as queries_at_a_time

@@ -57,7 +57,7 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         raise InputError("params is None; pass the float params, or what jaxdq.quantize returned.")
     if not isinstance(params, QuantizedParams):
         return module.apply({"params": params}, *args, **kwargs)
-    scale, zero_point = _grids_at(params.acts, time_argument(module, args, kwargs))
+    scale, zero_point = grids_at(params.acts, time_argument(module, args, kwargs))
 
     def grid_of(site: SitePlan, name: str, x: jax.Array) -> QParams:
         assert site.act is not None
@@ -240,8 +240,19 @@ def _time_place(module: nn.Module, args: tuple, kwargs: dict) -> str | int:
     return name if name in kwargs else position
 
 
-def _grids_at(acts: Acts, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector."""
+def grids_at(acts: Acts, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector.
+
+    Args:
+        acts: The tables.
+        t: Scalar or [B], of numbers.
+
+    Returns:
+        f32 and int32, [A] or [B, A]; scales are NaN where t lies outside the calibrated times.
+
+    Raises:
+        InputError: A concrete t outside.
+    """
     num_timesteps = acts.group_of_t.shape[0]
     inside = (t >= 0) & (t < num_timesteps) & (t == jnp.floor(t))
     if not isinstance(inside, jax.core.Tracer) and not bool(jnp.all(inside)):

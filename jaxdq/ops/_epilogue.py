@@ -76,9 +76,20 @@ def finish(
         bias: float, broadcastable to it, or None.
         out_dtype: of the result; None is float32.
     """
+    scale = _row(scale)
     out = total.astype(jnp.float32) * scale
-    shift = None if bias is None else bias.astype(jnp.float32)
+    shift = None if bias is None else _row(bias.astype(jnp.float32))
     if not isinstance(correction, int):
-        zero = correction.astype(jnp.float32) * scale
+        zero = _row(correction).astype(jnp.float32) * scale
         shift = -zero if shift is None else shift - zero
     return (out if shift is None else out + shift).astype(out_dtype or jnp.float32)
+
+
+def _row(value: jax.Array) -> jax.Array:
+    """The value with one leading axis of size 1 where it has several; it broadcasts to an output all the same.
+
+    Kernels keep their scales as [1, N]. Rows made in that shape are one operation on a TPU; with as many axes as the
+    output has, they are three (`scripts/bench_qwix.py`).
+    """
+    leading = next((axis for axis, size in enumerate(value.shape) if size != 1), value.ndim)
+    return value.reshape(value.shape[max(0, leading - 1) :])

@@ -135,6 +135,14 @@ def test_an_answer_is_found_again_whoever_asks(fake):
     assert Fake.asked == 1
 
 
+def test_params_come_while_what_stands_before_the_call_is_at_work():
+    """They stand behind the barrier of the inputs: a program would wait for what it reads first."""
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 4), (4,)))
+    text = compiler.export_framed(lambda inputs, p: inputs[0] * p["w"] + p["b"], (x,), {"w": w, "b": w}).mlir_module()
+    first, *_ = re.findall(r"stablehlo.optimization_barrier (.*) :", text)
+    assert len(first.split(",")) == 3
+
+
 def test_a_dead_worker_is_asked_again_without_the_profiler(monkeypatch):
     worker = compiler._Worker(V5E, 45.0)
     asked = []

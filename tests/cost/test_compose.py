@@ -9,7 +9,7 @@ from jaxdq.cost import CHIPS, Call, Compiled, Network, Program, Ways
 from jaxdq.cost import _compose as compose
 from jaxdq.cost._units import Unit, _shrunk, macs_of, unit_of
 from jaxdq.grid import Scheme
-from jaxdq.linen import DotProductAttention, Rule, Site, make_plan
+from jaxdq.linen import DotProductAttention, Plan, Rule, Site, make_plan
 
 
 def conv(batch, side, channels, features, taps=3):
@@ -93,8 +93,6 @@ def test_scores_that_are_made_whole_cost_bytes_and_memory():
 
 
 def test_calls_that_differ_in_nothing_but_their_place_are_one_program():
-    from jaxdq.linen import Plan
-
     call = dense(1, 10, 4, 4)
     elsewhere = dataclasses.replace(call, path="elsewhere")
     assert compose._same(call, Ways(), Plan(())) == compose._same(elsewhere, Ways(), Plan(()))
@@ -110,6 +108,21 @@ def test_what_is_computed_between_the_calls_costs_its_cycles_where_they_are_more
     assert cycles == 2 * 2000 + 5
     assert compose._sum([], network, Ways(), chip, cycles).parts == {compose.BETWEEN: pytest.approx(4.005)}
     assert compose._sum([], network, Ways(), chip, 10).parts == {compose.BETWEEN: pytest.approx(1)}
+
+
+def test_grids_are_looked_up_once_a_call_where_they_are_static(monkeypatch):
+    asked = []
+    once = Compiled(Program({"other": 4000}, 0, {}, 0), 0, 0, 0.0)
+    monkeypatch.setattr(compose, "compile_for", lambda programs, chip, **_: asked.extend(programs) or [once])
+    site = Site("q", "dense", (128, 128), (1,), 64, 64 * 128 * 128)
+    plan = make_plan([Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))], [site])
+    static, dynamic = (Ways(quantized=True, act=act) for act in ("static", "dynamic"))
+    chip = CHIPS["v5e"]
+    assert [compose._look_up_cycles(ways, plan, chip) for ways in (static, dynamic, Ways())] == [4000, 0, 0]
+    assert compose._look_up_cycles(static, Plan(()), chip) == 0
+    (program,) = asked
+    text = program.mlir_module()
+    assert "stablehlo.case" in text and "tensor<8x1xf32>" in text and "tensor<1000xi32>" in text
 
 
 def test_a_call_that_shares_its_input_is_priced_on_the_codes_of_the_first():

@@ -11,11 +11,12 @@ from jax import export
 from scripts_by_name import script
 
 import jaxdq
+from jaxdq import ops
 from jaxdq.calibration import plan_for, weight_grids
-from jaxdq.cost import CHIPS, compile_for
+from jaxdq.cost import CHIPS, compile_for, export_framed
 from jaxdq.cost._compiler import NEEDS, _Worker
 from jaxdq.cost._program import _CALLED, _computations
-from jaxdq.grid import Scheme
+from jaxdq.grid import QParams, QTensor, Scheme, quantize
 from jaxdq.linen import Calibration, unfitted_acts
 from jaxdq.observers import minmax_weights
 from jaxdq.unet._blocks import ResnetBlock
@@ -73,6 +74,33 @@ def test_no_sums_and_no_float32_of_an_activations_size_are_kept(name):
     assert max(most["f32"], most["s32"]) < math.prod(shape) / 8, most
 
 
+@pytest.mark.parametrize("features", [(384,), (4, 96)])
+def test_a_layers_two_rows_are_made_by_one_operation(features):
+    """Rescaling, and the bias less the zero point's share: each operation has its start, and waits for its arguments."""
+    scheme, (terms, out) = Scheme(8, symmetric=False), (256, math.prod(features))
+    kernel = (terms, *features)
+
+    def layer(inputs, given):
+        codes, scale, zero_point, row, code_sum, bias = given
+        grid = QParams(scale, zero_point)
+        weight = QTensor(codes, QParams(row), Scheme(8, channel_axis=-1), code_sum)
+        dims = (((1,), (0,)), ((), ()))
+        return ops.dot_general(quantize(*inputs, grid, scheme), weight, dims, bias=bias, out_dtype=jnp.bfloat16)
+
+    shapes = [(kernel, "int8"), ((), "float32"), ((), "int32")]
+    shapes += [((1, *features), "float32"), ((1, *features), "int32"), (features, "float32")]
+    given = [jax.ShapeDtypeStruct(*each) for each in shapes]
+    program = export_framed(layer, (jax.ShapeDtypeStruct((512, terms), jnp.bfloat16),), given)
+    computations, entry = _computations(compiled_text(program))
+    makers = [line for line in computations[entry] if line.op in ("fusion", "multiply", "subtract")]
+    rows = [line for line in makers if sizes_of(line.type) and set(sizes_of(line.type)) == {out}]
+    assert [len(sizes_of(line.type)) for line in rows] == [2], [line.type for line in rows]
+
+
+def sizes_of(kind):
+    return [math.prod(map(int, dims.split(","))) for dims in re.findall(r"\bf32\[([\d,]+)\]", kind)]
+
+
 @pytest.mark.parametrize("wide", [jnp.float32, jnp.int32])
 def test_the_reading_sees_what_is_kept_between_two_operations(wide):
     def between(x):
@@ -88,16 +116,11 @@ def arrays_kept(program):
 
     Of loops what is in HBM only: attention takes its queries in blocks so that their scores are in the fast one.
     """
-    worker = _Worker(CHIPS["v5e"], limit_s=600.0)
-    try:
-        answer = worker._ask(bytes(program.serialize()), profile=False)
-    finally:
-        worker.stop()
-    assert answer is not None and "hlo" in answer, answer
-    computations, _ = _computations(answer["hlo"])
+    text = compiled_text(program)
+    computations, _ = _computations(text)
     lines = [line for each in computations.values() for line in each]
     inside = {name for line in lines if line.op != "call" for name in _CALLED.findall(line.rest)}  # no memory of theirs
-    loops = set(re.findall(r"body=%?([\w.\-]+)", answer["hlo"]))
+    loops = set(re.findall(r"body=%?([\w.\-]+)", text))
     return {
         (kind, math.prod(map(int, dims.split(","))))
         for name, each in computations.items()
@@ -106,3 +129,13 @@ def arrays_kept(program):
         for kind, dims, layout in re.findall(r"\b([a-z]+\d+)\[([\d,]+)\](\{[^}]*\})?", line.type)
         if name not in loops or "S(1)" not in layout
     }
+
+
+def compiled_text(program):
+    worker = _Worker(CHIPS["v5e"], limit_s=600.0)
+    try:
+        answer = worker._ask(bytes(program.serialize()), profile=False)
+    finally:
+        worker.stop()
+    assert answer is not None and "hlo" in answer, answer
+    return answer["hlo"]

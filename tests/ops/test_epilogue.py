@@ -57,3 +57,16 @@ def test_the_bias_is_added_before_the_one_cast(dtype):
     # 256 + 1 + 1 in bfloat16 steps of 2 would round 257 to 256 first; in float32 it is 258.
     out = finish(jnp.array([257], jnp.int32), 0, jnp.float32(1), jnp.array([1.0]), dtype)
     assert (out.dtype, float(out[0])) == (jnp.bfloat16, 258)
+
+
+@pytest.mark.parametrize("leading", [0, 1, 2, 3])
+@pytest.mark.parametrize("bias_leading", [0, 2])
+def test_rows_are_the_same_however_many_axes_stand_before_them(leading, bias_leading):
+    rng = np.random.default_rng(0)
+    total = jnp.asarray(rng.integers(-99, 99, (2, 3, 4, 5)), jnp.int32)
+    correction = rng.integers(-9, 9, (4, 5))
+    scale, bias = (rng.uniform(0.5, 1.0, (4, 5)).astype(np.float32) for _ in range(2))
+    rows = (jnp.asarray(x).reshape((1,) * leading + (4, 5)) for x in (correction, scale))
+    out = finish(total, *rows, jnp.asarray(bias).reshape((1,) * bias_leading + (4, 5)), None)
+    np.testing.assert_allclose(out, (total - correction) * scale + bias, rtol=1e-5, atol=1e-5)
+    assert out.shape == total.shape

@@ -35,6 +35,12 @@ _LINES = (
     ("integer arithmetic", ("integer_mac_fraction",), "{:.1%}"),
 )
 _PATHS_SHOWN = 3
+_PREDICTIONS = {
+    "epsilon": "epsilon, the noise",
+    "v_prediction": "v_prediction, the velocity",
+    "sample": "sample, the clean image",
+}
+_IMAGE_CHANNELS = (1, 3)
 _ABSENT = object()
 
 
@@ -79,10 +85,10 @@ def tables_of_prospect(found: Prospect) -> Group:
 def _model_table(found: Prospect) -> Table:
     schedule, files, module = found.denoiser.schedule, found.files, type(found.denoiser.module).__name__
     sides = " x ".join(map(str, found.denoiser.shape))
-    steps = f"{schedule.num_timesteps} timesteps, predicts {schedule.prediction_type}"
+    steps = f"{schedule.num_timesteps} timesteps, predicts {_PREDICTIONS[schedule.prediction_type]}"
     rows = {
         "model": f"{found.denoiser.name} ({module}), {found.num_params:,} parameters",
-        "draws": f"{'latents' if schedule.clip_range is None else 'images'} {sides}",
+        "draws": f"{'latents' if _draws_latents(found) else 'images'} {sides}",
         "takes": ", ".join(("x", "t", *found.takes)),
         "schedule": steps,
     }
@@ -103,6 +109,13 @@ def _model_table(found: Prospect) -> Table:
     for label, value in rows.items():
         table.add_row(label, value)
     return table
+
+
+def _draws_latents(found: Prospect) -> bool:
+    """Whether there is a decoder beside the network; where the files don't say, whether it draws what no image is."""
+    if found.files is not None and any("Autoencoder" in part or "VQModel" in part for part in found.files.parts):
+        return True
+    return found.denoiser.schedule.clip_range is None and found.denoiser.shape[-1] not in _IMAGE_CHANNELS
 
 
 def _bytes_table(found: Prospect) -> Table:

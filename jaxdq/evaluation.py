@@ -90,7 +90,7 @@ def evaluate(
         num_images: N >= 2 (a Fréchet distance needs a spread).
         batch_size: images at a time.
         decode: of a model that draws latents: `latents f32[B, h, w, c] -> images f32[B, H, W, 3]` in [-1, 1], called
-            with up to `batch_size` of them; images are then compared decoded. The noise is compared as it is.
+            with up to `batch_size` of them; images are then compared decoded. Predictions are compared as they are.
 
     Returns:
         Evaluation.

@@ -198,6 +198,16 @@ def test_inspect_a_model_says_what_it_is_and_what_would_become_of_it(model, caps
     assert "up_blocks_0/resnets_0/conv1" in output_of(capsys, ["inspect", model, "--sites"])
 
 
+def test_inspect_says_what_is_predicted_and_that_an_image_is_one_whoever_samples_it(model, tmp_path, capsys):
+    folder = copy_of(model, tmp_path)
+    file = folder / "scheduler" / "scheduler_config.json"
+    solver = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "v_prediction"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | solver))
+    said = output_of(capsys, ["inspect", folder])
+    assert "predicts v_prediction, the velocity" in " ".join(said.split()) and "noise" not in said
+    assert "images 8 x 8 x 1" in said
+
+
 def test_inspect_a_model_reads_no_weights(model, tmp_path, capsys):
     folder = truncated(copy_of(model, tmp_path))
     assert "is damaged or not a safetensors file" in " ".join(output_of(capsys, ["inspect", folder]).split())

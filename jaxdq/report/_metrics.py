@@ -56,6 +56,7 @@ def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluatio
     num_integer = sum(site.is_integer for site in sites)
     return {
         "t": evaluation.t,
+        "prediction_type": denoiser.schedule.prediction_type,
         "noise_sqnr_db": {"mean": mean_of_finite(evaluation.noise_sqnr_db), "per_step": evaluation.noise_sqnr_db},
         "noise_sqnr_pooled_db": evaluation.noise_sqnr_pooled_db,
         "image_psnr_db": evaluation.image_psnr_db,

@@ -42,6 +42,7 @@ def write_pages(
         label=label,
         name=Path(metrics["model"]).name,
         headlines=headlines(metrics),
+        predicted=predicted(metrics),
         samples=base64.b64encode(samples).decode(),
         figures=_figures_of(evaluation, qparams, ranges),
         sizes=size_rows(params, qparams),
@@ -64,7 +65,7 @@ def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     integer, total = metrics["sites"]["integer"], metrics["sites"]["total"]
     return [
         (
-            "Predicted noise",
+            f"Predicted {predicted(metrics)}",
             _db(sqnr_db),
             f"{_share(sqnr_db)} from the float model's at a typical step, {_share(worst_db)} at the worst; "
             f"{_db(pooled_db)} if the energies of all steps are pooled.",
@@ -91,6 +92,12 @@ def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"of the arithmetic, at {integer} of {total} places; the others are named below with the reason.",
         ),
     ]
+
+
+def predicted(metrics: Mapping[str, Any]) -> str:
+    """What the network predicts, in a word; runs of earlier versions do not say."""
+    words = {"epsilon": "noise", "v_prediction": "velocity", "sample": "image"}
+    return words.get(metrics.get("prediction_type", ""), "output")
 
 
 def learned(metrics: Mapping[str, Any]) -> list[str]:

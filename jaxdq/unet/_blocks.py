@@ -9,6 +9,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdq.linen._attention import DotProductAttention
 
@@ -40,9 +41,28 @@ def conv3x3(channels: int, name: str, *, stride: int = 1, padding: tuple[int, in
     return nn.Conv(channels, (3, 3), strides=(stride, stride), padding=(padding, padding), name=name)
 
 
-def upsample_nearest(x: jax.Array) -> jax.Array:
-    """Repeat every pixel of ``x``: float[B, H, W, C] twice along both axes: float[B, 2H, 2W, C]."""
+Size = tuple[int, int]
+"""Height and width of an image."""
+
+
+def upsample_nearest(x: jax.Array, size: Size | None = None) -> jax.Array:
+    """Repeat the pixels of ``x`` to a larger image.
+
+    Args:
+        x: float[B, H, W, C].
+        size: (H', W') of the result; None is (2H, 2W). As in torch, row i is row ``floor(i * H / H')`` of ``x``.
+
+    Returns:
+        float[B, H', W', C].
+    """
     batch, height, width, channels = x.shape
+    if size is not None and size != (2 * height, 2 * width):
+        rows, columns = (
+            # In float32, as torch rounds it.
+            np.minimum(np.floor(np.arange(large, dtype=np.float32) * np.float32(small / large)).astype(int), small - 1)
+            for large, small in zip(size, (height, width), strict=True)
+        )
+        return x[:, rows][:, :, columns]
     twice = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return twice.reshape(batch, 2 * height, 2 * width, channels)
 
@@ -66,19 +86,19 @@ class ResnetBlock(nn.Module):
     output_scale: float = 1.0
     resample: str | None = None
 
-    def _resampled(self, x: jax.Array) -> jax.Array:
+    def _resampled(self, x: jax.Array, size: Size | None) -> jax.Array:
         if self.resample == "up":
-            return upsample_nearest(x)
+            return upsample_nearest(x, size)
         if self.resample == "down":
             return nn.avg_pool(x, (2, 2), strides=(2, 2))
         return x
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
-        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to float[B, H', W', channels]."""
+    def __call__(self, x: jax.Array, temb: jax.Array, size: Size | None = None) -> jax.Array:
+        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to float[B, H', W', channels]; "up" goes to ``size``."""
         style = self.style
         h = nn.silu(group_norm(style.num_groups, style.eps, "norm1")(x))
-        h = conv3x3(self.channels, "conv1")(self._resampled(h))
+        h = conv3x3(self.channels, "conv1")(self._resampled(h, size))
         width = 2 * self.channels if style.scale_shift else self.channels
         e = nn.Dense(width, name="time_emb_proj")(nn.silu(temb))[:, None, None, :]
         norm2 = group_norm(style.num_groups, style.eps, "norm2")
@@ -88,7 +108,7 @@ class ResnetBlock(nn.Module):
         else:
             h = norm2(h + e)
         h = conv3x3(self.channels, "conv2")(nn.silu(h))
-        shortcut = self._resampled(x)
+        shortcut = self._resampled(x, size)
         if x.shape[-1] != self.channels:
             shortcut = nn.Conv(self.channels, (1, 1), name="conv_shortcut")(shortcut)
         return (shortcut + h) / self.output_scale
@@ -155,14 +175,14 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map x: float[B, H, W, C] to float[B, H/2, W/2, C]."""
+        """Map x: float[B, H, W, C] to float[B, H/2, W/2, C], halves rounded up (padding 1) or down (padding 0)."""
         return conv3x3(x.shape[-1], "conv", stride=2, padding=(self.padding, 1))(x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling by 2 and a 3x3 convolution."""
+    """Nearest-neighbour upsampling, by 2 unless a size is given, and a 3x3 convolution."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map x: float[B, H, W, C] to float[B, 2H, 2W, C]."""
-        return conv3x3(x.shape[-1], "conv")(upsample_nearest(x))
+    def __call__(self, x: jax.Array, size: Size | None = None) -> jax.Array:
+        """Map x: float[B, H, W, C] to float[B, H', W', C]."""
+        return conv3x3(x.shape[-1], "conv")(upsample_nearest(x, size))

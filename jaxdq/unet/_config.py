@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdq._errors import InputError
-from jaxdq.unet._fields import FieldSpec, complete_fields
+from jaxdq.unet._fields import EMA_FIELDS, FieldSpec, attention_levels, complete_fields
 
 DEFAULTS: dict[str, Any] = {
     "sample_size": None,
@@ -52,14 +52,15 @@ _SPEC = FieldSpec(
         "class_embed_type": (None, "timestep", "identity"),
     },
     block_types={
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
     },
     counts=("in_channels", "out_channels", "layers_per_block", "norm_num_groups"),
     optional_counts=("attention_head_dim", "attn_norm_num_groups", "num_class_embeds", "time_embedding_dim"),
     per_row=(),
     positive=("mid_block_scale_factor", "norm_eps"),
     flags=("center_input_sample", "flip_sin_to_cos", "add_attention"),
+    ignored=EMA_FIELDS,
 )
 
 
@@ -77,10 +78,12 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields = complete_fields(config, _SPEC)
     channels, head_dim = fields["block_out_channels"], fields["attention_head_dim"]
-    if head_dim is not None and head_dim > min(channels):
+    has_middle = fields["mid_block_type"] is not None and fields["add_attention"]
+    attended = [channels[level] for level in attention_levels(fields, has_middle=has_middle)]
+    if head_dim is not None and head_dim > min(attended, default=head_dim):
         raise InputError(
-            f"The UNet's attention_head_dim is {head_dim}, more than the {min(channels)} channels of "
-            "block_out_channels; give at most the smallest entry, or null for a single head."
+            f"The UNet's attention_head_dim is {head_dim}, more than the {min(attended)} channels of a row of "
+            "block_out_channels that has attention; give at most those, or null for a single head."
         )
     if fields["attn_norm_num_groups"] is not None and channels[-1] % fields["attn_norm_num_groups"]:
         raise InputError(

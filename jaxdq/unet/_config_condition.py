@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdq._errors import InputError
-from jaxdq.unet._fields import FieldSpec, complete_fields, per_row
+from jaxdq.unet._fields import EMA_FIELDS, FieldSpec, attention_levels, complete_fields, per_row
 
 CONDITION_DEFAULTS: dict[str, Any] = {
     "sample_size": None,
@@ -92,15 +92,15 @@ _SPEC = FieldSpec(
         "cross_attention_norm": (None,),
     },
     block_types={
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
     },
     counts=("in_channels", "out_channels", "norm_num_groups", "cross_attention_dim"),
     optional_counts=("time_embedding_dim", "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
     per_row=("layers_per_block", "transformer_layers_per_block", "attention_head_dim"),
     positive=("mid_block_scale_factor", "norm_eps"),
     flags=("center_input_sample", "flip_sin_to_cos", "use_linear_projection"),
-    ignored=("use_memory_efficient_attention", "split_head_dim"),  # of FlaxUNet2DConditionModel
+    ignored=(*EMA_FIELDS, "use_memory_efficient_attention", "split_head_dim"),  # the last two are the Flax class's
 )
 
 
@@ -118,7 +118,9 @@ def complete_condition_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields = complete_fields(config, _SPEC)
     channels = fields["block_out_channels"]
-    for num_heads, count in zip(per_row(fields["attention_head_dim"], len(channels)), channels, strict=True):
+    heads = per_row(fields["attention_head_dim"], len(channels))
+    for level in attention_levels(fields, has_middle=fields["mid_block_type"] is not None):
+        num_heads, count = heads[level], channels[level]
         if count % num_heads:
             raise InputError(
                 f"The UNet's attention_head_dim has {num_heads} (diffusers' name for the number of heads), which does "

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from jaxdq._errors import InputError
 
 BLOCK_TYPES = ("down_block_types", "up_block_types")
+# What diffusers' trainers leave in a config.json when they save a moving average of the weights (`EMAModel`).
+EMA_FIELDS = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 
 
 class FieldSpec(NamedTuple):
@@ -21,7 +23,7 @@ class FieldSpec(NamedTuple):
         per_row: fields that are one positive integer for all resolutions, or a list with one for each.
         positive: fields that are positive numbers.
         flags: fields that are true or false.
-        ignored: fields of related classes that say how to compute and not what, and are dropped.
+        ignored: fields that do not say what is computed, and are dropped.
     """
 
     class_name: str
@@ -79,6 +81,19 @@ def per_row(value: Any, num_rows: int) -> tuple[Any, ...]:
         (8, 8, 8)
     """
     return value if isinstance(value, tuple) else (value,) * num_rows
+
+
+def attention_levels(fields: Mapping[str, Any], *, has_middle: bool) -> list[int]:
+    """Return the resolutions that have attention on the way down, in the middle or on the way up, 0 for the highest.
+
+    Example:
+        >>> kinds = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("UpBlock2D",) * 2}
+        >>> attention_levels(kinds, has_middle=False)
+        [1]
+    """
+    down, up = ([("Attn" in kind) for kind in fields[key]] for key in BLOCK_TYPES)
+    last = len(down) - 1
+    return [i for i in range(last + 1) if down[i] or up[last - i] or (has_middle and i == last)]
 
 
 def _is_count(value: Any) -> bool:

@@ -23,6 +23,8 @@ from jaxdq.unet._weights import params_from_torch, torch_from_params
 
 UNET_CLASS = "UNet2DModel"
 _BUNDLED = Path(__file__).parents[1] / "bundled"
+_OTHER_NETWORKS = ("controlnet", "decoder", "prior", "transformer", "transformer_2")  # what a pipeline may have instead
+_NAMES_SHOWN = 8
 
 
 class Layout(NamedTuple):
@@ -66,8 +68,8 @@ def load_denoiser(
         (16, 16, 1)
     """
     layout = locate(name_or_path, weights=weights)
-    schedule = schedule_from_config(read_json(layout.scheduler))
     family, config = read_unet_config(layout.unet)
+    schedule = schedule_from_config(read_json(layout.scheduler))
     module = family.build(config)
     shape = _image_shape(family.complete(config), layout.unet)
     rows = _conditions(module, weights) if conditions is None else tuple(conditions)
@@ -159,6 +161,8 @@ def locate(name_or_path: str | Path, *, weights: bool) -> Layout:
         root = _BUNDLED / name
     elif local_path(name).is_dir():
         root = local_path(name)
+    elif Path(name).is_file():
+        raise InputError(_about_file(Path(name)))
     elif is_hub_id(name):
         return _layout(download(name, weights=weights), name.rpartition("/")[2])
     else:
@@ -172,6 +176,8 @@ def locate(name_or_path: str | Path, *, weights: bool) -> Layout:
 def _layout(root: Path, name: str = "") -> Layout:
     """Find the UNet's folder and the scheduler's file of a folder; the name is the folder's unless it is given."""
     unet = root / "unet" if (root / "unet").is_dir() else root
+    if not (unet / "config.json").is_file():
+        raise InputError(_about_folder(root, unet))
     # The first models on the Hub have all their files side by side; a pipeline's unet/ may also be named by itself.
     candidates = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
     beside = root.resolve().parent / "scheduler" / "scheduler_config.json"
@@ -183,6 +189,42 @@ def _layout(root: Path, name: str = "") -> Layout:
         )
     whole = root.resolve().parent if found[0] == beside else root.resolve()
     return Layout(name or whole.name, whole, unet, found[0])
+
+
+def _about_file(file: Path) -> str:
+    """Say what to do with a file that was given in place of a folder."""
+    parent = file.resolve().parent
+    if (parent / "config.json").is_file() or file.name == "model_index.json":
+        return f"{file} is a file, and jaxdq reads the folder that it is in; pass {parent}."
+    return (
+        f"{file} is a file, and jaxdq reads folders in diffusers' layout; convert a single-file checkpoint once, where "
+        "torch and diffusers are installed, with its pipeline's from_single_file(file).save_pretrained(folder)."
+    )
+
+
+def _about_folder(root: Path, unet: Path) -> str:
+    """Say what a folder is that has no UNet's config.json."""
+    index = read_json(root / "model_index.json") if (root / "model_index.json").is_file() else {}
+    name = index.get("_class_name")
+    pipeline = f"{root} is the folder of a {name}" if isinstance(name, str) else f"{root} has no unet folder"
+    networks = [part for part in sorted(root.iterdir()) if part.name in _OTHER_NETWORKS and part.is_dir()]
+    described = []
+    for part in networks:
+        file = part / "config.json"
+        class_name = read_json(file).get("_class_name", "class not named") if file.is_file() else "no config.json"
+        described.append(f"{part.name} ({class_name})")
+    if described and unet == root:
+        return (
+            f"{pipeline}: its network is in {', '.join(described)}, which is no UNet; jaxdq reads pipelines with "
+            f"{' or '.join(FAMILIES)}: write the network in flax and build jaxdq.Denoiser(module, params, schedule, "
+            "shape) by hand."
+        )
+    held = sorted(path.name for path in unet.iterdir())
+    shown = f"{', '.join(held[:_NAMES_SHOWN])}{', ...' if len(held) > _NAMES_SHOWN else ''}" or "nothing"
+    return (
+        f"{unet / 'config.json'} does not exist; jaxdq reads folders in diffusers' layout, which have it beside the "
+        f"UNet's weights, and found {shown}."
+    )
 
 
 def model_folder(name_or_path: str | Path, parts: Sequence[str]) -> Path:
@@ -227,11 +269,28 @@ def _image_shape(complete: Mapping[str, Any], folder: Path) -> tuple[int, int, i
         raise InputError(f"{folder / 'config.json'} leaves sample_size open; write the side of the images there.")
     if complete["out_channels"] != channels:
         raise InputError(
-            f"{folder / 'config.json'} has in_channels {channels} and out_channels {complete['out_channels']}; jaxdq "
-            "samples networks that return as many channels as they take: choose a model without learned variance."
+            f"{folder / 'config.json'} has in_channels {channels} and out_channels {complete['out_channels']}: "
+            f"{_why_channels_differ(channels, complete['out_channels'])}; jaxdq samples networks that return as many "
+            "channels as they take: choose such a model."
         )
     height, width = (size, size) if isinstance(size, int) else size
     return height, width, channels
+
+
+def _why_channels_differ(taken: int, returned: int) -> str:
+    """Say what a network is that returns more or fewer channels than it takes."""
+    if returned == 2 * taken:
+        return "the network returns a learned variance beside its prediction"
+    if returned > taken:
+        return "the network returns more than a prediction"
+    more = {
+        9: "a mask and the masked image, as for inpainting",
+        8: "an image to edit",
+        7: "a small image to enlarge",
+        5: "a map of depths or a mask",
+    }
+    beside = more.get(taken, "such as a mask or another image") if returned == 4 else "such as a mask or another image"
+    return f"the network takes {taken - returned} channels beside the noisy ones ({beside})"
 
 
 def _conditions(module: UNet, weights: bool) -> tuple[Any, ...]:

@@ -8,7 +8,10 @@ from jaxdq._errors import InputError
 from jaxdq.unet._files import WEIGHTS_FILES
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_CONFIGS = ("config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json")
+_CONFIGS = (
+    *("config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"),
+    "transformer/config.json",  # to say what a pipeline without a UNet is
+)
 _ENCODER_WEIGHTS = ("model.safetensors", "flax_model.msgpack")
 _SHARDS = "diffusion_pytorch_model*-of-*.safetensors"
 

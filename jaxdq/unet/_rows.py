@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._errors import InputError
-from jaxdq.unet._blocks import Downsample, ResnetBlock, Style, Upsample
+from jaxdq.unet._blocks import Downsample, ResnetBlock, Size, Style, Upsample
 
 AttentionMaker = Callable[..., nn.Module]
 
@@ -96,17 +96,30 @@ class UpBlock(nn.Module):
     upsample: str | None
 
     @nn.compact
-    def __call__(self, x: jax.Array, skips: list[jax.Array], temb: jax.Array, *context: jax.Array) -> jax.Array:
-        """Map x: float[B, H, W, C], its skips, the last first to be used, and temb to float[B, H', W', channels]."""
+    def __call__(
+        self, x: jax.Array, skips: list[jax.Array], temb: jax.Array, *context: jax.Array, size: Size | None = None
+    ) -> jax.Array:
+        """Map x and its skips to the next row's input.
+
+        Args:
+            x: float[B, H, W, C].
+            skips: float[B, H, W, ...], the last first to be used.
+            temb: float[B or 1, E].
+            *context: what attention takes besides the image.
+            size: (H', W') that the upsampler goes to; None is (2H, 2W).
+
+        Returns:
+            float[B, H', W', channels].
+        """
         style = self.style
         for i, skip in enumerate(reversed(skips)):
             x = ResnetBlock(self.channels, style, name=f"resnets_{i}")(jnp.concatenate([x, skip], axis=-1), temb)
             if self.attention is not None:
                 x = self.attention(name=f"attentions_{i}")(x, *context)
         if self.upsample == "conv":
-            x = Upsample(name="upsamplers_0")(x)
+            x = Upsample(name="upsamplers_0")(x, size)
         elif self.upsample == "resnet":
-            x = ResnetBlock(self.channels, style, resample="up", name="upsamplers_0")(x, temb)
+            x = ResnetBlock(self.channels, style, resample="up", name="upsamplers_0")(x, temb, size)
         return x
 
 
@@ -135,18 +148,26 @@ def run_rows(
     if middle is not None:
         x = middle(x, temb, *context)
     for row_up in up:
-        taken = row_up.num_layers
-        x = row_up(x, skips[-taken:], temb, *context)
-        skips = skips[:-taken]
+        own, skips = skips[-row_up.num_layers :], skips[: -row_up.num_layers]
+        # An odd size was rounded on the way down: the way up goes back to what the next row's skips have.
+        size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
+        x = row_up(x, own, temb, *context, size=size)
     return x
 
 
-def check_inputs(x: jax.Array, t_shape: tuple[int, ...], in_channels: int, num_rows: int) -> None:
-    """Raise InputError where the shapes of ``x`` and ``t`` do not fit a network of so many channels and rows."""
-    multiple = 2 ** (num_rows - 1)
-    if x.ndim != 4 or x.shape[-1] != in_channels or x.shape[1] % multiple or x.shape[2] % multiple:
-        raise InputError(
-            f"The UNet's x has shape {x.shape}; give [B, H, W, {in_channels}] with H and W multiples of {multiple}."
-        )
+def check_inputs(x: jax.Array, t_shape: tuple[int, ...], in_channels: int, *, multiple: int, smallest: int) -> None:
+    """Raise InputError where the shapes of ``x`` and ``t`` do not fit a network.
+
+    Args:
+        x: what should be float[B, H, W, in_channels].
+        t_shape: of the time.
+        in_channels: of the network.
+        multiple: a divisor of H and W.
+        smallest: H and W, at least.
+    """
+    height_width = x.shape[1:3]
+    if x.ndim != 4 or x.shape[-1] != in_channels or any(n % multiple or n < smallest for n in height_width):
+        sizes = f"multiples of {multiple}" if multiple > 1 else f"at least {smallest}"
+        raise InputError(f"The UNet's x has shape {x.shape}; give [B, H, W, {in_channels}] with H and W {sizes}.")
     if t_shape not in ((), (1,), (x.shape[0],)):
         raise InputError(f"The UNet's t has shape {t_shape}; give a scalar or one time per image, [{x.shape[0]}].")

@@ -58,7 +58,7 @@ class UNet2D(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array | int, class_labels: jax.Array | None = None) -> jax.Array:
-        """Predict the noise in ``x``.
+        """Predict the noise in ``x``, or what else the network was trained to predict.
 
         Args:
             x: float[B, H, W, in_channels], H and W multiples of 2 ** (number of resolutions - 1).
@@ -72,7 +72,8 @@ class UNet2D(nn.Module):
         Raises:
             InputError: the shape of ``x`` or ``t`` does not fit, or class_labels is absent or superfluous.
         """
-        check_inputs(x, jnp.shape(t), self.in_channels, len(self.block_out_channels))
+        multiple = 2 ** (len(self.block_out_channels) - 1)
+        check_inputs(x, jnp.shape(t), self.in_channels, multiple=multiple, smallest=multiple)
         t = jnp.atleast_1d(jnp.asarray(t))
         # In x's dtype: float32 here would make float32 of all that follows.
         temb = self._embed(t, class_labels).astype(x.dtype)
@@ -94,7 +95,7 @@ class UNet2D(nn.Module):
 
     def _attention(self, kind: str) -> AttentionMaker | None:
         """Return what makes the attention of a row of this type."""
-        if kind in ("DownBlock2D", "UpBlock2D"):
+        if not kind.startswith("Attn"):
             return None
         return partial(Attention, self.attention_head_dim, self.norm_num_groups, self.norm_eps)
 
@@ -126,8 +127,9 @@ class UNet2D(nn.Module):
         rows = []
         for i, (kind, channels) in enumerate(zip(self.down_block_types, self.block_out_channels, strict=True)):
             attention = self._attention(kind)
-            # diffusers hands downsample_type to the blocks with attention only; the others always convolve.
-            downsample = None if i == last else self.downsample_type if attention else "conv"
+            # diffusers hands downsample_type to the blocks with attention only; the others are of one type each.
+            own = "resnet" if kind == "ResnetDownsampleBlock2D" else "conv"
+            downsample = None if i == last else self.downsample_type if attention else own
             row = DownBlock(
                 channels=channels,
                 num_layers=self.layers_per_block,
@@ -155,7 +157,8 @@ class UNet2D(nn.Module):
         rows = []
         for i, (kind, channels) in enumerate(zip(self.up_block_types, reversed(self.block_out_channels), strict=True)):
             attention = self._attention(kind)
-            upsample = None if i == last else self.upsample_type if attention else "conv"
+            own = "resnet" if kind == "ResnetUpsampleBlock2D" else "conv"
+            upsample = None if i == last else self.upsample_type if attention else own
             row = UpBlock(
                 channels=channels,
                 num_layers=self.layers_per_block + 1,

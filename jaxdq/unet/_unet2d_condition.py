@@ -76,7 +76,7 @@ class UNet2DCondition(nn.Module):
         """Predict the noise, or what the network was trained to predict, in ``x``.
 
         Args:
-            x: float[B, H, W, in_channels], H and W multiples of 2 ** (number of resolutions - 1).
+            x: float[B, H, W, in_channels], any H and W: what is rounded on the way down is undone on the way up.
             t: int[] or int[B], the model time. A scalar is embedded once.
             encoder_hidden_states: float[B, M, cross_attention_dim], what the text encoder says of M tokens.
             text_embeds: float[B, E], the pooled text; for an SDXL network, and absent for others.
@@ -88,7 +88,7 @@ class UNet2DCondition(nn.Module):
         Raises:
             InputError: the shape of an argument does not fit, or text_embeds or time_ids is absent or superfluous.
         """
-        check_inputs(x, jnp.shape(t), self.in_channels, len(self.block_out_channels))
+        check_inputs(x, jnp.shape(t), self.in_channels, multiple=1, smallest=self._smallest)
         self._check_text(x.shape[0], encoder_hidden_states, text_embeds, time_ids)
         # In x's dtype: float32 here would make float32 of all that follows.
         temb = self._embed(jnp.atleast_1d(jnp.asarray(t)), text_embeds, time_ids).astype(x.dtype)
@@ -101,6 +101,12 @@ class UNet2DCondition(nn.Module):
     def has_added_conditions(self) -> bool:
         """Whether the network takes text_embeds and time_ids."""
         return self.addition_embed_type is not None
+
+    @property
+    def _smallest(self) -> int:
+        """The smallest side of an image: a downsampler that rounds halves down leaves nothing of a single pixel."""
+        floors = [kind == "ResnetDownsampleBlock2D" or not self.downsample_padding for kind in self.down_block_types]
+        return 2 ** (len(floors) - 1) if any(floors[:-1]) else 1
 
     @property
     def _style(self) -> Style:
@@ -140,7 +146,7 @@ class UNet2DCondition(nn.Module):
                 num_layers=self.layers_per_block[level],
                 style=self._style,
                 attention=self._attention(level) if kind == "CrossAttnDownBlock2D" else None,
-                downsample=None if level == last else "conv",
+                downsample=None if level == last else "resnet" if kind == "ResnetDownsampleBlock2D" else "conv",
                 downsample_padding=self.downsample_padding,
                 name=f"down_blocks_{level}",
             )
@@ -160,7 +166,7 @@ class UNet2DCondition(nn.Module):
                 num_layers=self.layers_per_block[last - i] + 1,
                 style=self._style,
                 attention=self._attention(last - i) if kind == "CrossAttnUpBlock2D" else None,
-                upsample=None if i == last else "conv",
+                upsample=None if i == last else "resnet" if kind == "ResnetUpsampleBlock2D" else "conv",
                 name=f"up_blocks_{i}",
             )
             for i, kind in enumerate(self.up_block_types)

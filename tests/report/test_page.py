@@ -99,6 +99,14 @@ def test_headlines_in_plain_words(measured):
     assert said["Weights"][1].endswith("the checkpoint takes 7.00 kB on disk.")
 
 
+@pytest.mark.parametrize(
+    ("prediction_type", "word"), [("v_prediction", "velocity"), ("sample", "image"), (None, "output")]
+)
+def test_a_model_that_does_not_predict_noise_is_not_said_to(measured, prediction_type, word):
+    metrics = {**measured.metrics, "prediction_type": prediction_type}
+    assert _page.headlines(metrics)[0][0] == f"Predicted {word}"
+
+
 def test_headlines_of_an_exact_model(measured):
     exact = {"noise_sqnr_db": {"mean": None, "per_step": [None]}, "image_psnr_db": None}
     numbers = [number for _, number, _ in _page.headlines({**measured.metrics, **exact})]

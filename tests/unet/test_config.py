@@ -22,6 +22,38 @@ def test_what_is_left_out_is_filled_in_and_diffusers_own_keys_are_dropped():
     assert complete_config(complete) == complete
 
 
+EMA = {  # of diffusers' EMAModel.save_pretrained
+    "decay": 0.9999,
+    "inv_gamma": 1.0,
+    "min_decay": 0.0,
+    "optimization_step": 10000,
+    "power": 0.75,
+    "update_after_step": 0,
+    "use_ema_warmup": True,
+}
+
+
+def test_what_a_trainer_notes_of_its_moving_average_is_passed_over():
+    from diffusers.training_utils import EMAModel
+
+    average = EMAModel([])
+    assert set(average.state_dict()) - {"shadow_params"} == set(EMA)
+    assert complete_config(SMALL | EMA) == complete_config(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "head_dim"),
+    [
+        ({"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "add_attention": False}, 64),
+        ({"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}, 32),
+        ({}, 32),
+        ({"mid_block_type": None, "up_block_types": ["UpBlock2D"] * 2}, 32),
+    ],
+)
+def test_the_width_of_heads_concerns_rows_with_attention_only(changes, head_dim):
+    assert complete_config(SMALL | changes | {"attention_head_dim": head_dim})["attention_head_dim"] == head_dim
+
+
 BAD_FIELDS = [
     ({"use_linear_projection": True, "encoder_hid_dim": 3}, "encoder_hid_dim, use_linear_projection"),
     ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "down_block_types has 'SkipDownBlock2D'"),
@@ -33,7 +65,8 @@ BAD_FIELDS = [
     ({"block_out_channels": [16, 30]}, "norm_num_groups is 4, which does not divide the 30"),
     ({"norm_num_groups": None}, "norm_num_groups is None; give a positive integer"),
     ({"attn_norm_num_groups": 5}, "attn_norm_num_groups 5 does not divide the 32"),
-    ({"attention_head_dim": 17}, "attention_head_dim is 17, more than the 16"),
+    ({"attention_head_dim": 33}, "attention_head_dim is 33, more than the 32"),
+    ({"attention_head_dim": 17, "up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, "17, more than the 16"),
     ({"layers_per_block": [1, 2]}, "layers_per_block"),
     ({"in_channels": True}, "in_channels is True"),
     ({"num_class_embeds": 0}, "num_class_embeds is 0; give a positive integer or null"),

@@ -26,6 +26,19 @@ def test_one_number_for_all_rows_means_that_number_for_each():
     assert unet2d_condition_from_config(V1 | {"attention_head_dim": [4, 4]}) == unet2d_condition_from_config(V1)
 
 
+def test_the_number_of_heads_concerns_rows_with_attention_only():
+    rows = {"mid_block_type": None, "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}
+    assert complete_condition_config(V1 | rows | {"attention_head_dim": [4, 5]})["attention_head_dim"] == (4, 5)
+    up = rows | {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}
+    with pytest.raises(InputError, match="attention_head_dim has 5"):
+        complete_condition_config(V1 | up | {"attention_head_dim": [4, 5]})
+
+
+def test_what_a_trainer_notes_of_its_moving_average_is_passed_over():
+    ema = {"decay": 0.9999, "optimization_step": 10, "use_ema_warmup": False, "power": 2 / 3}
+    assert unet2d_condition_from_config(V1 | ema) == unet2d_condition_from_config(V1)
+
+
 def test_the_names_and_the_fields_of_flax_are_accepted():
     flax = {
         "down_block_types": ["FlaxCrossAttnDownBlock2D", "FlaxDownBlock2D"],

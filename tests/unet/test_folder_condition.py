@@ -235,8 +235,46 @@ def test_pickles_are_refused_with_the_way_to_convert_them(suffix, folder):
         load_unet_folder(folder / "unet")
 
 
-def test_inpainting_is_refused(folder):
+@pytest.mark.parametrize(
+    ("channels", "reason"),
+    [
+        ((9, 4), r"takes 5 channels beside the noisy ones \(a mask and the masked image, as for inpainting\)"),
+        ((8, 4), r"takes 4 channels beside the noisy ones \(an image to edit\)"),
+        ((12, 8), "takes 4 channels beside"),
+        ((6, 3), "takes 3 channels beside"),
+        ((4, 8), "learned variance"),
+        ((4, 6), "more than a prediction"),
+    ],
+)
+def test_networks_that_do_not_return_what_they_take_are_called_what_they_are(channels, reason, folder):
     file = folder / "unet" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 9}))
-    with pytest.raises(InputError, match="in_channels 9 and out_channels 4"):
+    fields = dict(zip(("in_channels", "out_channels"), channels, strict=True))
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with pytest.raises(InputError, match=rf"in_channels {channels[0]} and out_channels {channels[1]}: .*{reason}") as e:
         load_denoiser(folder, conditions=conditions(V1))
+    assert ("learned variance" in str(e.value)) == (channels == (4, 8))
+
+
+def test_latents_of_any_size_are_drawn(folder):
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": [9, 7]}))
+    denoiser = load_denoiser(folder, conditions=conditions(V1))
+    images = jaxdq.sample(denoiser, denoiser.params, sampler=jaxdq.ddim(1), key=jax.random.key(0), num_images=1)
+    assert images.shape == (1, 9, 7, 4)
+
+
+def test_a_pipeline_without_a_unet_is_told_what_it_is(tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(flow))
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
+    message = r"its network is in transformer \(FluxTransformer2DModel\), which is no UNet; jaxdq reads pipelines with"
+    with pytest.raises(InputError, match=f"has no unet folder: {message}"):
+        load_denoiser(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(InputError, match=f"is the folder of a FluxPipeline: {message}"):
+        load_denoiser(tmp_path)
+    (tmp_path / "transformer").rename(tmp_path / "unet")
+    with pytest.raises(InputError, match="describes a FluxTransformer2DModel"):
+        load_denoiser(tmp_path)

@@ -38,6 +38,11 @@ VARIANTS = {  # of SMALL, which has heads of 8 channels and symmetric downsampli
     "scale and shift": {"resnet_time_scale_shift": "scale_shift"},
     "scale and shift, norm in mid attention": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 8},
     "resampling in residual blocks": {"downsample_type": "resnet", "upsample_type": "resnet"},
+    "rows that resample in residual blocks": {
+        "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D"],
+    },
+    "heads wider than a row without attention": {"block_out_channels": [4, 32], "attention_head_dim": 16},
     "asymmetric downsampling, no attention in the middle": {"downsample_padding": 0, "add_attention": False},
     "no middle, centred, odd width": {
         "mid_block_type": None,

@@ -48,6 +48,36 @@ def test_oracle_equals_diffusers(config):
     assert relative_error(ours, torch_condition_output(network, x, t, *rest)) < TOLERANCE
 
 
+RESNET = {
+    "down_block_types": ["ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+}
+THREE = V1 | {
+    "block_out_channels": [4, 8, 8],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+SIZES = {  # diffusers goes back up to the sizes of the way down; a multiple of 4 needs none of it
+    "9 x 7": (THREE, (9, 7)),
+    "one odd side": (THREE, (8, 6)),
+    "smaller than its rows": (THREE, (3, 2)),
+    "a single row of pixels": (V1, (1, 5)),
+    "asymmetric downsampling": (THREE | {"downsample_padding": 0}, (9, 7)),
+    "resampling in residual blocks": (V1 | RESNET | {"resnet_time_scale_shift": "scale_shift"}, (6, 8)),
+}
+
+
+@pytest.mark.parametrize(("config", "size"), SIZES.values(), ids=SIZES)
+def test_oracle_at_any_size(config, size):
+    network = torch_condition_network(config)
+    module, params = jax_condition_network(config, network)
+    x = np.random.default_rng(1).normal(size=(2, *size, 4)).astype(np.float32)
+    rest, t = conditions(config), np.array([3, 951])
+    ours = compiled(module.apply)({"params": params}, x, jnp.asarray(t), *rest)
+    assert ours.shape == x.shape
+    assert relative_error(ours, torch_condition_output(network, x, t, *rest)) < TOLERANCE
+
+
 def test_a_scalar_t_equals_a_vector_t():
     module, params = jax_condition_network(V1, torch_condition_network(V1))
     apply, x, rest = compiled(module.apply), images(V1), conditions(V1)
@@ -104,6 +134,7 @@ def test_nearly_all_of_v1_4_runs_on_integers():
 
 
 BAD_CALLS = {
+    "nothing left of the image": (V1 | RESNET, (np.zeros((2, 5, 12)),), "H and W at least 2"),
     "no text for one image": (V1, (np.zeros((1, 5, 12)),), r"shape \(1, 5, 12\); give .* \[2, tokens, 12\]"),
     "text of another width": (V1, (np.zeros((2, 5, 16)),), r"\[2, tokens, 12\]"),
     "pooled text": (V1, (np.zeros((2, 5, 12)), np.zeros((2, 10))), "takes neither text_embeds nor time_ids"),
@@ -119,5 +150,6 @@ BAD_CALLS = {
 @pytest.mark.parametrize(("config", "rest", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
 def test_bad_calls_are_refused(config, rest, message):
     module = unet2d_condition_from_config(config)
+    x = np.zeros((2, 1, 8, 4)) if "at least" in message else images(config)
     with pytest.raises(InputError, match=message):
-        jax.eval_shape(module.init, jax.random.key(0), images(config), 0, *rest)
+        jax.eval_shape(module.init, jax.random.key(0), x, 0, *rest)

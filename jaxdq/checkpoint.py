@@ -221,7 +221,10 @@ def _plan_from(data: dict[str, Any]) -> Plan:
         return Scheme(**{**fields, "channel_axis": tuple(axis) if isinstance(axis, list) else axis})
 
     def site(fields: dict[str, Any]) -> Site:
-        return Site(**{**fields, "shape": tuple(fields["shape"]), "channel_axes": tuple(fields["channel_axes"])})
+        axes: dict[str, Any] = {
+            name: tuple(fields[name]) for name in ("shape", "channel_axes", "stacked") if name in fields
+        }
+        return Site(**{**fields, **axes})
 
     sites = (
         SitePlan(site(row["site"]), scheme(row["weight"]), scheme(row["act"]), row["reason"]) for row in data["sites"]

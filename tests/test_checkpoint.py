@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import KNOWN_PARAMS, KNOWN_X, SHAPE, Known, tiny_quantized, toy_calibration, toy_plan
+from toys import KNOWN_PARAMS, KNOWN_X, SHAPE, Known, tiny_quantized, toy_calibration, toy_params, toy_plan
 
 from jaxdq import InputError, apply, checkpoint, ddim, restore, sample, save
 from jaxdq.grid import QTensor, Scheme
@@ -55,6 +55,38 @@ def test_restores_bit_exact_at_every_width(tmp_path, bits):
     qparams = known_quantized(weight, Scheme(bits))
     save(tmp_path / "q", qparams)
     assert_same_bits(qparams, restore(tmp_path / "q"))
+
+
+class Scanned(nn.Module):
+    """Three layers whose kernels are stacked along an axis."""
+
+    axis: int
+
+    @nn.compact
+    def __call__(self, x, t):
+        layers = nn.scan(
+            lambda layer, x, _: (layer(x), None),
+            variable_axes={"params": self.axis},
+            split_rngs={"params": True},
+            length=3,
+        )
+        return layers(nn.Dense(2, name="dense"), x, None)[0]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("weight", [Scheme(4, channel_axis=-1), Scheme(8, symmetric=False)])
+def test_stacked_kernels_restore_bit_exact_and_run(tmp_path, axis, weight):
+    module, x = Scanned(axis), np.float32([[1, -0.5], [0.25, 2]])
+    params = toy_params(module, x, T0)
+    plan = toy_plan(module, params, [Rule(".*", weight, Scheme(8, symmetric=False))], x, T0)
+    qparams = quantize(params, toy_calibration(module, params, plan, [0, 0], x, T0))
+    assert plan.integer_mac_fraction == 1 and qparams.params["dense"]["kernel"].qparams.scale.shape[axis] == 3
+    save(tmp_path / "q", qparams)
+    back = restore(tmp_path / "q")
+    assert_same_bits(qparams, back)
+    found, exact = (np.asarray(jax.jit(lambda p: apply(module, p, x, T0))(p)) for p in (back, params))
+    # Three products of two terms: 15 codes to a peak where weights have 4 bits.
+    assert abs(found - exact).max() < (0.3 if weight.bits == 4 else 0.03) * abs(exact).max()
 
 
 def test_other_dtypes_restore_bit_exact(tmp_path):

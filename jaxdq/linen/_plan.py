@@ -250,7 +250,7 @@ def _decide(site: Site, rule: Rule) -> SitePlan:
             )
         weight = dataclasses.replace(weight, channel_axis=site.channel_axes)
     elif weight is not None and site.stacked:
-        weight = dataclasses.replace(weight, channel_axis=tuple(range(site.stacked)))  # a scale for each layer
+        weight = dataclasses.replace(weight, channel_axis=tuple(sorted(site.stacked)))  # a scale for each layer
     if site.unsupported:
         return SitePlan(site, weight, None, f"weights only: {site.unsupported}")
     default = "weights only" if weight else "left in float by rule"

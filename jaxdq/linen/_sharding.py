@@ -61,7 +61,8 @@ def shard_by_output(qparams: QuantizedParams, mesh: Mesh, axis: str) -> Quantize
 def _split(site: SitePlan, parts: int) -> tuple[int, int]:
     """(k, size): the first output axis that divides into parts is axis -k of the kernel; (0, 0) where none does."""
     shape = site.site.shape
-    found = (index for index in site.site.channel_axes[site.site.stacked :] if shape[index] % parts == 0)
+    outputs = (index for index in site.site.channel_axes if index not in site.site.stacked)
+    found = (index for index in outputs if shape[index] % parts == 0)
     index = next(found, None)
     # Counted from the end, where the bias has its axes too.
     return (0, 0) if index is None else (len(shape) - index, shape[index])

@@ -36,7 +36,7 @@ class Site:
         macs: multiply-accumulates for one row of the batch.
         unsupported: why it can't run on integers; "" where it can.
         takes_weights: whether its kernel can be on a grid even so, since what computes there sees it in float.
-        stacked: leading axes of the kernel that `nn.scan` goes through, one layer after the other.
+        stacked: axes of the kernel that `nn.scan` goes through, one layer after the other.
         dtype: of the kernel, which flax's promotion takes part in.
         batch_first: whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
         reads: path of the first site that is called with the very same array (keys and values have that of queries,
@@ -58,7 +58,7 @@ class Site:
     reads: str = ""
     is_condition: bool = False
     takes_weights: bool = False
-    stacked: int = 0
+    stacked: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -144,7 +144,8 @@ def _codes_like(site: Site) -> Any:
     per_channel = tuple(size if axis in site.channel_axes else 1 for axis, size in enumerate(site.shape))
 
     def codes() -> QTensor:
-        grid = QParams(jnp.ones(per_channel), jnp.zeros(site.shape[: site.stacked], jnp.int32))
+        each = tuple(size if axis in site.stacked else 1 for axis, size in enumerate(site.shape))
+        grid = QParams(jnp.ones(per_channel), jnp.zeros(each if site.stacked else (), jnp.int32))
         sums = jnp.zeros(per_channel, jnp.int32)
         return QTensor(jnp.zeros(site.shape, jnp.int8), grid, Scheme(8, symmetric=False), sums)
 
@@ -169,11 +170,11 @@ def _site_of(calls: list[Call], found: list[Found], traced: Trace, kernel: Any) 
     """The site of all calls of one layer: a kernel that is applied twice is one site that works twice."""
     call = found[0].call if found else calls[0]
     reason, takes_weights = _unsupported(calls, found, traced)
-    stacked = found[0].stacked if found else 0
+    stacked = found[0].stacked if found else ()
     is_product = call.kind.name == "product"
     shape: tuple[int, ...] = tuple(call.inputs[1].shape if is_product else kernel.shape)
-    channel_axes = () if is_product else _channel_axes(call, len(shape))
-    features = math.prod(shape[axis] for axis in channel_axes[stacked:]) or 1
+    channel_axes = () if is_product else _channel_axes(call, len(shape), stacked)
+    features = math.prod(shape[axis] for axis in channel_axes if axis not in stacked) or 1
     return Site(
         path=call.path,
         kind=call.kind.name,
@@ -222,13 +223,15 @@ def _differs(made: Found) -> str:
     return "" if not expected or given == [dict(expected)] else _MORE
 
 
-def _channel_axes(call: Call, ndim: int) -> tuple[int, ...]:
-    """The kernel's output axes, and those that transformations have put before it: a layer each."""
+def _channel_axes(call: Call, ndim: int, stacked: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The output axes of a kernel of `ndim` axes, and those that transformations have put in: a layer each."""
     own = call.params["kernel"].ndim
     first = own - 1
     if isinstance(call.kind, DenseKind):
         first = call.kind.batched(call.module) + call.kind.contracted(call.module, call.inputs[0].ndim)
-    return (*range(ndim - own), *range(ndim - own + first, ndim))
+    added = stacked or tuple(range(ndim - own))
+    left = [axis for axis in range(ndim) if axis not in added]
+    return tuple(sorted((*added, *left[first:])))
 
 
 def _macs(calls: list[Call], found: list[Found], traced: Trace) -> int:

@@ -67,21 +67,38 @@ class Found(NamedTuple):
         jaxpr: what flax computes there.
         times: how often it runs.
         is_own: whether the kernel is the one that params have at the layer's path, untouched; a product has none.
-        stacked: leading axes of that kernel that scans go through.
+        stacked: axes of that kernel that scans go through.
     """
 
     call: Call
     jaxpr: Any
     times: int
     is_own: bool
-    stacked: int
+    stacked: tuple[int, ...]
 
 
 class _Origin(NamedTuple):
-    """A leaf of params, or the slice of it that a scan's body sees."""
+    """A leaf of params, or the slice of it that a scan's body sees.
+
+    Attributes:
+        path: of the leaf.
+        axes: its axes that are left, in the order in which the slice has them.
+        stacked: its axes that scans go through.
+    """
 
     path: str
-    stacked: int
+    axes: tuple[int, ...]
+    stacked: tuple[int, ...] = ()
+
+    @property
+    def is_in_order(self) -> bool:
+        return self.axes == tuple(sorted(self.axes))
+
+    def sliced(self) -> "_Origin":
+        return _Origin(self.path, self.axes[1:], (*self.stacked, self.axes[0]))
+
+    def transposed(self, permutation: Sequence[int]) -> "_Origin":
+        return self._replace(axes=tuple(self.axes[axis] for axis in permutation))
 
 
 @dataclasses.dataclass
@@ -129,7 +146,8 @@ def trace(module: nn.Module, params: Any, *args: Any) -> Trace:
     except (ScopeCollectionNotFound, ScopeVariableNotFoundError, ModifyScopeVariableError) as error:
         raise _about_collections(error) or error from None
     traced = Trace(closed, jax.tree.structure(out), recorder.calls, recorder.conditions)
-    origins = [_Origin(path, 0) for path in _leaf_paths(params)]
+    leaves = zip(_leaf_paths(params), jax.tree.leaves(params), strict=True)
+    origins = [_Origin(path, tuple(range(jax.numpy.ndim(leaf)))) for path, leaf in leaves]
     jaxpr = closed.jaxpr
     outs = _follow(jaxpr, [*origins, *[None] * (len(jaxpr.invars) - len(origins))], 1, traced)
     traced.read.update(origin.path for origin in outs if origin)
@@ -250,6 +268,8 @@ def _follow(jaxpr: Any, origins: Sequence[_Origin | None], times: int, traced: T
             traced.macs[call.path] += times * count_macs(equation.params["jaxpr"].jaxpr)
         if call is not None and as_made:
             _meet(equation, call, given, times, traced)
+        elif equation.primitive.name == "transpose" and given[0] is not None:  # nn.scan's axis comes first
+            env[equation.outvars[0]] = given[0].transposed(equation.params["permutation"])
         elif (inner := body_of(equation)) is not None:
             outs = _follow(inner, _given_to_body(equation, given, traced), times * _length(equation), traced)
             if _length(equation) == 1 and equation.primitive.name != "scan":
@@ -267,8 +287,8 @@ def _meet(equation: Any, call: Call, given: list[_Origin | None], times: int, tr
     traced.read.update(origin.path for origin, path in zip(given, own, strict=True) if origin and origin.path != path)
     kernel = f"{call.path}/kernel".lstrip("/")
     pairs = [pair for pair in zip(given, own, strict=True) if pair[1].startswith(kernel)]
-    is_own = all(origin is not None and origin.path == path for origin, path in pairs)
-    stacked = max((origin.stacked for origin, _ in pairs if origin), default=0)
+    is_own = all(origin is not None and origin.path == path and origin.is_in_order for origin, path in pairs)
+    stacked = next((origin.stacked for origin, _ in pairs if origin), ())
     closed = equation.params["jaxpr"]
     found = Found(call, closed.jaxpr, times, is_own, stacked)
     traced.found[id(equation)] = found
@@ -291,5 +311,5 @@ def _given_to_body(equation: Any, given: list[_Origin | None], traced: Trace) ->
         return given
     first, after = equation.params["num_consts"], equation.params["num_consts"] + equation.params["num_carry"]
     traced.read.update(origin.path for origin in given[first:after] if origin)  # they may change from step to step
-    sliced = [origin and _Origin(origin.path, origin.stacked + 1) for origin in given[after:]]
+    sliced = [origin and origin.sliced() for origin in given[after:]]
     return [*given[:first], *[None] * (after - first), *sliced]

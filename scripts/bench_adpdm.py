@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from adpdm_rows import METHODS, POLICIES, Shared, widths
+from models import HELP, load
 from provenance import digest_of_model, digest_of_sources
 from rich.console import Console
 from rich.table import Table
 
 import jaxdq
-from jaxdq import load_denoiser as load
 from jaxdq.recipes import default_rules
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +156,7 @@ def budget_of(text: str) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["digits"])
+    parser.add_argument("--model", nargs="+", default=["digits"], help=f"each {HELP}")
     parser.add_argument("--bits", nargs="+", default=["W6A6", "W4A4", "W4A8", "W8A8"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--groups", type=int, nargs="+", default=[2, 4, 8])

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import jax
+import models
 
 import jaxdq
 from jaxdq import diffusion
@@ -25,13 +26,13 @@ from jaxdq.calibration import run_recipe, share_uniformly
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="digits")
+    parser.add_argument("--model", default="digits", help=models.HELP)
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
-    denoiser, sampler = jaxdq.load_denoiser(args.model), jaxdq.ddim(args.steps)
+    denoiser, sampler = models.load(args.model), jaxdq.ddim(args.steps)
     key = jax.random.key(0)
     work = run_recipe(denoiser, jaxdq.recipes.minmax(8, 8), sampler=sampler, key=key, num_images=4)
     programs = {}

@@ -14,6 +14,7 @@ import json
 import sys
 
 import jax
+import models
 import numpy as np
 
 import jaxdq
@@ -54,7 +55,7 @@ OBSERVER = mse(2.0)
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="digits")
+    parser.add_argument("--model", default="digits", help=models.HELP)
     parser.add_argument("--bits", type=int, default=6)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50)
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if min(args.budgets) < args.groups:
         parser.error(f"--budgets has {min(args.budgets)} states for {args.groups} groups; give at least {args.groups}")
-    denoiser, share = jaxdq.load_denoiser(args.model), share_by_price(args.groups)
+    denoiser, share = models.load(args.model), share_by_price(args.groups)
     calibrators = (fit_weights(mse_weights()), observe(OBSERVER), measure_sensitivity(), share)
     recipe = Recipe("all states", default_rules(args.bits, args.bits), calibrators)
     whole = run_recipe(denoiser, recipe, sampler=jaxdq.ddim(args.steps), key=jax.random.key(0))

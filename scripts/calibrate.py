@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import models
 
 import jaxdq
 from jaxdq import InputError, text
@@ -55,7 +56,10 @@ def calibrate(args: argparse.Namespace) -> None:
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     mesh = jax.make_mesh((jax.device_count(),), ("batch",))
     laps = [time.perf_counter()]
-    denoiser = text.load(args.model, args.prompts, args.guidance, args.calibration_images)
+    if args.prompts is None:
+        denoiser = models.load(args.model)
+    else:
+        denoiser = text.load(args.model, args.prompts, args.guidance, args.calibration_images)
     laps.append(time.perf_counter())
     calib = jaxdq.calibrate(
         denoiser,
@@ -87,7 +91,7 @@ def calibrate(args: argparse.Namespace) -> None:
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a bundled name or a diffusers folder")
+    parser.add_argument("model", help=models.HELP)
     parser.add_argument("--recipe", default="adpdm")
     parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--act-bits", type=int, default=8)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import models
 import numpy as np
 from PIL import Image
 from sklearn.neural_network import MLPClassifier
@@ -21,7 +22,6 @@ from train_digits import load_scans
 import jaxdq
 from jaxdq.diffusion import Denoiser, ddim, image_keys, initial_noise, sample
 from jaxdq.metrics import frechet_distance, pooled_pixels
-from jaxdq.unet import load_denoiser
 
 CONFIDENT = 0.9
 GRID = 16
@@ -59,7 +59,7 @@ def write_grid(images: np.ndarray, path: Path) -> None:
 def main() -> None:
     """Draw, judge and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="digits", help="a bundled name or a folder")
+    parser.add_argument("--model", default="digits", help=models.HELP)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -75,7 +75,7 @@ def main() -> None:
     def probabilities(images: np.ndarray) -> np.ndarray:
         return classifier.predict_proba(images.reshape(len(images), -1))
 
-    samples = draw(load_denoiser(args.model), args.images, args.steps, args.seed)
+    samples = draw(models.load(args.model), args.images, args.steps, args.seed)
     of_held_out, of_samples = probabilities(held_out), probabilities(samples)
     noise = np.clip(np.random.default_rng(args.seed).normal(size=samples.shape), -1, 1)
     distance = {

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jaxdq.diffusion import schedule_from_config
-from jaxdq.unet import UNet2D, save_unet_folder, unet2d_from_config
+from jaxdq.unet import save_unet_folder, unet2d_from_config
 
 SIZE = 16
 NUM_HELD_OUT = 297
@@ -81,21 +82,28 @@ def load_scans() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return train, test, train_labels, test_labels
 
 
-def make_optimizer(peak: float, num_updates: int) -> optax.GradientTransformation:
+def make_optimizer(peak: float, num_updates: int, weight_decay: float = 1e-4) -> optax.GradientTransformation:
     """AdamW whose rate rises over 200 updates, stays at ``peak``, and falls as a cosine over the last fifth."""
-    num_falling = num_updates // 5
+    num_falling = max(1, num_updates // 5)
     rate = optax.join_schedules(
         [optax.linear_schedule(0.0, peak, 200), optax.cosine_decay_schedule(peak, num_falling)],
         [num_updates - num_falling],
     )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=1e-4))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=weight_decay))
 
 
-def make_update(module: UNet2D, optimizer: optax.GradientTransformation, images: jax.Array, batch_size: int) -> Any:
+def make_update(
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    images: jax.Array,
+    batch_size: int,
+    labels: jax.Array | None = None,
+) -> Any:
     """Return ``update(state, index) -> (state, loss)``, jitted: one step of Ho et al. 2020, algorithm 1, reweighted.
 
     The squared error at time t counts ``min(snr, SNR_CAP) / snr`` with ``snr = abar / (1 - abar)`` ("Min-SNR", Hang et
-    al. 2023). Unweighted, half of the loss comes from t < 125, where the strokes are long drawn.
+    al. 2023). Unweighted, half of the loss comes from t < 125, where the strokes are long drawn. A network of
+    classes is given those of its images, `labels`, after the time.
     """
     alphas_cumprod = jnp.asarray(schedule_from_config(SCHEDULER_CONFIG).alphas_cumprod, jnp.float32)
     num_timesteps = len(alphas_cumprod)
@@ -104,14 +112,15 @@ def make_update(module: UNet2D, optimizer: optax.GradientTransformation, images:
 
     def loss_fn(params: Any, key: jax.Array) -> jax.Array:
         key_image, key_t, key_noise = jax.random.split(key, 3)
-        x0 = images[jax.random.randint(key_image, (batch_size,), 0, len(images))]
+        chosen = jax.random.randint(key_image, (batch_size,), 0, len(images))
+        x0, classes = images[chosen], () if labels is None else (labels[chosen],)
         # One offset for evenly spread times: the same mean as independent times, less variance.
         spread = (jnp.arange(batch_size) + jax.random.uniform(key_t)) / batch_size
         t = jnp.minimum(spread * num_timesteps, num_timesteps - 1).astype(jnp.int32)
         noise = jax.random.normal(key_noise, x0.shape)
         alpha_cumprod = alphas_cumprod[t][:, None, None, None]
         x = jnp.sqrt(alpha_cumprod) * x0 + jnp.sqrt(1 - alpha_cumprod) * noise
-        error = module.apply({"params": params}, x, t) - noise
+        error = module.apply({"params": params}, x, t, *classes) - noise
         return jnp.mean(weight[t] * jnp.mean(error**2, axis=(1, 2, 3)))
 
     @jax.jit
@@ -125,6 +134,26 @@ def make_update(module: UNet2D, optimizer: optax.GradientTransformation, images:
         return TrainState(params, ema, opt_state), loss
 
     return update
+
+
+def train(update: Any, state: TrainState, num_updates: int, work: Path) -> TrainState:
+    """Run the updates, or those that are missing: the state is kept in the folder `work`."""
+    work.mkdir(parents=True, exist_ok=True)
+    saved, start = work / "state.msgpack", 0
+    if saved.exists():
+        start, state = flax.serialization.from_bytes((start, state), saved.read_bytes())
+    began, losses = time.perf_counter(), []
+    for index in range(start, num_updates):
+        state, loss = update(state, jnp.asarray(index))
+        losses.append(float(loss))
+        if (index + 1) % SAVE_EVERY == 0 or index + 1 == num_updates:
+            partial = saved.with_suffix(".partial")
+            partial.write_bytes(flax.serialization.to_bytes((index + 1, state)))
+            partial.replace(saved)
+            seconds = round(time.perf_counter() - began)
+            print(json.dumps({"updates": index + 1, "loss": float(np.mean(losses)), "seconds": seconds}), flush=True)
+            losses = []
+    return state
 
 
 def main() -> None:
@@ -142,22 +171,7 @@ def main() -> None:
     optimizer = make_optimizer(args.learning_rate, args.updates)
     update = make_update(module, optimizer, jnp.asarray(load_scans()[0]), args.batch_size)
 
-    args.work.mkdir(parents=True, exist_ok=True)
-    saved = args.work / "state.msgpack"
-    start, state = 0, TrainState(params, params, optimizer.init(params))
-    if saved.exists():
-        start, state = flax.serialization.from_bytes((start, state), saved.read_bytes())
-    began, losses = time.perf_counter(), []
-    for index in range(start, args.updates):
-        state, loss = update(state, jnp.asarray(index))
-        losses.append(float(loss))
-        if (index + 1) % SAVE_EVERY == 0 or index + 1 == args.updates:
-            partial = saved.with_suffix(".partial")
-            partial.write_bytes(flax.serialization.to_bytes((index + 1, state)))
-            partial.replace(saved)
-            seconds = round(time.perf_counter() - began)
-            print(json.dumps({"updates": index + 1, "loss": float(np.mean(losses)), "seconds": seconds}), flush=True)
-            losses = []
+    state = train(update, TrainState(params, params, optimizer.init(params)), args.updates, args.work)
     save_unet_folder(args.out, MODULE_CONFIG, state.ema, SCHEDULER_CONFIG)
 
 

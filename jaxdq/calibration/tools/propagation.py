@@ -9,19 +9,19 @@ import numpy as np
 
 from jaxdq._devices import gather, replicate, round_up, shard
 from jaxdq.calibration._base import Work, kind
-from jaxdq.calibration.tools.evidence import indices, names_of
+from jaxdq.calibration.tools.evidence import indices
 from jaxdq.diffusion import Coefficients, step
-from jaxdq.linen import Plan, apply_visited
+from jaxdq.linen import Plan, Visitor, apply_visited
 
 
 @kind("sensitivities", "measure_sensitivity()")
 class Sensitivity(NamedTuple):
-    """How much of an error arrives in the image: squared Frobenius norms of Jacobians, per image.
+    """How much of an error arrives in the image; see `sensitivity`.
 
     Attributes:
         arrays: Names of the N quantized arrays.
-        sites: f64[S, N], `|d x_0 / d a_s|^2` of each array at each step.
-        output: f64[S], `|d x_0 / d eps_s|^2` of the network's output.
+        sites: f64[S, N], of an error in each array at each step.
+        output: f64[S], of an error in the network's output.
     """
 
     arrays: tuple[str, ...]
@@ -33,94 +33,126 @@ class Sensitivity(NamedTuple):
         return self.sites[:, indices(self.arrays, names, "sensitivity")]
 
 
-def sensitivity(work: Work, key: jax.Array, *, num_images: int = 8, num_draws: int = 1) -> Sensitivity:
+def sensitivity(work: Work, key: jax.Array, *, num_images: int = 32, num_draws: int = 4) -> Sensitivity:
     """How much of an error in an activation arrives in the image, by step and activation.
 
-    With `x_0` the image and `a_s` an activation at step s, the result estimates the squared Frobenius norm of the
-    Jacobian `d x_0 / d a_s`, so that independent errors of variance `m[s, a]` at every activation give, to first order,
+    With `x_0` an image and `a_s` an activation at step s, `J[s, a] = |d x_0 / d a_s|^2` is the squared Frobenius norm
+    of a Jacobian (`squared_norms`), and independent errors of variance `m[s, a]` give that image, to first order, the
+    squared error `E = sum_{s, a} J[s, a] m[s, a]`. Images are judged by the geometric mean of E (`image_error`), whose
+    logarithm has the derivative
 
-        E |error of x_0|^2 = sum_{s, a} sensitivity[s, a] m[s, a].
+        sensitivity[s, a] = mean over images of J[s, a] / E,
 
-    For random `v ~ N(0, 1)` of the image's shape, `E_v |(d x_0 / d a_s)^T v|^2` is that norm (Hutchinson 1990), and one
-    sweep back along a recorded trajectory gives it for all steps and activations: the adjoint of the sampler's step
-    carries v from the image to each state, the network's own vector-Jacobian product takes it into the network.
+    taken where errors are in proportion to the network's output: `E = sum_s J_output[s] |output_s|^2`. So every image
+    has the same say. The plain mean of J is heavy-tailed: an image whose trajectory is about to turn into another
+    image's is hundreds of times as sensitive as the others at every early step, and decides alone.
 
     Args:
-        work: with trajectories.
-        key: draws v.
-        num_images: trajectories averaged over.
-        num_draws: directions v for each.
+        work: With trajectories.
+        key: Draws the directions.
+        num_images: Trajectories averaged over.
+        num_draws: Directions for each.
 
     Returns:
-        Sensitivity, all entries >= 0.
+        Sensitivity, all entries >= 0. Only their ratios mean something.
+    """
+    data = work.data.first(num_images)
+    draws = [jax.random.normal(jax.random.fold_in(key, draw), data.images.shape) for draw in range(num_draws)]
+    norms = np.mean([squared_norms(work, np.asarray(directions)) for directions in draws], axis=0)
+    power = np.sum(np.float64(data.outputs) ** 2, axis=(2, 3, 4)).T
+    error = np.sum(norms[:, :, 0] * power, axis=1)
+    moved = error > 0  # an image that no output moves has no say
+    if moved.any():
+        norms = norms[moved] / error[moved, None, None]
+    mean = norms.mean(axis=0)
+    return Sensitivity(_arrays(work.plan), sites=mean[:, 1:], output=mean[:, 0])
+
+
+def squared_norms(work: Work, directions: np.ndarray) -> np.ndarray:
+    """f64[N, S, 1 + A]: `|J^T v|^2` of each image's Jacobians J, of the output first, then of the activations.
+
+    For random `v ~ N(0, 1)` of the image's shape its mean is `|J|^2` (Hutchinson 1990), and one sweep back along a
+    recorded trajectory gives it for all steps and activations: the adjoint of the sampler's step carries v from the
+    image to each state, the network's own vector-Jacobian product takes it into the network.
+
+    Args:
+        work: With trajectories.
+        directions: f32[N, H, W, C], a `v` for each of the first N images.
 
     Source: the propagation identity of DDIM (weights `sqrt(abar_0) (sigma_{t-1} - sigma_t)`), here with the sampler's
     clipping and the network's reaction to its own drift included.
     """
-    data, (batch_size, mesh, _) = work.data.first(num_images), work.machine
-    fixed = replicate((work.denoiser.params, work.problem.sampler.coefficients(work.denoiser.schedule)), mesh)
+    data, (batch_size, mesh, _) = work.data.first(len(directions)), work.machine
+    coefficients = work.problem.sampler.coefficients(work.denoiser.schedule)
+    params = replicate(work.denoiser.params, mesh)
     size = round_up(min(batch_size, data.num_images), mesh)
-    arrays = tuple(dict.fromkeys(names_of(work)))
-    total = np.zeros((data.num_steps, 1 + len(arrays)))
-    for draw in range(num_draws):
-        direction = np.asarray(jax.random.normal(jax.random.fold_in(key, draw), data.states.shape[1:]))
-        for start in range(0, data.num_images, size):
-            # Filled up with images whose v is 0: they add nothing.
-            images = np.arange(start, start + size)
-            v = np.resize(direction, (start + size, *direction.shape[1:]))[images]
-            v[images >= data.num_images] = 0
-            images %= data.num_images
-            states = shard(data.states[:, images], mesh, axis=1)
-            args = work.denoiser.args(jnp.asarray(data.image_index[images]))
-            out = _sweep(work.denoiser.module, work.plan, *fixed, states, *shard((args, v), mesh))
-            total += np.asarray(gather(out, mesh), np.float64) * size / data.num_images / num_draws
-    return Sensitivity(arrays, sites=total[:, 1:], output=total[:, 0])
+    norms = np.zeros((data.num_images, data.num_steps, 1 + len(_arrays(work.plan))))
+    for start in range(0, data.num_images, size):
+        images = np.arange(start, start + size) % data.num_images  # the last batch is filled up, and cut
+        args, adjoint = shard((work.denoiser.args(jnp.asarray(data.image_index[images])), directions[images]), mesh)
+        for index in reversed(range(data.num_steps)):
+            numbers = replicate(jax.tree.map(lambda leaf, index=index: leaf[index], coefficients), mesh)
+            x = shard(data.states[index, images], mesh)
+            adjoint, found = _back_one_step(work.denoiser.module, work.plan, params, numbers, x, args, adjoint)
+            norms[start : start + size, index] = np.asarray(gather(found, mesh))[: data.num_images - start]
+    return norms
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _sweep(
+def _back_one_step(
     module: Any,
     plan: Plan,
     params: Any,
-    coefficients: Coefficients,
-    states: jax.Array,
+    numbers: Coefficients,
+    x: jax.Array,
     args: tuple[jax.Array, ...],
-    direction: jax.Array,
-) -> jax.Array:
-    """f32[S, 1 + A]: one sweep from the image back to the noise; the output first, then the activations."""
-    batch = states.shape[1]
-    names = tuple(dict.fromkeys(name for name, _ in plan.columns))
+    adjoint: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Carries the adjoints f32[B, H, W, C] of the states after a step to those before it, f32[B, 1 + A] beside them.
 
-    def forward(x: jax.Array, t: jax.Array, nudges: dict[str, list[jax.Array]]) -> jax.Array:
-        left = {name: iter(calls) for name, calls in nudges.items()}
-        latest: dict[str, jax.Array] = {}
+    A program for one step, called in a loop: in a `lax.scan` XLA:CPU keeps the kernels of the backward convolutions in
+    an order for which it has no fast code, and takes 40 times as long. Each image is in a batch of its own, as in
+    `apply_by_row`.
+    """
+    names = _arrays(plan)
 
-        def visitor(name: str, value: jax.Array) -> jax.Array:
-            if name not in plan.activations:
-                return value
-            first, _ = plan.columns[plan.activations[name][0]]
-            if name == first:
-                latest[name] = next(left[name])
-            return value + latest[first].astype(value.dtype)  # the same error wherever the same codes are read
+    def of_one(x: jax.Array, args: tuple[jax.Array, ...], adjoint: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def forward(x: jax.Array, nudges: dict[str, list[jax.Array]]) -> jax.Array:
+            return apply_visited(module, params, _nudged(plan, nudges), x, numbers.t, *args).astype(jnp.float32)
 
-        return apply_visited(module, params, visitor, x, t, *args).astype(jnp.float32)
-
-    shapes = _shapes_of(module, names, params, states[0], coefficients.t[0], args)
-    zeros = {name: [jnp.zeros(shape, jnp.float32) for shape in shapes[name]] for name in names}
-
-    def body(adjoint: jax.Array, inputs: tuple[jax.Array, Coefficients]) -> tuple[jax.Array, jax.Array]:
-        x, numbers = inputs
-        output, back_network = jax.vjp(lambda x, nudges: forward(x, numbers.t, nudges), x, zeros)
+        shapes = _shapes_of(module, names, params, x, numbers.t, args)
+        zeros = {name: [jnp.zeros(shape, jnp.float32) for shape in shapes[name]] for name in names}
+        output, back_network = jax.vjp(forward, x, zeros)
         _, back_step = jax.vjp(lambda x, output: step(numbers, x, output), x, output)
         to_x, to_output = back_step(adjoint)
         through_network, to_nudges = back_network(to_output)
         calls = [[to_output], *(to_nudges[name] for name in names)]
-        norms = [sum(jnp.sum(gradient**2) for gradient in gradients) / batch for gradients in calls]
-        return to_x + through_network, jnp.stack(norms)
+        return to_x + through_network, jnp.stack([sum(jnp.sum(gradient**2) for gradient in of) for of in calls])
 
-    coefficients = jax.tree.map(jnp.asarray, coefficients)
-    _, norms = jax.lax.scan(body, direction, (states, coefficients), reverse=True)
-    return norms
+    rows = jax.tree.map(lambda leaf: leaf[:, None], (x, args, adjoint))
+    adjoint, norms = jax.vmap(of_one)(*rows)
+    return adjoint[:, 0], norms
+
+
+def _nudged(plan: Plan, nudges: dict[str, list[jax.Array]]) -> Visitor:
+    """Adds an error to each planned activation, one for each call; the same wherever the same codes are read."""
+    left = {name: iter(calls) for name, calls in nudges.items()}
+    latest: dict[str, jax.Array] = {}
+
+    def visitor(name: str, value: jax.Array) -> jax.Array:
+        if name not in plan.activations:
+            return value
+        first, _ = plan.columns[plan.activations[name][0]]
+        if name == first:
+            latest[name] = next(left[name])
+        return value + latest[first].astype(value.dtype)
+
+    return visitor
+
+
+def _arrays(plan: Plan) -> tuple[str, ...]:
+    """Names of the quantized arrays."""
+    return tuple(dict.fromkeys(name for name, _ in plan.columns))
 
 
 def _shapes_of(

@@ -9,7 +9,7 @@ from toys import toy_plan, toy_work
 
 from jaxdq import InputError, ddim, linear_schedule
 from jaxdq.calibration import measure_sensitivity
-from jaxdq.calibration.tools.propagation import _sweep, sensitivity
+from jaxdq.calibration.tools.propagation import sensitivity, squared_norms
 from jaxdq.diffusion import Denoiser, step
 from jaxdq.grid import Scheme
 from jaxdq.linen import Rule
@@ -93,21 +93,11 @@ def norms_by_hand(work):
     return np.array(sites[::-1]), np.array(output[::-1]), grams[::-1]
 
 
-def sweep(work, direction):
-    """`_sweep` along these directions f32[N, H, W, C] of the first N images, as f64[S, 1 + A]."""
-    images = slice(0, len(direction))
-    coefficients = work.problem.sampler.coefficients(work.denoiser.schedule)
-    args = work.denoiser.args(work.data.image_index[images])
-    states, direction = jnp.asarray(work.data.states[:, images]), jnp.asarray(direction, jnp.float32)
-    found = _sweep(work.denoiser.module, work.plan, work.denoiser.params, coefficients, states, args, direction)
-    return np.asarray(found, np.float64)
-
-
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_oracle_a_sweep_along_the_axes_is_the_norm_worked_by_hand(eta):
-    # sum over axes e of |J^T e|^2 is |J|^2 exactly; the sweep is a mean over its two images. Noise does not enter.
+    # sum over axes e of |J^T e|^2 is |J|^2 exactly, and all images have the same J. Noise does not enter.
     work = linear(eta=eta)
-    found = 2 * sweep(work, np.eye(2).reshape(2, *SHAPE))
+    found = squared_norms(work, np.eye(2, dtype=np.float32).reshape(2, *SHAPE)).sum(axis=0)
     sites, output, _ = norms_by_hand(work)
     # Products of a dozen float32 numbers of size 1.
     np.testing.assert_allclose(found, np.stack([output, sites], axis=1), rtol=1e-5)
@@ -115,22 +105,21 @@ def test_oracle_a_sweep_along_the_axes_is_the_norm_worked_by_hand(eta):
 
 def test_property_the_mean_over_draws_is_the_norm():
     work = linear()
-    found = sensitivity(work, jax.random.key(7), num_images=64, num_draws=8)
+    draws = np.random.default_rng(7).standard_normal((8, 64, *SHAPE), np.float32)
+    found = np.mean([squared_norms(work, directions) for directions in draws], axis=(0, 1))
     sites, output, grams = norms_by_hand(work)
     # |J^T v|^2 = v' G v with G = J J': its variance is 2 |G|^2 for gaussian v; 512 are averaged; 4 deviations.
     four_deviations = 4 * np.sqrt([2 * np.sum(gram**2) / 512 for gram in grams])
-    assert found.sites.shape == (3, 1) and found.output.shape == (3,)
-    assert (abs(found.sites[:, 0] - sites) < four_deviations).all()
+    assert found.shape == (3, 2)
+    assert (abs(found[:, 1] - sites) < four_deviations).all()
     assert (four_deviations < 0.3 * sites).all()
     # G of the output at the last step is B^2 I, of variance 2 * 2 B^4 = output^2.
-    assert abs(found.output[-1] - output[-1]) < 4 * output[-1] / np.sqrt(512)
+    assert abs(found[-1, 0] - output[-1]) < 4 * output[-1] / np.sqrt(512)
 
 
-def test_more_draws_only_average():
-    work = linear()
-    one = [sensitivity(work, KEY, num_draws=draws).sites for draws in (1, 2)]
-    second = 2 * one[1] - one[0]
-    assert (second >= 0).all() and abs(second - one[0]).max() > 0.01 * one[0].max()
+def test_every_draw_is_another():
+    one, two = (sensitivity(curved(), KEY, num_draws=draws).sites for draws in (1, 2))
+    assert abs(one - two).max() > 0.01 * one.max()
 
 
 @functools.cache
@@ -155,16 +144,54 @@ def test_oracle_the_jacobian_of_the_whole_rollout():
     nothing = {"first": jnp.zeros((3, 2)), "second": jnp.zeros((3, 3)), "output": jnp.zeros((3, 2))}
     jacobian = jax.jit(jax.vmap(jax.jacfwd(image), in_axes=(None, 0, 0)))
     jacobians = jacobian(nothing, jnp.asarray(work.data.states[0]).reshape(3, 2), jnp.asarray(LABELS).reshape(3, 1))
-    exact = {name: np.sum(np.float64(leaf) ** 2, axis=(0, 1, 3)) / 3 for name, leaf in jacobians.items()}
-    axes = [np.broadcast_to(axis.reshape(SHAPE), (3, *SHAPE)) for axis in np.eye(2)]
-    found = sum(sweep(work, axis) for axis in axes)
+    exact = {name: np.sum(np.float64(leaf) ** 2, axis=(1, 3)) for name, leaf in jacobians.items()}
+    axes = [np.broadcast_to(axis.reshape(SHAPE), (3, *SHAPE)) for axis in np.eye(2, dtype=np.float32)]
+    found = sum(squared_norms(work, axis) for axis in axes)
     assert tuple(name for name, _ in work.plan.columns) == ("dead", "first", "second")
     # Float32 through three steps of a smooth network, numbers of size 1 to 10; the largest sets the scale.
     for column, name in ((0, "output"), (2, "first"), (3, "second")):
-        np.testing.assert_allclose(found[:, column], exact[name], rtol=1e-4, atol=1e-6 * exact[name].max())
+        np.testing.assert_allclose(found[..., column], exact[name], rtol=1e-4, atol=1e-6 * exact[name].max())
     c = jax.tree.map(lambda leaf: leaf[:, None, None, None, None], numbers)
     inside = abs(c.x0_from_x * work.data.states + c.x0_from_output * work.data.outputs) < 0.4
     assert inside.any() and not inside.all()
+
+
+class Amplified(nn.Module):
+    """A network that multiplies what it is given by its condition, step by step."""
+
+    @nn.compact
+    def __call__(self, x, t, gain):
+        return nn.Dense(2, use_bias=False, name="dense")(x) * gain
+
+
+def amplified(*gains):
+    """Images of one network, each as sensitive as its gain makes it."""
+    gains = np.float32(gains).reshape(-1, 1, 1, 1)
+    params = {"dense": {"kernel": jnp.asarray(KERNEL, jnp.float32)}}
+    return work_of(Amplified(), params, num_images=len(gains), conditions=(gains,))
+
+
+def test_every_image_has_the_same_say():
+    # Errors of the last image are amplified thousands of times more than those of the others.
+    work = amplified(-1.0, 0.5, -40.0)
+    directions = np.asarray(jax.random.normal(jax.random.fold_in(KEY, 0), work.data.images.shape))
+    norms = squared_norms(work, directions)
+    total = norms[..., 1].sum(axis=1)
+    assert total[2] > 1000 * total[:2].max()
+    power = np.sum(np.float64(work.data.outputs) ** 2, axis=(2, 3, 4)).T
+    shares = norms / np.sum(norms[..., 0] * power, axis=1)[:, None, None]
+    found = sensitivity(work, KEY, num_draws=1)
+    np.testing.assert_allclose(found.sites, shares[..., 1:].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.output, shares[..., 0].mean(axis=0), rtol=1e-5)
+
+
+def test_an_image_that_nothing_moves_has_no_say():
+    work = amplified(0.0, 0.5)
+    found, norms = sensitivity(work, KEY), squared_norms(work, np.ones(work.data.images.shape, np.float32))
+    assert norms[0, :, 1].max() == 0.0  # its dense layer is multiplied by 0
+    assert np.isfinite(found.output).all() and (found.sites > 0).all()
+    still = sensitivity(amplified(0.0, 0.0), KEY)  # a network that says nothing
+    assert (still.sites == 0).all() and (still.output > 0).all()
 
 
 def test_an_activation_that_does_not_reach_the_image_costs_nothing():

@@ -101,6 +101,8 @@ def _model_table(found: Prospect) -> Table:
             if stored is None
             else f"{stored.file.name}, {' and '.join(stored.dtypes)}, {nice_bytes(stored.num_bytes)}"
         )
+        if stored is not None and stored.misfit:
+            rows["but"] = stored.misfit
         if files.parts:
             rows["beside it"] = f"{', '.join(files.parts)}: not quantized, not counted"
     table = Table(box=None, show_header=False)

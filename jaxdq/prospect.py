@@ -107,12 +107,14 @@ def inspect_model(model: str) -> Prospect:
     """What a model on disk is and what the recipes would quantize of it; its weights stay unread.
 
     Args:
-        model: what `jaxdq.load_denoiser` takes; weights that are missing or damaged are told, and no error.
+        model: what `jaxdq.load_denoiser` takes; weights that are missing, damaged or of another network are reported,
+            and are no error.
 
     Raises:
         InputError: no such model, or one that jaxdq does not support.
     """
-    return prospect_of(load_denoiser(model, weights=False))._replace(files=describe(model))
+    denoiser = load_denoiser(model, weights=False)
+    return prospect_of(denoiser)._replace(files=describe(model, denoiser.params))
 
 
 def prospect_of(denoiser: Denoiser) -> Prospect:

@@ -217,6 +217,15 @@ def test_inspect_a_model_reads_no_weights(model, tmp_path, capsys):
     assert "as stored" not in said and "W4" in said
 
 
+def test_inspect_says_that_weights_are_another_networks(model, tmp_path, capsys):
+    folder = copy_of(model, tmp_path)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name.replace("conv_in", "conv_on"): w for name, w in tensors.items()}, folder / WEIGHTS)
+    said = " ".join(output_of(capsys, ["inspect", folder]).split())
+    assert "lacks conv_in.bias, conv_in.weight, and has tensors that the configuration has no place for" in said
+    assert "as stored" in said
+
+
 def test_inspect_counts_half_precision_as_it_is_stored(model, tmp_path, capsys):
     folder = copy_of(model, tmp_path)
     save_file({name: w.astype(np.float16) for name, w in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)

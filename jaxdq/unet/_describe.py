@@ -1,7 +1,7 @@
 """What lies on disk of a model, told without reading its weights."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxdq._errors import InputError
 from jaxdq.unet._files import StoredWeights, read_json, stored_weights
@@ -30,11 +30,12 @@ class ModelFiles(NamedTuple):
     no_weights: str
 
 
-def describe(name_or_path: str | Path) -> ModelFiles:
+def describe(name_or_path: str | Path, expected: Any) -> ModelFiles:
     """Describe a model's files.
 
     Args:
         name_or_path: what ``load_denoiser`` takes; of a Hub model the weights are described if they are in the cache.
+        expected: the shapes of the network's parameters, from ``abstract_params``.
 
     Returns:
         The description.
@@ -48,7 +49,7 @@ def describe(name_or_path: str | Path) -> ModelFiles:
     weights: StoredWeights | None = None
     no_weights = ""
     try:
-        weights = stored_weights(layout.unet, family.class_name)
+        weights = stored_weights(layout.unet, expected, family.class_name)
     except InputError as error:
         no_weights = str(error)
     return ModelFiles(

@@ -18,20 +18,11 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 
 from jaxdq._errors import InputError
-from jaxdq.unet._weights import Stored, params_from_flax, params_from_torch
+from jaxdq.unet._lora import merge_lora
+from jaxdq.unet._stored import Stored
+from jaxdq.unet._variants import WeightFiles, find_weights
+from jaxdq.unet._weights import match_flax, match_torch, params_from_flax, params_from_torch
 
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-WEIGHTS_FILES = (
-    WEIGHTS_FILE,
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.safetensors.index.fp16.json",
-    "diffusion_pytorch_model.bf16.safetensors",
-    "diffusion_flax_model.msgpack",
-)
-"""What the weights of a UNet may be called, the first to be taken first."""
-
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MSGPACK_ARRAY = 1  # flax's extension type of an array: its shape, the name of its dtype, its bytes
 
@@ -53,7 +44,7 @@ def read_params(folder: Path, expected: Any, class_name: str) -> dict[str, Any]:
     """Read the weights in a UNet's folder, one tensor at a time, so that they are in memory once.
 
     Args:
-        folder: with one of ``WEIGHTS_FILES``.
+        folder: with weights under one of the names of ``_variants``.
         expected: the parameter tree of shapes, from ``abstract_params``.
         class_name: diffusers' name of the UNet, for the advice how to convert a pickle.
 
@@ -63,11 +54,11 @@ def read_params(folder: Path, expected: Any, class_name: str) -> dict[str, Any]:
     Raises:
         InputError: there are no weights that can be read safely, or they do not fit what is expected.
     """
-    file = _find_weights(folder, class_name)
-    if file.suffix == ".msgpack":
-        return params_from_flax(_read_msgpack(file, _array), expected, str(file))
-    tensors = _open_shards(file) if file.suffix == ".json" else _open_safetensors(file)
-    return params_from_torch(tensors, expected, str(file))
+    found = find_weights(folder, class_name)
+    if found.file.suffix == ".msgpack":
+        return params_from_flax(_read_msgpack(found.file, _array), expected, str(found.file))
+    tensors = merge_lora(_open_torch(found), _adapter(folder), str(found.file))
+    return params_from_torch(tensors, expected, str(found.file))
 
 
 class StoredWeights(NamedTuple):
@@ -78,27 +69,39 @@ class StoredWeights(NamedTuple):
         num_params: the numbers in it.
         num_bytes: what they take there.
         dtypes: of the tensors, the most numbers first.
+        misfit: the sentence that says why they are not this network's; "" where they are.
     """
 
     file: Path
     num_params: int
     num_bytes: int
     dtypes: tuple[str, ...]
+    misfit: str
 
 
-def stored_weights(folder: Path, class_name: str) -> StoredWeights:
-    """Describe the weights in a UNet's folder; arguments and errors as in ``read_params``."""
-    file = _find_weights(folder, class_name)
-    if file.suffix == ".msgpack":
-        tensors = _read_msgpack(file, _described)
-    else:
-        tensors = _open_shards(file) if file.suffix == ".json" else _open_safetensors(file)
+def stored_weights(folder: Path, expected: Any, class_name: str) -> StoredWeights:
+    """Describe the weights in a UNet's folder; arguments as in ``read_params``.
+
+    Raises:
+        InputError: there are no weights that can be read safely.
+    """
+    found, misfit = find_weights(folder, class_name), ""
+    file, is_flax = found.file, found.file.suffix == ".msgpack"
+    tensors = _read_msgpack(file, _described) if is_flax else _open_torch(found)
+    try:
+        if is_flax:
+            match_flax(tensors, expected, str(file))
+        else:
+            match_torch(merge_lora(tensors, _adapter(folder), str(file)), expected, str(file))
+    except InputError as error:
+        misfit = str(error)
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
         name = jnp.dtype(tensor.dtype).name
         sizes[name] = sizes.get(name, 0) + math.prod(tensor.shape)
     num_bytes = sum(count * jnp.dtype(name).itemsize for name, count in sizes.items())
-    return StoredWeights(file, sum(sizes.values()), num_bytes, tuple(sorted(sizes, key=lambda name: -sizes[name])))
+    dtypes = tuple(sorted(sizes, key=lambda name: -sizes[name]))
+    return StoredWeights(file, sum(sizes.values()), num_bytes, dtypes, misfit)
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,20 @@ class _StoredTensor:
             return tensors.get_tensor(self.name).astype(dtype or self.dtype, copy=False)
 
 
-def _find_weights(folder: Path, class_name: str) -> Path:
-    for name in WEIGHTS_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-    if pickles:
-        raise InputError(
-            f"{folder} has its weights only as {', '.join(pickles)}, and jaxdq loads no pickle; convert them once, "
-            f"where torch and diffusers are installed, with diffusers.{class_name}.from_pretrained({str(folder)!r})"
-            f".save_pretrained({str(folder)!r}), which writes {WEIGHTS_FILE}."
-        )
-    raise InputError(f"{folder} has no weights; put {WEIGHTS_FILE} there.")
+def _adapter(folder: Path) -> dict[str, Any] | None:
+    """PEFT's settings of the LoRA layers in a folder, if it has some."""
+    file = folder / "adapter_config.json"
+    return read_json(file) if file.is_file() else None
+
+
+def _open_torch(found: WeightFiles) -> dict[str, Stored]:
+    """List the tensors of a file, of the files of an index, or of parts without one."""
+    if found.file.suffix == ".json":
+        return _open_shards(found.file)
+    tensors: dict[str, Stored] = {}
+    for file in found.parts or (found.file,):
+        tensors |= _open_safetensors(file)
+    return tensors
 
 
 def _open_safetensors(file: Path) -> dict[str, Stored]:

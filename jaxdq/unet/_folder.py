@@ -16,9 +16,10 @@ from jaxdq._errors import InputError
 from jaxdq._paths import local_path
 from jaxdq.diffusion import Denoiser, schedule_from_config
 from jaxdq.unet._build import FAMILIES, Family, UNet, abstract_params
-from jaxdq.unet._files import WEIGHTS_FILE, read_json, read_params
+from jaxdq.unet._files import read_json, read_params
 from jaxdq.unet._hub import download, download_parts, is_hub_id
 from jaxdq.unet._unet2d_condition import UNet2DCondition
+from jaxdq.unet._variants import WEIGHTS_FILE
 from jaxdq.unet._weights import params_from_torch, torch_from_params
 
 UNET_CLASS = "UNet2DModel"
@@ -248,6 +249,8 @@ def model_folder(name_or_path: str | Path, parts: Sequence[str]) -> Path:
 
 def read_unet_config(folder: Path) -> tuple[Family, dict[str, Any]]:
     """Read the configuration of the UNet in a folder, and find the family that its class belongs to."""
+    if folder.is_file():
+        raise InputError(_about_file(folder))
     config = read_json(folder / "config.json")
     return _family(config, folder), config
 

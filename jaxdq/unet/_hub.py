@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdq._errors import InputError
-from jaxdq.unet._files import WEIGHTS_FILES
+from jaxdq.unet._variants import WEIGHTS_FILES
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _CONFIGS = (

@@ -6,8 +6,8 @@ A torch name is the path with dots: ``down_blocks.0.resnets.1.conv1.weight`` is
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxdq._errors import InputError
+from jaxdq.unet._stored import Stored
 
 _LIST_ITEM = re.compile(
     r"^(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|net|to_out)_(\d+)$"
@@ -23,23 +24,12 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "weight
 # Before diffusers 0.15 attention had a class of its own, and files of that time keep its names.
 _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# What `DataParallel`, `torch.compile`, FSDP, activation checkpointing and Fabric put into a name.
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 _NAMES_SHOWN = 5
 _Axes = Mapping[int, tuple[int, ...]]
 _TO_FLAX: _Axes = {4: (2, 3, 1, 0), 2: (1, 0)}
 _TO_TORCH: _Axes = {4: (3, 2, 0, 1), 2: (1, 0)}
-_AS_THEY_ARE: tuple[_Axes, _Axes] = ({}, {})
-
-
-class Stored(Protocol):
-    """An array, or a tensor in a file, which ``np.asarray`` reads."""
-
-    @property
-    def shape(self) -> Any:
-        """The sizes of its axes."""
-
-    @property
-    def dtype(self) -> Any:
-        """Its dtype, known before it is read."""
 
 
 def torch_name(path: tuple[str, ...]) -> str:
@@ -59,12 +49,37 @@ def torch_name(path: tuple[str, ...]) -> str:
     return _modern_name(".".join([*(_LIST_ITEM.sub(r"\1.\2", part) for part in path[:-1]), _LEAVES[path[-1]]]))
 
 
+def match_torch(tensors: Mapping[str, Stored], expected: Any, source: str) -> dict[str, Stored]:
+    """Find the tensors of a PyTorch state dictionary that a module's parameters are, without reading them.
+
+    Args:
+        tensors: torch name -> tensor of any floating dtype; the names of wrappers (`DataParallel`, `torch.compile`, a
+            pipeline's or a trainer's own) and the attention names of before diffusers 0.15 are accepted.
+        expected: the parameter tree of shapes, from ``abstract_params``.
+        source: what the tensors were read from, for the messages.
+
+    Returns:
+        path with slashes -> tensor, in torch's layout.
+
+    Raises:
+        InputError: tensors are missing, superfluous, of another shape or not floating; they are named.
+    """
+    paths = {torch_name(path): path for path in flatten_dict(expected)}
+    tensors = {_modern_name(name): tensor for name, tensor in unwrapped(tensors, paths, source, ".").items()}
+    return _matched(tensors, paths, expected, source, _TO_TORCH)
+
+
+def match_flax(tensors: Mapping[str, Stored], expected: Any, source: str) -> dict[str, Stored]:
+    """Find the arrays of a Flax tree that a module's parameters are; as ``match_torch``, with slashes in the names."""
+    paths = {"/".join(path): path for path in flatten_dict(expected)}
+    return _matched(unwrapped(tensors, paths, source, "/"), paths, expected, source, {})
+
+
 def params_from_torch(tensors: Mapping[str, Stored], expected: Any, source: str) -> dict[str, Any]:
     """Rearrange a PyTorch state dictionary into the parameter tree of a module.
 
     Args:
-        tensors: torch name -> tensor of any floating dtype, read when its turn comes; the attention names of before
-            diffusers 0.15 are accepted.
+        tensors: as in ``match_torch``, read when their turn comes.
         expected: the parameter tree of shapes, from ``abstract_params``.
         source: what the tensors were read from, for the messages.
 
@@ -72,11 +87,9 @@ def params_from_torch(tensors: Mapping[str, Stored], expected: Any, source: str)
         The parameter tree, float32.
 
     Raises:
-        InputError: tensors are missing, superfluous, of another shape, not floating or not finite; they are named.
+        InputError: as in ``match_torch``, or a tensor is not finite.
     """
-    tensors = {_modern_name(name): tensor for name, tensor in tensors.items()}
-    paths = {torch_name(path): path for path in flatten_dict(expected)}
-    return _params(tensors, paths, expected, source, (_TO_FLAX, _TO_TORCH))
+    return _read(match_torch(tensors, expected, source), source, _TO_FLAX)
 
 
 def params_from_flax(tensors: Mapping[str, Stored], expected: Any, source: str) -> dict[str, Any]:
@@ -93,22 +106,58 @@ def params_from_flax(tensors: Mapping[str, Stored], expected: Any, source: str) 
     Raises:
         InputError: as in ``params_from_torch``.
     """
-    return _params(tensors, {"/".join(path): path for path in flatten_dict(expected)}, expected, source, _AS_THEY_ARE)
+    return _read(match_flax(tensors, expected, source), source, {})
 
 
-def _params(
+def unwrapped(tensors: Mapping[str, Stored], known: Iterable[str], source: str, separator: str) -> dict[str, Stored]:
+    """Drop from all names what wrappers put there: their own names anywhere, and a beginning that all names share.
+
+    Args:
+        tensors: name -> tensor.
+        known: names without wrappers; a beginning that one of them has stays.
+        source: what the tensors were read from, for the message.
+        separator: between the parts of a name.
+
+    Raises:
+        InputError: two names become one.
+
+    Example:
+        >>> list(unwrapped({"unet._orig_mod.conv_in.bias": np.zeros(1)}, ["conv_in.bias"], "a file", "."))
+        ['conv_in.bias']
+    """
+    names = {name: [part for part in name.split(separator) if part not in _WRAPPERS] for name in tensors}
+    beginnings = {name.split(separator)[0] for name in known}
+    while names and all(len(parts) > 1 for parts in names.values()):
+        first = {parts[0] for parts in names.values()}
+        if len(first) > 1 or first <= beginnings:
+            break
+        names = {name: parts[1:] for name, parts in names.items()}
+    plain: dict[str, str] = {}
+    for name, parts in names.items():
+        other = plain.setdefault(separator.join(parts), name)
+        if other != name:
+            raise InputError(
+                f"{source} has both {other} and {name}, which are names of one tensor; save one of the models alone."
+            )
+    return {name: tensors[wrapped] for name, wrapped in plain.items()}
+
+
+def _matched(
     tensors: Mapping[str, Stored],
     paths: Mapping[str, tuple[str, ...]],
     expected: Any,
     source: str,
-    layouts: tuple[_Axes, _Axes],
-) -> dict[str, Any]:
-    """Check all tensors by their descriptions, and only then read them, one at a time."""
-    leaves, (to_flax, to_source) = flatten_dict(expected), layouts
+    axes: _Axes,
+) -> dict[str, Stored]:
+    """Check all tensors by their descriptions; none is read."""
+    leaves = flatten_dict(expected)
     advice = "use the weights and the config.json of one and the same model"
-    _refuse(source, "lacks", paths.keys() - tensors.keys(), advice)
-    _refuse(source, "has tensors that the configuration has no place for,", tensors.keys() - paths.keys(), advice)
-    shapes = {name: _source_shape(path, leaves[path].shape, to_source) for name, path in paths.items()}
+    missing, more = sorted(paths.keys() - tensors.keys()), sorted(tensors.keys() - paths.keys())
+    complaints = [f"lacks {_some(missing)}"] if missing else []
+    complaints += [f"has tensors that the configuration has no place for, {_some(more)}"] if more else []
+    if complaints:
+        raise InputError(f"{source} {', and '.join(complaints)}; {advice}.")
+    shapes = {name: _source_shape(path, leaves[path].shape, axes) for name, path in paths.items()}
     misfits = [name for name in paths if tuple(tensors[name].shape) != shapes[name]]
     _refuse(
         source,
@@ -118,15 +167,20 @@ def _params(
     )
     floating = {name for name in paths if jnp.issubdtype(tensors[name].dtype, jnp.floating)}
     _refuse(source, "has tensors that are not floating point:", paths.keys() - floating, "load the unquantized model")
+    return {"/".join(path): tensors[name] for name, path in paths.items()}
+
+
+def _read(tensors: Mapping[str, Stored], source: str, axes: _Axes) -> dict[str, Any]:
+    """Read tensors that fit, one at a time."""
     params: dict[tuple[str, ...], jax.Array] = {}
     not_finite = []
-    for name, path in paths.items():
-        tensor = tensors[name]
+    for name, tensor in tensors.items():
+        path = tuple(name.split("/"))
         # What jax holds already stays where it is: a way through numpy would hold every parameter twice.
         array = tensor if isinstance(tensor, jax.Array) else np.asarray(tensor, np.float32)
         if not np.isfinite(np.asarray(array)).all():
-            not_finite.append(name)
-        params[path] = jnp.asarray(_transposed(path, array, to_flax), jnp.float32)
+            not_finite.append(torch_name(path) if axes else name)
+        params[path] = jnp.asarray(_transposed(path, array, axes), jnp.float32)
     advice = "download the file again or take an earlier checkpoint"
     _refuse(source, "has NaN or infinity in", not_finite, advice)
     return unflatten_dict(params)
@@ -164,5 +218,9 @@ def _refuse(source: str, complaint: str, names: Iterable[str], advice: str) -> N
     """Raise InputError if there are any names to complain about."""
     ordered = sorted(names)
     if ordered:
-        more = f" and {len(ordered) - _NAMES_SHOWN} more" if len(ordered) > _NAMES_SHOWN else ""
-        raise InputError(f"{source} {complaint} {', '.join(ordered[:_NAMES_SHOWN])}{more}; {advice}.")
+        raise InputError(f"{source} {complaint} {_some(ordered)}; {advice}.")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{', '.join(names[:_NAMES_SHOWN])}{more}"

@@ -3,11 +3,12 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from unet.twins import SMALL, torch_network
 
 from jaxdq._errors import InputError
 from jaxdq.unet import abstract_params, unet2d_from_config
-from jaxdq.unet._weights import params_from_torch, torch_from_params, torch_name
+from jaxdq.unet._weights import params_from_flax, params_from_torch, torch_from_params, torch_name
 
 EXPECTED = abstract_params(unet2d_from_config(SMALL))
 
@@ -83,7 +84,13 @@ def round_off(tensors):
     tensors["conv_in.weight"] = tensors["conv_in.weight"].astype(np.int8)
 
 
+def drop_and_add(tensors):
+    drop(tensors)
+    add(tensors)
+
+
 FAULTS = [
+    (drop_and_add, "lacks conv_in.bias, conv_in.weight, and has tensors that .* no place for, conv_on.bias; use"),
     (drop, "file.safetensors lacks conv_in.bias, conv_in.weight; use"),
     (add, "no place for, conv_on.bias; use"),
     (reshape, r"conv_in.weight \(3, 3, 3, 16\) instead of \(16, 3, 3, 3\)"),
@@ -97,6 +104,41 @@ def test_faulty_tensors_are_named(tensors, fault, message):
     fault(tensors)
     with pytest.raises(InputError, match=message):
         params_from_torch(tensors, EXPECTED, "file.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"unet.{name}",
+        lambda name: f"model.diffusion.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.replace("resnets.0.", "resnets.0._orig_mod."),
+        lambda name: f"_fsdp_wrapped_module.{name.replace('mid_block.', 'mid_block._fsdp_wrapped_module.')}",
+    ],
+)
+def test_names_of_wrappers_are_dropped(tensors, wrap):
+    wrapped = {wrap(name): tensor for name, tensor in tensors.items()}
+    chex.assert_trees_all_equal(params_from_torch(wrapped, EXPECTED, "it"), params_from_torch(tensors, EXPECTED, "it"))
+
+
+def test_the_tree_of_a_train_state_is_unwrapped():
+    flat = {"/".join(path): leaf for path, leaf in flatten_dict(EXPECTED).items()}
+    arrays = {name: np.ones(leaf.shape, np.float32) for name, leaf in flat.items()}
+    wrapped = {f"params/{name}": array for name, array in arrays.items()}
+    chex.assert_trees_all_equal(params_from_flax(wrapped, EXPECTED, "it"), params_from_flax(arrays, EXPECTED, "it"))
+
+
+def test_two_names_of_one_tensor_are_refused(tensors):
+    with pytest.raises(InputError, match=r"has both .*conv_in.bias and .*conv_in.bias, which are names of one tensor"):
+        params_from_torch(tensors | {"module.conv_in.bias": tensors["conv_in.bias"]}, EXPECTED, "it")
+
+
+def test_a_beginning_that_is_the_networks_own_stays():
+    with pytest.raises(InputError, match=r"lacks conv_in.bias, .* more; use"):
+        params_from_torch({"conv_in.weight": np.zeros((16, 3, 3, 3), np.float32)}, EXPECTED, "it")
 
 
 def test_a_long_list_of_names_is_cut():

@@ -145,6 +145,6 @@ def test_bad_meshes_are_refused():
         jaxdq.calibrate(denoiser, recipes.minmax(), sampler=ddim(2), key=KEY, mesh="batch")
     with pytest.raises(InputError, match=r"qparams is dict; pass what jaxdq.quantize returned"):
         shard_by_output(denoiser.params, two_axes, "model")
-    empty = jaxdq.QuantizedParams({}, None, None, None, jaxdq.Plan(()))
+    empty = jaxdq.QuantizedParams({}, None, jaxdq.Plan(()))
     with pytest.raises(InputError, match=r"has axes .* and not 'batch'; name one of them"):
         shard_by_output(empty, two_axes, "batch")

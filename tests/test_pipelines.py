@@ -269,7 +269,7 @@ PIPELINE = SimpleNamespace(unet=1, scheduler=1, tokenizer=1, text_encoder=1)
         (SimpleNamespace(unet=1), {}, "without scheduler, tokenizer, text_encoder"),
         (PIPELINE, None, "params is a NoneType without 'unet'"),
         (PIPELINE, {"vae": 1}, "without 'unet'"),
-        (PIPELINE, {"unet": jaxdq.QuantizedParams({}, None, None, None, None)}, "quantized already"),
+        (PIPELINE, {"unet": jaxdq.QuantizedParams({}, None, None)}, "quantized already"),
     ],
 )
 def test_refuses_what_is_no_pipeline(pipeline, params, message):

@@ -9,8 +9,16 @@ there and ends with the same weights. They are made and not shipped.
 Outliers come in two ways. Training has a high rate and no weight decay. And afterwards `with_outliers` moves scale
 between the gains of some channels and the rows that read them, as is found in published transformers, where gains of
 norms differ by far more than the weights behind them: that leaves the float network as it is, to the bit, and is hard
-on any grid that the channels of a tensor, or the rows of a kernel, have in common. Without it, min-max at W4A8 has
-30.9 dB of noise SQNR, and 17.5 at W4A4.
+on any grid that the channels of a tensor, or the rows of a kernel, have in common. Noise SQNR and image PSNR in dB, 64
+images, seed 0, jax 0.10.2 on a CPU:
+
+             before, min-max   with outliers, min-max   with outliers, adpdm of 8 groups
+    W8A8     47.9, 52.7        33.3, 33.3
+    W4A8     30.9, 28.5        23.2, 16.0               22.7, 15.4
+    W4A4     17.5,  6.6         8.7,  7.0               15.4,  8.1
+
+Stronger outliers are nothing that learned ranges repair. At W4A8 min-max and adpdm have 8.7 and 10.8 dB with one channel
+in 16 of each kind (gains 4 to 16, and 1/16 to 1/8), 3.1 and 3.9 with one in 64 (16 to 32, and 1/64 to 1/32).
 """
 
 import argparse

@@ -17,8 +17,8 @@ images, seed 0, jax 0.10.2 on a CPU:
     W4A8     30.9, 28.5        23.2, 16.0               22.7, 15.4
     W4A4     17.5,  6.6         8.7,  7.0               15.4,  8.1
 
-Stronger outliers are nothing that learned ranges repair. At W4A8 min-max and adpdm have 8.7 and 10.8 dB with one channel
-in 16 of each kind (gains 4 to 16, and 1/16 to 1/8), 3.1 and 3.9 with one in 64 (16 to 32, and 1/64 to 1/32).
+Stronger outliers are nothing that learned ranges repair. At W4A8 min-max and adpdm have 8.7 and 10.8 dB with one
+channel in 16 of each kind (gains 4 to 16, and 1/16 to 1/8), 3.1 and 3.9 with one in 64 (16 to 32, and 1/64 to 1/32).
 """
 
 import argparse

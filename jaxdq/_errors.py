@@ -1,5 +1,7 @@
 """What a person is told when the input is at fault."""
 
+import traceback
+
 
 class InputError(ValueError):
     """The input is at fault, and the message is one sentence a person can act on.
@@ -7,3 +9,19 @@ class InputError(ValueError):
     It says what came, what was expected and what to do. The command line prints the sentence and exits with code 2;
     every other exception is a defect of ours and keeps its traceback.
     """
+
+
+def described(error: BaseException) -> str:
+    r"""An exception of someone else's code in one line: its class, and its message or the line that raised it.
+
+    Example:
+        >>> described(KeyError("kernel")), described(ValueError("\ntoo long\n"))
+        ("KeyError: 'kernel'", 'ValueError: too long')
+        >>> described(AssertionError())
+        'AssertionError'
+    """
+    name, message = type(error).__name__, next(iter(str(error).strip().splitlines()), "").rstrip(".:; ")
+    if message:
+        return f"{name}: {message}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{name} at `{frames[-1].line}`" if frames and frames[-1].line else name

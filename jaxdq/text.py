@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._errors import InputError, described
 from jaxdq._foreign import text_classes
 from jaxdq._paths import local_path
 from jaxdq.decoding import pixels_per_latent
@@ -146,9 +146,8 @@ def _encoder_of(folder: Path) -> TextEncoder:
             cls.from_pretrained(folder / f"text_encoder{name}") for cls, name in zip(classes, names, strict=False)
         )
     except Exception as error:  # transformers lets through whatever a damaged file makes it stumble over
-        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".")
         raise InputError(
-            f"the tokenizer or text encoder of '{folder}' can't be read ({type(error).__name__}: {reason}); its "
+            f"the tokenizer or text encoder of '{folder}' can't be read ({described(error)}); its "
             "weights must be safetensors or Flax msgpack: download the model anew, or pass embeddings."
         ) from None
     return TextEncoder(tokenizers, encoders, tuple(encoder.params for encoder in encoders))

@@ -10,7 +10,7 @@ FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("
 # Imports point to a lower floor, or to the same part of the house.
 FLOORS = (
     ("_describe", "_errors"),
-    ("_paths", "_progress"),
+    ("_paths", "_progress", "_trees"),
     ("_folders", "_devices", "_foreign", "grid"),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),

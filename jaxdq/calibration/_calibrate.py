@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 
 from jaxdq._describe import describe
 from jaxdq._devices import is_first_process
-from jaxdq._errors import InputError
+from jaxdq._errors import InputError, described
 from jaxdq._paths import path_of, reaching
 from jaxdq.calibration._base import Calibrator, Machine, Problem, Work, check_order
 from jaxdq.calibration.tools.selection import check_num_groups
 from jaxdq.checkpoint import versions
-from jaxdq.diffusion import Denoiser, Sampler
+from jaxdq.diffusion import Denoiser, Sampler, TimePerRow
 from jaxdq.linen import Calibration, Plan, Rule, Site, find_sites, make_plan
 from jaxdq.sampling import Trajectories, trajectories
 
@@ -126,7 +126,7 @@ def run_recipe(
     key_noise, key_learn = jax.random.split(key)
     check_order(recipe.name, recipe.calibrators, keeps_state=checkpoint_dir is not None)
     check_num_groups(recipe.num_groups, sampler.num_steps)
-    plan = plan_for(denoiser, recipe)
+    denoiser, plan = _planned(denoiser, recipe)
     if folder is not None:
         runs = describe([one.run for one in recipe.calibrators])
         asked = [recipe.name, recipe.settings, runs, repr(sampler), num_images, batch_size, str(plan)]
@@ -154,24 +154,42 @@ def run_recipe(
 
 def plan_for(denoiser: Denoiser, recipe: Recipe) -> Plan:
     """What the recipe would do to this denoiser, before any work is done. Params and conditions may be abstract."""
-    x = jnp.zeros((2, *denoiser.shape), jnp.float32)
-    try:
-        sites = find_sites(denoiser.module, denoiser.params, x, jnp.zeros((), jnp.int32), *denoiser.abstract_args(2))
-    except InputError:
-        raise
-    except Exception as error:  # whatever the module raises when it is not called as it wants to be
-        name = type(denoiser.module).__name__
-        raise InputError(
-            f"{name} can't be called as module.apply({{'params': params}}, x, t, *conditions) with x of shape "
-            f"{x.shape} ({type(error).__name__}: {str(error).splitlines()[0]}); give a module, params, shape and "
-            f"conditions that fit together."
-        ) from error
+    return _planned(denoiser, recipe)[1]
+
+
+def _planned(denoiser: Denoiser, recipe: Recipe) -> tuple[Denoiser, Plan]:
+    """The plan, and the denoiser as it can be called with a scalar t."""
+    denoiser, sites = _traced(denoiser)
     if not sites:
         raise InputError(
             f"{type(denoiser.module).__name__} calls no Dense, DenseGeneral or Conv of flax.linen, so there is nothing "
             f"to quantize; pass a module made of those."
         )
-    return make_plan(recipe.rules(sites), sites, denoiser.params)
+    return denoiser, make_plan(recipe.rules(sites), sites, denoiser.params)
+
+
+def _traced(denoiser: Denoiser) -> tuple[Denoiser, tuple[Site, ...]]:
+    """The sites of a denoiser, and the denoiser, whose module is wrapped if it can't take a scalar t."""
+    x, t, args = jnp.zeros((2, *denoiser.shape), jnp.float32), jnp.zeros((), jnp.int32), denoiser.abstract_args(2)
+
+    def traced(module: Any) -> tuple[Denoiser, tuple[Site, ...]]:
+        sites = find_sites(module, denoiser.params, x, t, *args)
+        return denoiser if module is denoiser.module else dataclasses.replace(denoiser, module=module), sites
+
+    try:
+        return traced(denoiser.module)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the module raises when it is not called as it wants to be
+        try:
+            return traced(TimePerRow(denoiser.module))
+        except Exception as of_rows:
+            tried = dict.fromkeys(map(described, (error, of_rows)))
+            raise InputError(
+                f"{type(denoiser.module).__name__} can't be called as module.apply({{'params': params}}, x, t, "
+                f"*conditions) with x of shape {x.shape} and t a scalar or of shape (2,) ({'; then '.join(tried)}); "
+                f"pass a module, params, shape and conditions that fit together."
+            ) from error
 
 
 def _refuse_non_finite(data: Trajectories) -> None:

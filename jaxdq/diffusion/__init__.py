@@ -23,3 +23,4 @@ from jaxdq.diffusion._schedule import rescale_zero_terminal_snr as rescale_zero_
 from jaxdq.diffusion._schedule import scaled_linear_schedule as scaled_linear_schedule
 from jaxdq.diffusion._schedule import squared_cosine_schedule as squared_cosine_schedule
 from jaxdq.diffusion._scheduler_config import schedule_from_config as schedule_from_config
+from jaxdq.diffusion._time import TimePerRow as TimePerRow

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._errors import InputError
+from jaxdq._trees import unboxed
 from jaxdq.diffusion._schedule import NoiseSchedule
 from jaxdq.diffusion._variables import checked_variables, with_variables
 
@@ -20,7 +21,7 @@ class Denoiser:
     Attributes:
         module: A flax linen module, or anything with its
             `apply({"params": params}, x: f32[B, H, W, C], t: int32[], *conditions) -> [B, H, W, C]`.
-        params: Pytree of finite arrays.
+        params: Pytree of finite arrays; the boxes of `nn.with_partitioning` are taken off.
         schedule: What the model was trained to undo.
         shape: (H, W, C) of one image.
         conditions: Arrays with a leading axis of rows, the arguments after t; image i takes row i % P.
@@ -66,6 +67,7 @@ class Denoiser:
                     f"conditions[{index}] has shape {np.shape(condition)}; pass an array with one row per image to "
                     "draw from, shape (P, ...) with P >= 1."
                 )
+        object.__setattr__(self, "params", unboxed(self.params))
         check_finite(self.params)
         object.__setattr__(self, "variables", checked_variables(self.variables))
         if self.variables:

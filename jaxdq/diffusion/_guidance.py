@@ -41,19 +41,15 @@ class Guided:
         Args:
             variables: `{"params": params}` of the network.
             x: f32[B, ...], the state.
-            t: int32[], one time for all rows.
+            t: int32[], one time for all rows; or int32[B].
             *conditions: [B, ...] each: those without the condition, then as many with it.
 
         Returns:
             What the network returns, [B, ...].
-
-        Raises:
-            InputError: t is a vector.
         """
-        if jnp.ndim(t):
-            raise InputError(f"t has shape {jnp.shape(t)}; a guided network takes one scalar t for all its rows.")
         half = len(conditions) // 2
         both = [jnp.concatenate(pair) for pair in zip(conditions[:half], conditions[half:], strict=True)]
+        t = jnp.concatenate([t, t]) if jnp.ndim(t) else t
         out = self.module.apply(variables, jnp.concatenate([x, x]), t, *both)
         unconditional, conditional = jnp.split(out, 2)
         return unconditional + self.guidance_scale * (conditional - unconditional)

@@ -19,8 +19,6 @@ from jaxdq.linen._apply import apply_visited as apply_visited
 from jaxdq.linen._apply import call_on_codes as call_on_codes
 from jaxdq.linen._apply import call_on_integers as call_on_integers
 from jaxdq.linen._apply import dequantize_params as dequantize_params
-from jaxdq.linen._apply import grids_at as grids_at
-from jaxdq.linen._apply import time_argument as time_argument
 from jaxdq.linen._attention import DotProductAttention as DotProductAttention
 from jaxdq.linen._attention import queries_at_a_time as queries_at_a_time
 from jaxdq.linen._einsum import Einsum as Einsum
@@ -39,5 +37,7 @@ from jaxdq.linen._quantized import quantize as quantize
 from jaxdq.linen._sharding import shard_by_output as shard_by_output
 from jaxdq.linen._sites import Site as Site
 from jaxdq.linen._sites import find_sites as find_sites
+from jaxdq.linen._time import grids_at as grids_at
+from jaxdq.linen._time import time_argument as time_argument
 from jaxdq.linen._tree import kernel_at as kernel_at
 from jaxdq.linen._tree import with_kernels as with_kernels

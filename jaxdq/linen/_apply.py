@@ -10,20 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._errors import InputError
+from jaxdq._trees import unboxed
 from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor
 from jaxdq.grid import quantize as quantize_tensor
-from jaxdq.linen._acts import Acts
 from jaxdq.linen._attention import attend_as_in_diffusers, attends_as_in_diffusers
 from jaxdq.linen._kinds import Kind, inputs_of, is_attention, kind_of, path_of
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._quantized import QuantizedParams
 from jaxdq.linen._run import Visitor as Visitor
 from jaxdq.linen._run import run
+from jaxdq.linen._time import grids_at, per_row, time_argument, with_time_per_row
 from jaxdq.linen._trace import trace
-
-TIME_NAMES = ("t", "timestep", "timesteps", "time")
-# A switch's program grows with its branches: of 1,000 rows it has 6,227 lines where a gather has 226.
-_MOST_BRANCHES = 16
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -31,7 +28,8 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
 
     The module's time argument (the parameter named t, timestep, timesteps or time; else the second one) picks the
     activation scales: a scalar by one `lax.switch` over the groups at the top of the call (a gather above 16 groups), a
-    vector [B] by one gather and a scale per row. Both give the same numbers.
+    vector [B] by one gather and a scale per row. Both give the same numbers. A t between whole times has the scales of
+    the nearest one. A module that can't take a scalar t is given one for each row.
 
     Args:
         module: the linen module that was calibrated, or a wrapper whose `apply(variables, ...)` calls it.
@@ -43,9 +41,9 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         What the module returns.
 
     Raises:
-        InputError: a concrete t that is no whole time from 0 to T-1. A traced one makes the activation scales NaN, and
-            with them the output of every integer site but those that are called with a condition, whose scales are the
-            same at every t: under jit there is no one to tell.
+        InputError: a concrete t outside [0, T]. A traced one makes the activation scales NaN, and with them the output
+            of every integer site but those that are called with a condition, whose scales are the same at every t:
+            nothing can be raised under jit.
 
     The gradient to the module's inputs is 0 through integer sites, since codes are constant almost everywhere:
     differentiate the float params where a gradient is wanted (classifier guidance, say).
@@ -56,7 +54,11 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     if params is None:
         raise InputError("params is None; pass the float params, or what jaxdq.quantize returned.")
     if not isinstance(params, QuantizedParams):
-        return module.apply({"params": params}, *args, **kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return module.apply({"params": params}, *args, **kwargs)
+
+        return with_time_per_row(call, module, args, kwargs)
     scale, zero_point = grids_at(params.acts, time_argument(module, args, kwargs))
 
     def grid_of(site: SitePlan, name: str, x: jax.Array) -> QParams:
@@ -70,8 +72,8 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
                 f"t is a vector and the batch is not the leading axis of the inputs of '{site.path}', so rows can't "
                 f"have scales of their own; call with one scalar t."
             )
-        zero = None if site.act.symmetric else _per_row(zero_point[..., column], x)
-        return QParams(_per_row(scale[..., column], x), zero)
+        zero = None if site.act.symmetric else per_row(zero_point[..., column], x)
+        return QParams(per_row(scale[..., column], x), zero)
 
     return _apply_on_integers(module, params, grid_of, args, kwargs)
 
@@ -127,8 +129,11 @@ def _apply_on_integers(
         grids = [grid_of(site, name, x) for name, x in zip(site.site.inputs, inputs, strict=True)]
         return call_on_integers(context.module, inputs, grids, site.act, site.site.dtype)
 
-    with nn.intercept_methods(visit):
-        return module.apply({**params.variables, "params": _float_where_weight_only(params)}, *args, **kwargs)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(visit):
+            return module.apply({**params.variables, "params": _float_where_weight_only(params)}, *args, **kwargs)
+
+    return with_time_per_row(call, module, args, kwargs)
 
 
 def _in_dtype(dtype: str, call: Callable, module: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -196,6 +201,7 @@ def apply_visited(module: nn.Module, params: Any, visitor: Visitor, *args: Any, 
     `Site.inputs`. Bodies of `nn.remat` and `nn.scan` are run as if they stood in the network, so that the visitor may
     keep what it sees.
     """
+    params = unboxed(params)
     return run(trace(module, params, *args), visitor, params, args)
 
 
@@ -208,66 +214,6 @@ def dequantize_params(qparams: QuantizedParams) -> Any:
     )
 
 
-def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array:
-    """The value of the module's time argument in this call.
-
-    Raises:
-        InputError: no such argument, or one that is neither a scalar nor a vector of numbers.
-    """
-    place = _time_place(module, args, kwargs)
-    given = kwargs[place] if isinstance(place, str) else args[place]
-    try:
-        t = jnp.asarray(given)
-    except (TypeError, ValueError, OverflowError):
-        t = jnp.zeros((), bool)  # refused below
-    if t.ndim > 1 or not (jnp.issubdtype(t.dtype, jnp.integer) or jnp.issubdtype(t.dtype, jnp.floating)):
-        raise InputError(f"t is {_shown(given)}; give a whole number, or one for each row of the batch.")
-    return t
-
-
-def _time_place(module: nn.Module, args: tuple, kwargs: dict) -> str | int:
-    """Where the time argument stands in this call: its name among the keywords, or its position."""
-    # A wrapper is called by its `apply`, whose first argument is the variables, as a module's `__call__` has its self.
-    call = type(module).__call__ if isinstance(module, nn.Module) else module.apply
-    names = list(inspect.signature(call).parameters)[1:]
-    position = next((index for index, name in enumerate(names) if name in TIME_NAMES), 1)
-    name = names[position] if position < len(names) else "t"
-    if name not in kwargs and position >= len(args):
-        raise InputError(
-            f"{type(module).__name__} was called without its time argument '{name}' (argument {position + 1}); a "
-            f"quantized network needs it to choose its scales."
-        )
-    return name if name in kwargs else position
-
-
-def grids_at(acts: Acts, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector.
-
-    Args:
-        acts: The tables.
-        t: Scalar or [B], of numbers.
-
-    Returns:
-        f32 and int32, [A] or [B, A]; scales are NaN where t lies outside the calibrated times.
-
-    Raises:
-        InputError: A concrete t outside.
-    """
-    num_timesteps = acts.group_of_t.shape[0]
-    inside = (t >= 0) & (t < num_timesteps) & (t == jnp.floor(t))
-    if not isinstance(inside, jax.core.Tracer) and not bool(jnp.all(inside)):
-        first = jnp.ravel(t)[jnp.argmin(jnp.ravel(inside))].item()
-        raise InputError(f"t is {first}; the network was calibrated for whole times from 0 to {num_timesteps - 1}.")
-    t = t.astype(jnp.int32)
-    group = acts.group_of_t.at[t].get(mode="clip")
-    if t.ndim == 0 and acts.num_groups <= _MOST_BRANCHES:
-        branches = [lambda g=g: (acts.scale[g], acts.zero_point[g]) for g in range(acts.num_groups)]
-        scale, zero_point = jax.lax.switch(group, branches)
-    else:
-        scale, zero_point = acts.scale[group], acts.zero_point[group]
-    return jnp.where(inside[..., None], scale, jnp.nan), zero_point
-
-
 def _has_codes(module: nn.Module, kind: Kind) -> bool:
     """Whether the layer's kernel is on its grid: one of the same path that is called as a function brings its own."""
     return kind.name == "product" or isinstance(module.get_variable("params", "kernel"), QTensor)
@@ -276,21 +222,6 @@ def _has_codes(module: nn.Module, kind: Kind) -> bool:
 def _has_integer_product(plan: Plan, path: str) -> bool:
     products = (plan.by_path.get(f"{path}/{name}" if path else name) for name in ("scores", "values"))
     return any(site is not None and site.is_integer for site in products)
-
-
-def _shown(value: Any) -> str:
-    """What came, in a few words."""
-    return f"of shape {value.shape} and type {value.dtype}" if hasattr(value, "shape") else repr(value)[:60]
-
-
-def _per_row(value: jax.Array, x: jax.Array) -> jax.Array:
-    if value.ndim == 0:
-        return value
-    if value.shape[0] != x.shape[0]:
-        raise InputError(
-            f"t has {value.shape[0]} entries and a site's input has shape {x.shape}; give one t per row of the batch."
-        )
-    return value.reshape(value.shape + (1,) * (x.ndim - 1))
 
 
 def _float_where_weight_only(qparams: QuantizedParams) -> Any:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._errors import InputError
+from jaxdq._trees import unboxed
 from jaxdq.grid import QTensor, Scheme
 from jaxdq.linen._sites import Site
 
@@ -260,7 +261,7 @@ def _decide(site: Site, rule: Rule) -> SitePlan:
 def _unplanned(sites: Sequence[Site], params: Any) -> tuple[tuple[str, tuple[int, ...], str], ...]:
     modules = {site.path for site in sites}
     rest = []
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(unboxed(params)):
         path = "/".join(str(getattr(key, "key", key)) for key in keys)
         if leaf.ndim >= 2 and path.rpartition("/")[0] not in modules:
             rest.append((path, tuple(leaf.shape), "not the kernel of a Dense, DenseGeneral or Conv that is called"))

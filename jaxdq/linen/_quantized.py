@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._errors import InputError
+from jaxdq._trees import unboxed
 from jaxdq.grid import Grid, QTensor
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._acts import Acts
@@ -86,6 +87,7 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     if not isinstance(calib, Calibration):
         raise InputError(f"calib is {type(calib).__name__}; pass what jaxdq.calibrate returned.")
     check_dtype(dtype)
+    params = unboxed(params)
     plan = calib.plan if dtype is None else calib.plan.computing_in(dtype)
     if calib.acts is None:
         raise InputError(

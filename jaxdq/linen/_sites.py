@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdq._trees import unboxed
 from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.linen._einsum import Einsum
 from jaxdq.linen._kinds import DenseKind, einsum_dims, plain
@@ -93,6 +94,7 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
         `jnp.einsum`, say, or a layer that is called on a kernel which another module made), one more at the end for all
         of that, unsupported, so that no plan passes over it.
     """
+    params = unboxed(params)
     traced = trace(module, params, *args)
     calls: dict[str, list[Call]] = {}
     for call in traced.calls:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdq._errors import InputError
+from jaxdq._errors import InputError, described
 from jaxdq.unet._variants import WEIGHTS_FILES
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -85,10 +85,9 @@ def _fetch(hub_id: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except Exception as error:  # the Hub's client raises its own errors, its HTTP library's and the system's
-        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".:; ")
         raise InputError(
-            f"There is no folder {hub_id!r}, and the Hugging Face Hub does not give it ({type(error).__name__}: "
-            f"{reason}); check the name, the network and that you may read the model, or pass a folder."
+            f"There is no folder {hub_id!r}, and the Hugging Face Hub does not give it ("
+            f"{described(error)}); check the name, the network and that you may read the model, or pass a folder."
         ) from None
 
 

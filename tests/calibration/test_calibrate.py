@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toys import SHAPE, Tiny, given, toy_denoiser
 
-from jaxdq import InputError, Rule, Scheme, calibrate, ddim, quantize, recipes
+from jaxdq import InputError, Rule, Scheme, calibrate, ddim, evaluate, guided, quantize, recipes
 from jaxdq.calibration import (
     Recipe,
     _calibrate,
@@ -155,6 +155,54 @@ def test_a_network_without_sites_is_refused():
 
     with pytest.raises(InputError, match="Nothing calls no Dense, DenseGeneral or Conv"):
         plan_for(toy_denoiser(Nothing()), ONE_SCALE)
+
+
+class PerRow(Tiny):
+    """A network that refuses one time for all rows without a word, after a site was called."""
+
+    @nn.compact
+    def __call__(self, x, t, label=None):
+        nn.Dense(1, name="look")(x)
+        assert t.shape == x.shape[:1]
+        return Tiny.__call__(self, x, t, label)
+
+
+def test_a_network_that_takes_one_time_per_row_is_called_so_everywhere():
+    labels = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    plain = toy_denoiser(Tiny(), (labels,))
+    params = {**plain.params, "look": {"kernel": np.ones((SHAPE[-1], 1)), "bias": np.zeros(1)}}
+    per_row = dataclasses.replace(plain, module=PerRow(), params=params)
+    one, other = (guided(model, (labels[:1],), guidance_scale=2.0) for model in (plain, per_row))
+    calibs = [run(model, ONE_SCALE) for model in (one, other)]
+    columns = [column for column, (name, _) in enumerate(calibs[1].plan.columns) if name != "look"]
+    np.testing.assert_allclose(calibs[1].acts.scale[:, columns], calibs[0].acts.scale, rtol=1e-5)
+    qparams = jax.jit(quantize)(other.params, calibs[1])
+    found = evaluate(other, qparams, sampler=ddim(2), key=KEY, num_images=2)
+    assert found.noise_sqnr_db.min() > 20
+
+
+def test_an_error_without_words_is_shown_by_its_line():
+    class Wants(nn.Module):
+        @nn.compact
+        def __call__(self, x, t):
+            assert x.ndim == 3
+            return nn.Dense(2)(x)
+
+    denoiser = dataclasses.replace(toy_denoiser(Tiny()), module=Wants())
+    with pytest.raises(InputError, match=r"Wants can't be called .*\(AssertionError at `assert x.ndim == 3`\)"):
+        plan_for(denoiser, ONE_SCALE)
+
+
+@pytest.mark.parametrize("boxed", [nn.with_partitioning, nn.with_logical_partitioning])
+def test_params_boxed_for_sharding_are_those_without(denoiser, calib, boxed):
+    def box(leaf):
+        return boxed(lambda: leaf, ("a",) * leaf.ndim)()
+
+    in_boxes = jax.tree.map(box, denoiser.params)
+    again = run(dataclasses.replace(denoiser, params=in_boxes), ONE_SCALE)
+    jax.tree.map(np.testing.assert_array_equal, again, calib)
+    made, expected = (jax.jit(quantize)(params, calib) for params in (in_boxes, denoiser.params))
+    assert jax.tree.structure(made) == jax.tree.structure(expected)
 
 
 def test_a_float_model_that_returns_nan_is_named_with_its_time():

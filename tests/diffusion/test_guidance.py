@@ -73,10 +73,11 @@ def test_equal_guidance_is_one_compiled_program():
     assert Guided(Tiny(), 2.0) == Guided(Tiny(), 2.0) and hash(Guided(Tiny(), 2.0)) == hash(Guided(Tiny(), 2.0))
 
 
-def test_refuses_a_vector_of_times():
+def test_a_vector_of_times_is_one_for_each_row_of_both_halves():
     denoiser = guided(plain(), (NONE,))
-    with pytest.raises(InputError, match=r"t has shape \(2,\)"):
-        apply(denoiser.module, denoiser.params, jnp.zeros((2, *SHAPE)), jnp.arange(2), *denoiser.args(jnp.arange(2)))
+    x, args = jax.random.normal(KEY, (2, *SHAPE)), denoiser.args(jnp.arange(2))
+    rows, one = (apply(denoiser.module, denoiser.params, x, t, *args) for t in (jnp.full(2, 4), 4))
+    np.testing.assert_allclose(rows, one, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

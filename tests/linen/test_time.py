@@ -59,7 +59,9 @@ def test_concrete_times_are_the_traced_ones(t):
 def test_every_type_of_t_reaches_the_last_of_a_thousand_times(dtype):
     """127 and 255 are the largest that int8 and uint8 hold; bfloat16 has no 999, but 1000."""
     groups = np.arange(1000) // 25
-    qparams = dataclasses.replace(known(), group_of_t=jnp.asarray(groups, jnp.int32))
+    qparams = dataclasses.replace(
+        known(), acts=dataclasses.replace(known().acts, group_of_t=jnp.asarray(groups, jnp.int32))
+    )
     largest = min(1000, int(jnp.iinfo(dtype).max)) if "int" in dtype else 1000
     expected = at_whole_times()[groups[min(largest, 999)]]
     traced = run(qparams, jnp.asarray(largest, dtype))

@@ -174,8 +174,8 @@ def test_a_network_that_takes_one_time_per_row_is_called_so_everywhere():
     per_row = dataclasses.replace(plain, module=PerRow(), params=params)
     one, other = (guided(model, (labels[:1],), guidance_scale=2.0) for model in (plain, per_row))
     calibs = [run(model, ONE_SCALE) for model in (one, other)]
-    columns = [column for column, (name, _) in enumerate(calibs[1].plan.columns) if name != "look"]
-    np.testing.assert_allclose(calibs[1].acts.scale[:, columns], calibs[0].acts.scale, rtol=1e-5)
+    # The first layer's codes serve `look` too.
+    np.testing.assert_allclose(calibs[1].acts.scale, calibs[0].acts.scale, rtol=1e-5)
     qparams = jax.jit(quantize)(other.params, calibs[1])
     found = evaluate(other, qparams, sampler=ddim(2), key=KEY, num_images=2)
     assert found.noise_sqnr_db.min() > 20
@@ -185,11 +185,12 @@ def test_an_error_without_words_is_shown_by_its_line():
     class Wants(nn.Module):
         @nn.compact
         def __call__(self, x, t):
-            assert x.ndim == 3
+            if x.ndim != 3:
+                raise AssertionError  # pytest gives those of `assert` a message
             return nn.Dense(2)(x)
 
     denoiser = dataclasses.replace(toy_denoiser(Tiny()), module=Wants())
-    with pytest.raises(InputError, match=r"Wants can't be called .*\(AssertionError at `assert x.ndim == 3`\)"):
+    with pytest.raises(InputError, match=r"Wants can't be called .*\(AssertionError at `raise AssertionError.*`\)"):
         plan_for(denoiser, ONE_SCALE)
 
 

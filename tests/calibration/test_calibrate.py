@@ -170,7 +170,7 @@ class PerRow(Tiny):
 def test_a_network_that_takes_one_time_per_row_is_called_so_everywhere():
     labels = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
     plain = toy_denoiser(Tiny(), (labels,))
-    params = {**plain.params, "look": {"kernel": np.ones((SHAPE[-1], 1)), "bias": np.zeros(1)}}
+    params = {**plain.params, "look": {"kernel": np.ones((SHAPE[-1], 1), np.float32), "bias": np.zeros(1, np.float32)}}
     per_row = dataclasses.replace(plain, module=PerRow(), params=params)
     one, other = (guided(model, (labels[:1],), guidance_scale=2.0) for model in (plain, per_row))
     calibs = [run(model, ONE_SCALE) for model in (one, other)]

@@ -5,14 +5,16 @@
 
 "jaxdq" is what our recipes make: kernels of 8 bits, symmetric, and inputs of 8 bits with a zero point, both of whose
 numbers are arguments. "with look-up" adds what picks them at the time t, an argument too, from the tables of eight
-groups: once a call of a network, however many layers it has. Qwix's kernels and inputs have 8 bits, symmetric; "qwix
-static" are its rules with `act_static_scale=True`, "qwix dynamic" its default, which measures the input at every call.
-Nothing runs on a TPU: the numbers are thousands of cycles of the compiler's simulated schedule, of a layer that finds
-its params in fast memory, as any but the first of a network does. A number that the simulation did not give is the
+groups: once a call of a network, however many layers it has. "symmetric" is what a rule without the zero point brings.
+Qwix's kernels and inputs have 8 bits, symmetric; "qwix static" are its rules with `act_static_scale=True`, "qwix
+dynamic" its default, which measures the input at every call. Nothing runs on a TPU: the numbers are thousands of cycles
+of the compiler's simulated schedule, of a layer that finds its params in fast memory, as any but the first of a network
+does; what it does to them (converting, laying out anew) counts. A number that the simulation did not give is the
 heuristic's and is left out.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Callable
@@ -26,7 +28,7 @@ import qwix
 
 import jaxdq
 from jaxdq.cost import CHIPS, compile_for, export_framed
-from jaxdq.grid import Grid, QParams
+from jaxdq.grid import Grid, QParams, Scheme
 from jaxdq.linen import Calibration, QuantizedParams, call_on_integers, find_sites, make_plan, unfitted_acts
 from jaxdq.recipes import default_rules
 
@@ -69,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     variants: dict[str, Callable] = {
         "bfloat16": in_float,
         "jaxdq": ours,
+        "jaxdq, symmetric": lambda layer, x: ours(layer, x, True),
         "jaxdq, with look-up": ours_with_look_up,
         "qwix static": lambda layer, x: by_qwix(layer, x, True),
         "qwix dynamic": lambda layer, x: by_qwix(layer, x, False),
@@ -108,9 +111,9 @@ def in_float(layer: nn.Module, x: jax.ShapeDtypeStruct) -> tuple[Callable, Any]:
     return layer.apply, params
 
 
-def ours(layer: nn.Module, x: jax.ShapeDtypeStruct) -> tuple[Callable, Any]:
+def ours(layer: nn.Module, x: jax.ShapeDtypeStruct, symmetric: bool = False) -> tuple[Callable, Any]:
     """Likewise, on our integers, called with the grid of its input."""
-    _, qparams = _quantized(layer, x)
+    _, qparams = _quantized(layer, x, symmetric)
     scheme = qparams.plan.by_path["layer"].act
     assert scheme is not None
     scale, zero_point = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.int32))
@@ -135,12 +138,15 @@ def ours_with_look_up(layer: nn.Module, x: jax.ShapeDtypeStruct) -> tuple[Callab
     return lambda given, x: jaxdq.apply(network, given[0], x, given[1]), (qparams, t)
 
 
-def _quantized(layer: nn.Module, x: jax.ShapeDtypeStruct) -> tuple[nn.Module, QuantizedParams]:
+def _quantized(layer: nn.Module, x: jax.ShapeDtypeStruct, symmetric: bool = False) -> tuple[nn.Module, QuantizedParams]:
     """(a network of this layer, what recipes make of its params, as shapes)."""
     network = Layer(layer)
     params = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, 0), x)["params"]
     sites = find_sites(network, params, x, jax.ShapeDtypeStruct((), jnp.int32))
-    plan = make_plan(default_rules(8, 8)(sites), sites)
+    rules = default_rules(8, 8)(sites)
+    if symmetric:
+        rules = [dataclasses.replace(rule, act=Scheme(8)) for rule in rules]
+    plan = make_plan(rules, sites)
 
     def quantized(params: Any) -> QuantizedParams:
         kernel, (site,) = params["layer"]["kernel"], plan.sites

@@ -15,7 +15,7 @@ from jaxdq.cost._compiler import Compiled, compile_for
 from jaxdq.cost._units import ATTEMPTS, Unit, Ways, ends_bytes, unit_of, unit_of_function, unit_of_look_up
 from jaxdq.linen import Plan
 
-BETWEEN = "between modules"
+BETWEEN, LOOK_UP = "between modules", "look-up of grids"
 
 
 class Variant(NamedTuple):
@@ -97,7 +97,8 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
             network,
             ways,
             chip,
-            _elementwise_cycles(network, chip, jobs) + _look_up_cycles(ways, plan, chip),
+            _elementwise_cycles(network, chip, jobs),
+            _look_up_cycles(ways, plan, chip),
         )
         for name, (network, ways, plan) in variants.items()
     }
@@ -144,9 +145,14 @@ def _same(call: Call, ways: Ways, plan: Plan) -> tuple:
 
 
 def _sum(
-    calls: Sequence[tuple[Call, Unit, Compiled]], network: Network, ways: Ways, chip: Chip, between: float = 0.0
+    calls: Sequence[tuple[Call, Unit, Compiled]],
+    network: Network,
+    ways: Ways,
+    chip: Chip,
+    between: float = 0.0,
+    look_up: float = 0.0,
 ) -> Modelled:
-    """The whole; `between` are the cycles of what is computed between the calls."""
+    """The whole; `between` are the cycles of what is computed between the calls, `look_up` those of the grids."""
     parts: dict[str, float] = collections.defaultdict(float)
     contractions: collections.Counter[str] = collections.Counter()
     schedule, total_bytes, cycles, guessed, inside = 0.0, network.moved_bytes, 0.0, 0.0, 0
@@ -160,9 +166,11 @@ def _sum(
         inside = max(inside, _scores_bytes(call, ways))
         if call.kind != "norms":
             contractions.update(answer.program.contractions)
-    cycles += between
-    schedule += between / chip.clock * 1e3
+    cycles += between + look_up
+    schedule += (between + look_up) / chip.clock * 1e3
     parts[BETWEEN] = max(network.moved_bytes / chip.bandwidth, between / chip.clock) * 1e3
+    if look_up:
+        parts[LOOK_UP] = look_up / chip.clock * 1e3
     distinct = {id(answer): answer for _, _, answer in calls}.values()
     return Modelled(
         milliseconds=sum(parts.values()),

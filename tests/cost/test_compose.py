@@ -120,6 +120,9 @@ def test_grids_are_looked_up_once_a_call_where_they_are_static(monkeypatch):
     chip = CHIPS["v5e"]
     assert [compose._look_up_cycles(ways, plan, chip) for ways in (static, dynamic, Ways())] == [4000, 0, 0]
     assert compose._look_up_cycles(static, Plan(()), chip) == 0
+    looked_up = compose._sum([], Network((), 10**6, 0), static, chip, 0.0, 4000.0)
+    assert looked_up.parts[compose.LOOK_UP] == pytest.approx(4000 / chip.clock * 1e3)
+    assert looked_up.milliseconds == pytest.approx(sum(looked_up.parts.values()))
     (program,) = asked
     text = program.mlir_module()
     assert "stablehlo.case" in text and "tensor<8x1xf32>" in text and "tensor<1000xi32>" in text

@@ -76,7 +76,7 @@ def test_no_sums_and_no_float32_of_an_activations_size_are_kept(name):
 
 @pytest.mark.parametrize("features", [(384,), (4, 96)])
 def test_a_layers_two_rows_are_made_by_one_operation(features):
-    """Rescaling, and the bias less the zero point's share: each operation has its start, and waits for its arguments."""
+    """Rescaling, and the bias less the zero point's share: an operation has its start, and waits for its arguments."""
     scheme, (terms, out) = Scheme(8, symmetric=False), (256, math.prod(features))
     kernel = (terms, *features)
 

@@ -41,6 +41,9 @@ class Coefficients(NamedTuple):
     noise_std: Any
 
 
+_CLIP_RANGE = Coefficients._fields.index("clip_range") - 1  # among the numbers after t
+
+
 class Sampler(Protocol):
     """How images are drawn from a model: a frozen, hashable value.
 
@@ -194,8 +197,19 @@ def build_coefficients(
 
     Returns:
         The coefficients, int32 and f32.
+
+    Raises:
+        InputError: A number is too large for f32, because next to no signal is left at a timestep.
     """
     from_x, from_output = x0_and_epsilon(schedule, t)[0]
     clip_range = np.full(len(t), np.inf if schedule.clip_range is None else schedule.clip_range)
     numbers = (from_x, from_output, clip_range, keep_x0, keep[0], keep[1], noise_std)
-    return Coefficients(t.astype(np.int32), *(number.astype(np.float32) for number in numbers))
+    with np.errstate(over="ignore"):
+        rounded = [number.astype(np.float32) for number in numbers]
+    # clip_range is infinite where nothing is clipped.
+    if not all(np.isfinite(number).all() for index, number in enumerate(rounded) if index != _CLIP_RANGE):
+        raise InputError(
+            f"alphas_cumprod is {schedule.alphas_cumprod[t].min():.3g} at timestep {t.max()}, which leaves too little "
+            "of the image for float32 to tell it; check the betas, or use a spacing that leaves this timestep out."
+        )
+    return Coefficients(t.astype(np.int32), *rounded)

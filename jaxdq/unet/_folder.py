@@ -179,6 +179,7 @@ def _layout(root: Path, name: str = "") -> Layout:
     unet = root / "unet" if (root / "unet").is_dir() else root
     if not (unet / "config.json").is_file():
         raise InputError(_about_folder(root, unet))
+    read_unet_config(unet)  # of another network it is of no use to say that its scheduler is missing
     # The first models on the Hub have all their files side by side; a pipeline's unet/ may also be named by itself.
     candidates = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
     beside = root.resolve().parent / "scheduler" / "scheduler_config.json"

@@ -54,6 +54,12 @@ def test_refuses_impossible_step_counts_and_spacings(sampler):
         sampler(50).coefficients(linear_schedule(50, steps_offset=1))
 
 
+@pytest.mark.parametrize("sampler", [ddim, ddpm])
+def test_refuses_timesteps_that_leave_nothing_of_the_image(sampler):
+    with pytest.raises(InputError, match=r"alphas_cumprod is \S+ at timestep 900, which leaves too little"):
+        sampler(10).coefficients(linear_schedule(1000, 1e-4, 0.5))
+
+
 @pytest.mark.parametrize("sampler", [ddim(5), ddim(5, eta=1.0), ddpm(5)])
 def test_coefficients_are_single_precision_and_samplers_hash(sampler):
     coefficients = sampler.coefficients(SCHEDULES[50])

@@ -275,6 +275,9 @@ def test_a_pipeline_without_a_unet_is_told_what_it_is(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(InputError, match=f"is the folder of a FluxPipeline: {message}"):
         load_denoiser(tmp_path)
+    shutil.copytree(tmp_path / "transformer", tmp_path / "alone" / "elsewhere")
+    with pytest.raises(InputError, match="describes a FluxTransformer2DModel"):
+        load_denoiser(tmp_path / "alone" / "elsewhere")
     (tmp_path / "transformer").rename(tmp_path / "unet")
     with pytest.raises(InputError, match="describes a FluxTransformer2DModel"):
         load_denoiser(tmp_path)

@@ -119,3 +119,37 @@ def test_other_parts_are_downloaded_when_they_are_asked_for_one_file_of_weights_
 def test_the_whole_folder_of_a_model_is_found_from_its_unet():
     root = _BUNDLED / "digits"
     assert model_folder("digits", ()) == model_folder(root, ()) == model_folder(root / "unet", ()) == root.resolve()
+
+
+@pytest.fixture
+def shelf(monkeypatch, tmp_path):
+    """A Hub of one model, whose files the test writes."""
+    monkeypatch.chdir(tmp_path)
+    files = {}
+
+    def snapshot_download(hub_id, allow_patterns):
+        for file, content in files.items():
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "cache" / file).write_bytes(content)
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    return files
+
+
+def test_a_transformer_pipeline_on_the_hub_is_told_what_it_is(shelf):
+    shelf["transformer/config.json"] = b'{"_class_name": "SD3Transformer2DModel"}'
+    shelf["scheduler/scheduler_config.json"] = b'{"_class_name": "FlowMatchEulerDiscreteScheduler"}'
+    with pytest.raises(InputError, match=r"network is in transformer \(SD3Transformer2DModel\), which is no UNet"):
+        load_denoiser("someone/model")
+
+
+@pytest.mark.parametrize("variant", ["fp16", "ema", "non_ema"])
+def test_any_variant_is_downloaded(shelf, variant):
+    for file in ("unet/config.json", "scheduler/scheduler_config.json"):
+        shelf[file] = (_BUNDLED / "digits" / file).read_bytes()
+    weights = (_BUNDLED / "digits" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    shelf[f"unet/diffusion_pytorch_model.{variant}.safetensors"] = weights
+    assert load_denoiser("someone/model").shape == (16, 16, 1)

@@ -26,7 +26,7 @@ from jaxdq._paths import at_hand, path_of, reaching
 from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
 from jaxdq.linen import Acts, Plan, QuantizedParams, Site, SitePlan, with_one_partition
 
-# 1 knew no activations that share a grid; 2 no nn.scan or variables, and had the activations' tables beside params.
+# 1 knew no activations that share a grid; 2 no nn.scan, no variables, and kept the tables of grids beside the params.
 FORMAT = 3
 READABLE = range(1, FORMAT + 1)
 MANIFEST = "manifest.json"

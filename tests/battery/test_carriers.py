@@ -1,0 +1,301 @@
+"""What published methods produce goes through the whole house: a throwaway stub of each result is one row.
+
+calibrate -> quantize -> apply (scalar and vector t) -> sample -> save -> restore -> evaluate, with the method's result
+put in by a calibrator of its own and nothing else changed.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import NUM_TIMESTEPS, SHAPE, Tiny, toy_denoiser
+
+from jaxdq import InputError, Scheme, apply, calibrate, ddim, quantize, restore, sample, save
+from jaxdq.calibration import Evidence, Recipe, calibrator, fit_weights, observe, share, share_uniformly, weight_grids
+from jaxdq.evaluation import evaluate
+from jaxdq.grid import Grid, QParams, QTensor, dequantize
+from jaxdq.linen import Acts, Correction, Instead, Parts, QuantizedParams, Switch, kernel_at
+from jaxdq.observers import minmax, minmax_weights
+from jaxdq.recipes import default_rules
+
+T, C = NUM_TIMESTEPS, SHAPE[-1]
+KEY = jax.random.key(0)
+DENOISER = toy_denoiser(Tiny())
+TIMES = jnp.arange(T, dtype=jnp.float32)
+W8, W4 = Scheme(8, channel_axis=-1), Scheme(4, channel_axis=-1)
+
+
+class Method(NamedTuple):
+    """A stub: the calibrators that stand after min-max ranges, and the sampler it is drawn with."""
+
+    calibrators: tuple
+    sampler: Any = ddim(4)
+
+
+def deciding(**decisions):
+    """A calibrator that decides this; functions of work are called with it."""
+
+    @calibrator(needs=(Grid, Evidence, Acts), gives=(Grid, Acts))
+    def stub():
+        def run(work, key):
+            return work.deciding(**{name: d(work) if callable(d) else d for name, d in decisions.items()})
+
+        return run
+
+    return stub()
+
+
+def codes_of(work, path, change=lambda codes: codes):
+    """The codes of a kernel, rounded to nearest and then changed."""
+    kernel = quantize(DENOISER.params, work.calib).params[path]["kernel"]
+    return dataclasses.replace(kernel, qvalue=jnp.asarray(change(kernel.qvalue), kernel.qvalue.dtype))
+
+
+def row_for_every_t(work):
+    """Scales that move smoothly with t, a row each."""
+    rise = (1 + TIMES / T)[:, None]
+    acts = work.acts
+    return Acts(acts.scale * rise, jnp.tile(acts.zero_point, (T, 1)), jnp.arange(T, dtype=jnp.int32), acts.columns)
+
+
+def time_table(work):
+    """What the layer `time` returns at every t, for one row."""
+    angle = TIMES[:, None] * 2.0 ** -jnp.arange(4)
+    layer = DENOISER.params["time"]
+    return {"time": jnp.cos(angle) @ layer["kernel"] + layer["bias"]}
+
+
+def with_site(plan, path, **changes):
+    sites = tuple(dataclasses.replace(site, **changes) if site.path == path else site for site in plan.sites)
+    return dataclasses.replace(plan, sites=sites)
+
+
+@calibrator(needs=(Grid, Evidence), gives=(Grid, Acts))
+def fewer_bits_where_looking_said_so():
+    """Bits per site that change after observing: the plan moves, weights and activations are fitted again."""
+
+    def run(work, key):
+        work = work.deciding(plan=with_site(work.plan, "conv", weight=conv_scheme(4), act=Scheme(6, symmetric=False)))
+        work = work.deciding(weights=weight_grids(work.denoiser.params, work.plan, minmax_weights()))
+        return share(work, np.zeros(work.data.num_steps, int), 1)
+
+    return run
+
+
+def conv_scheme(bits):
+    return Scheme(bits, channel_axis=(3,))
+
+
+@calibrator(needs=(Grid, Evidence, Acts), gives=(Grid, Acts))
+def split(sizes, has_own_inputs=False, low_rank=0, input_scale=False, path="conv"):
+    """A kernel cut along its input channels; pieces of the input take the whole input's grid, cut to what they span."""
+
+    def run(work, key):
+        kernel, site = kernel_at(DENOISER.params, path), work.plan.by_path[path]
+        axis = 0 if site.site.kind == "dense" else kernel.ndim - 2
+        branch = jnp.full((*kernel.shape[:-1], low_rank), 0.01), jnp.full((low_rank, kernel.shape[-1]), 0.1)
+        branch = branch if low_rank else None
+        scale = 2.0 ** (jnp.arange(kernel.shape[axis]) % 3 - 1.0) if input_scale else None
+        rest = kernel if branch is None else kernel - jnp.tensordot(*branch, axes=1)
+        rest = rest if scale is None else rest / scale.reshape([-1 if a == axis else 1 for a in range(kernel.ndim)])
+        pieces = jnp.split(rest, np.cumsum(sizes)[:-1], axis)
+        grids = tuple(Grid(minmax_weights()(piece, site.weight), site.weight) for piece in pieces)
+        plan = with_site(work.plan, path, parts=tuple(sizes), has_own_inputs=has_own_inputs)
+        column = {name: index for index, (name, _) in enumerate(work.acts.columns)}
+        own = [column[name.partition("[")[0]] for name, _ in plan.columns]
+        wider = 2.0 if input_scale else 1.0
+        acts = Acts(wider * work.acts.scale[:, own], work.acts.zero_point[:, own], work.acts.group_of_t, plan.columns)
+        weights = {**work.calib.weights, path: Parts(grids, scale, branch)}
+        return work.deciding(plan=plan, acts=acts, weights=weights)
+
+    return run
+
+
+HALF = Instead(None, TIMES < T / 2)
+METHODS = {
+    "ptqd": Method(
+        (
+            deciding(
+                correction=Correction(
+                    output_gain=1 / (1 + 0.01 * TIMES / T),
+                    output_shift=0.001 * jnp.ones((T, C)),
+                    noise_std=jnp.where(TIMES > 5, 0.1, jnp.nan),
+                )
+            ),
+        ),
+        ddim(4, eta=1.0),
+    ),
+    "step-aware bits": Method(
+        (deciding(instead=lambda work: Instead(dataclasses.replace(work.calib, acts=row_for_every_t(work)), HALF.at)),)
+    ),
+    "tac": Method((deciding(correction=Correction(1 + 0.01 * jnp.ones((T, C)), None, 0.001 * jnp.ones((T, C)))),)),
+    "pcr": Method((deciding(acts=row_for_every_t), deciding(instead=HALF)._replace(name="relax"))),
+    "fidelity": Method((deciding(acts=row_for_every_t, tables=time_table),)),
+    "qdiffusion": Method(
+        (
+            deciding(
+                weights=lambda work: {
+                    **work.calib.weights,
+                    "dense": codes_of(work, "dense", lambda q: jnp.clip(q.astype(int) + 1, -127, 127)),
+                }
+            ),
+            split((3, 5), has_own_inputs=True),
+        )
+    ),
+    "obc": Method(
+        (
+            deciding(
+                weights=lambda work: {
+                    **work.calib.weights,
+                    "conv": codes_of(work, "conv", lambda q: jnp.where(abs(q.astype(int)) > 40, q.astype(int), 0)),
+                },
+                params={"conv/bias": DENOISER.params["conv"]["bias"] + 0.01},
+            ),
+        )
+    ),
+    "quest": Method((deciding(params={"time/kernel": 1.01 * DENOISER.params["time"]["kernel"]}),)),
+    "tdq": Method((deciding(acts=row_for_every_t),)),
+    "tmpq": Method((fewer_bits_where_looking_said_so(),), ddim(timesteps=(17, 9, 4, 0))),
+    "weight groups": Method((split((2, 2, 2, 2)),)),
+    "low rank": Method((split((8,), low_rank=2),)),
+    "input scale": Method((split((8,), input_scale=True), split((4, 4), path="dense")._replace(name="again"))),
+}
+# What each row has that plain min-max has not, so that no stub is a no-op: the least change of the outputs.
+LEAST_CHANGE = 1e-5
+
+
+def made(name):
+    method = METHODS[name]
+    plain = (fit_weights(minmax_weights()), observe(minmax()), share_uniformly(1))
+    recipe = Recipe(name, default_rules(8, 8), (*plain, *method.calibrators))
+    calib = calibrate(DENOISER, recipe, sampler=ddim(4), key=KEY, num_images=4)
+    return method, calib, jax.jit(quantize)(DENOISER.params, calib)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def row(request):
+    return made(request.param)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    recipe = Recipe("plain", default_rules(8, 8), (fit_weights(minmax_weights()), observe(minmax()), share_uniformly(1)))
+    return quantize(DENOISER.params, calibrate(DENOISER, recipe, sampler=ddim(4), key=KEY, num_images=4))
+
+
+RUN = jax.jit(lambda params, x, t: apply(DENOISER.module, params, x, t))
+
+
+def test_runs_under_jit_and_a_vector_of_times_is_each_of_them(row, plain):
+    qparams, x = row[2], jax.random.normal(KEY, (4, *SHAPE))
+    times = jnp.array([0, 7, 12, 19])
+    vector = RUN(qparams, x, times)
+    scalar = jnp.concatenate([RUN(qparams, x[i : i + 1], t) for i, t in enumerate(times)])
+    np.testing.assert_allclose(vector, scalar, rtol=1e-4, atol=1e-5)
+    exact = RUN(DENOISER.params, x, times)
+    assert np.isfinite(vector).all() and abs(vector - exact).max() < 0.3 * abs(exact).max()
+    other = isinstance(qparams, QuantizedParams) and qparams.correction is not None and qparams.correction.noise_std
+    assert abs(vector - RUN(plain, x, times)).max() > LEAST_CHANGE or other is not None
+
+
+def test_samples_saves_restores_bit_for_bit_and_evaluates(row, tmp_path):
+    method, _, qparams = row
+    drawn = {"sampler": method.sampler, "num_images": 4, "key": jax.random.key(1)}
+    images = sample(DENOISER, qparams, **drawn)
+    save(tmp_path / "q", qparams)
+    restored = restore(tmp_path / "q")
+    assert jax.tree.structure(restored) == jax.tree.structure(qparams)
+    for one, two in zip(jax.tree.leaves(qparams), jax.tree.leaves(restored), strict=True):
+        assert one.dtype == two.dtype and np.asarray(one).tobytes() == np.asarray(two).tobytes()
+    np.testing.assert_array_equal(sample(DENOISER, restored, **drawn), images)
+    found = evaluate(DENOISER, restored, sampler=method.sampler, key=jax.random.key(2), num_images=4)
+    assert np.isfinite(found.image_psnr_db) and np.nanmin(found.noise_sqnr_db) > 10
+
+
+def test_no_correction_gives_the_plain_images_to_the_bit(plain):
+    nothing = Correction(jnp.ones((T, C)), jnp.zeros((T, C)), jnp.zeros(T), jnp.full(T, jnp.nan))
+    for sampler in (ddim(4), ddim(4, eta=1.0)):
+        drawn = {"sampler": sampler, "num_images": 3, "key": KEY}
+        corrected = dataclasses.replace(plain, correction=nothing)
+        np.testing.assert_array_equal(sample(DENOISER, corrected, **drawn), sample(DENOISER, plain, **drawn))
+
+
+def test_golden_a_correction_is_what_it_says(plain):
+    x, t = jax.random.normal(KEY, (2, *SHAPE)), jnp.array([3, 12])
+    gain, shift, at_input = (jax.random.normal(jax.random.key(i), (T, C)) for i in range(3))
+    corrected = dataclasses.replace(plain, correction=Correction(gain, shift, at_input))
+    by_hand = RUN(plain, x + at_input[t][:, None, None], t) * gain[t][:, None, None] + shift[t][:, None, None]
+    np.testing.assert_allclose(RUN(corrected, x, t), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_fresh_noise_is_what_the_correction_says(plain):
+    quiet = dataclasses.replace(plain, correction=Correction(noise_std=jnp.zeros(T)))
+    drawn = {"num_images": 3, "key": KEY}
+    silent = sample(DENOISER, quiet, sampler=ddim(4, eta=1.0), **drawn)
+    assert abs(silent - sample(DENOISER, plain, sampler=ddim(4, eta=1.0), **drawn)).max() > 0.01
+    again = dataclasses.replace(quiet, correction=Correction(noise_std=jnp.full(T, jnp.nan)))
+    np.testing.assert_array_equal(
+        sample(DENOISER, again, sampler=ddim(4, eta=1.0), **drawn),
+        sample(DENOISER, plain, sampler=ddim(4, eta=1.0), **drawn),
+    )
+
+
+def test_a_switch_runs_each_network_at_its_times():
+    _, calib, switch = made("step-aware bits")
+    assert isinstance(switch, Switch) and calib.instead is not None
+    x = jax.random.normal(KEY, (2, *SHAPE))
+    for t in (0, 9, 10, 19):
+        np.testing.assert_array_equal(RUN(switch, x, jnp.int32(t)), RUN(switch.choices[int(t < 10)], x, jnp.int32(t)))
+
+
+def test_a_table_is_the_layer_it_stands_for(plain):
+    _, _, tabled = made("fidelity")
+    assert set(tabled.params["time"]) == {"time_table"} and tabled.plan.by_path["time"].reason
+    one_row = dataclasses.replace(tabled, acts=plain.acts)
+    x = jax.random.normal(KEY, (2, *SHAPE))
+    float_time = {**plain.params, "time": DENOISER.params["time"]}
+    sites = tuple(
+        dataclasses.replace(site, weight=None) if site.path == "time" else site for site in plain.plan.sites
+    )
+    untabled = dataclasses.replace(plain, params=float_time, plan=dataclasses.replace(plain.plan, sites=sites))
+    for t in (jnp.int32(5), jnp.array([3, 18])):
+        np.testing.assert_allclose(RUN(one_row, x, t), RUN(untabled, x, t), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["qdiffusion", "weight groups", "low rank", "input scale"])
+def test_oracle_parts_are_their_float_twin(name):
+    """The integer path against float arithmetic on what the codes stand for, at one site alone."""
+    _, _, qparams = made(name)
+    path = "conv"
+    kernel, site = qparams.params[path]["kernel"], qparams.plan.by_path[path]
+    pieces = [dequantize(part) for part in kernel.parts]
+    assert all(isinstance(part, QTensor) for part in kernel.parts)
+    whole = jnp.concatenate(pieces, axis=2)
+    if kernel.input_scale is not None:
+        whole = whole * kernel.input_scale[:, None]
+    if kernel.low_rank is not None:
+        whole = whole + jnp.tensordot(*kernel.low_rank, axes=1)
+    # Rounded to nearest, each part on its own grid: half a step of each.
+    steps = jnp.concatenate([jnp.broadcast_to(p.qparams.scale, p.shape) for p in kernel.parts], axis=2)
+    steps = steps if kernel.input_scale is None else steps * kernel.input_scale[:, None]
+    assert (abs(whole - DENOISER.params[path]["kernel"]) <= 0.5 * steps * (1 + 1e-4)).all()
+    assert site.parts == tuple(part.shape[2] for part in kernel.parts)
+
+
+def test_parts_that_the_plan_does_not_have_are_refused():
+    _, calib, _ = made("weight groups")
+    whole = dataclasses.replace(calib, plan=with_site(calib.plan, "conv", parts=(4, 4)))
+    with pytest.raises(InputError, match=r"parts of \(4, 4\) input channels .* has 4 of"):
+        quantize(DENOISER.params, whole)
+    one = {**calib.weights, "conv": Grid(QParams(jnp.ones((1, 1, 1, 8))), conv_scheme(8))}
+    with pytest.raises(InputError, match="cuts the kernel of 'conv' into parts and the calibration has one grid"):
+        quantize(DENOISER.params, dataclasses.replace(calib, weights=one))
+
+
+def test_a_table_for_no_module_is_refused():
+    _, calib, _ = made("tdq")
+    with pytest.raises(InputError, match=r"has tables for \['nowhere'\] and params have no such module"):
+        quantize(DENOISER.params, dataclasses.replace(calib, tables={"nowhere": jnp.zeros((T, 8))}))

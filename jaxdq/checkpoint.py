@@ -7,7 +7,6 @@ A checkpoint is written beside its place and moved there when it is whole, so th
 A remote one (gs://, s3://) is built on this machine and copied, the manifest last, so that part of one is none.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -23,8 +22,9 @@ import orbax.checkpoint as ocp
 from jaxdq._errors import InputError
 from jaxdq._folders import building, check_place
 from jaxdq._paths import at_hand, path_of, reaching
-from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
-from jaxdq.linen import Acts, Plan, QuantizedParams, Site, SitePlan, with_one_partition
+from jaxdq._stored import from_arrays, plan_from, plan_values, to_arrays
+from jaxdq.grid import QTensor
+from jaxdq.linen import QuantizedParams, Switch
 
 # 1 knew no activations that share a grid; 2 no nn.scan, no variables, and kept the tables of grids beside the params.
 FORMAT = 3
@@ -32,16 +32,15 @@ READABLE = range(1, FORMAT + 1)
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
 STATE = "state"  # of a loop: Orbax wants a folder that does not exist yet
-_ACTS = ("scale", "zero_point", "group_of_t")
 
 
-def save(path: str | os.PathLike[str], qparams: QuantizedParams, *, overwrite: bool = False) -> None:
+def save(path: str | os.PathLike[str], qparams: QuantizedParams | Switch, *, overwrite: bool = False) -> None:
     """Saves a quantized network; codes take `bits` bits each on disk.
 
     Args:
         path: a folder that does not exist yet; a local one (`~` is the home), or a URI that `etils.epath` knows, such
             as gs://bucket/folder (with the package that reads it installed: gcsfs, s3fs, adlfs).
-        qparams: what `quantize` returned.
+        qparams: what `quantize` returned, or a `Switch` of two such networks.
         overwrite: whether an earlier checkpoint there is replaced (in one move, once the new one is whole).
 
     Raises:
@@ -51,16 +50,16 @@ def save(path: str | os.PathLike[str], qparams: QuantizedParams, *, overwrite: b
         `jaxdq.save("out/quantized", qparams)`
     """
     place = path_of(path)
-    if not isinstance(qparams, QuantizedParams):
+    if not isinstance(qparams, QuantizedParams | Switch):
         raise InputError(f"save was given a {type(qparams).__name__}; pass what jaxdq.quantize returned.")
     check_can_save(place, overwrite=overwrite)
     with building(place, last=MANIFEST) as folder:
         with _checkpointer() as checkpointer:
-            checkpointer.save((folder / ARRAYS).absolute(), _to_arrays(qparams))
+            checkpointer.save((folder / ARRAYS).absolute(), to_arrays(qparams))
         manifest = {
             "format": FORMAT,
             "versions": versions(),
-            "plan": dataclasses.asdict(qparams.plan),
+            "plan": plan_values(qparams),
             "sha256": _checksums(folder / ARRAYS),
         }
         manifest["sha256_of_manifest"] = _digest(manifest)
@@ -87,7 +86,7 @@ def _check_free(place: Any, *, overwrite: bool) -> None:
         )
 
 
-def restore(path: str | os.PathLike[str]) -> QuantizedParams:
+def restore(path: str | os.PathLike[str]) -> Any:
     """Restores a quantized network: the bits that were saved.
 
     Needs nothing but jaxdq; to run it, `jaxdq.apply(module, qparams, x, t)` needs the module.
@@ -96,7 +95,7 @@ def restore(path: str | os.PathLike[str]) -> QuantizedParams:
         path: a folder written by `save`; as there, `~` and URIs are understood.
 
     Returns:
-        QuantizedParams, on the default device.
+        QuantizedParams, or the `Switch` that was saved, on the default device.
 
     Raises:
         InputError: no checkpoint there, a file that is missing or damaged (every byte is checked), a format of another
@@ -118,10 +117,10 @@ def restore(path: str | os.PathLike[str]) -> QuantizedParams:
                 state = "is damaged" if name in found else "is missing"
                 raise InputError(f"'{place / ARRAYS / name}' {state}; save the checkpoint again, or copy it anew.")
         try:
-            plan = _plan_from(manifest["plan"])
+            plan = plan_from(manifest["plan"])
         except (KeyError, TypeError, ValueError):
             raise InputError(f"the plan in '{place / MANIFEST}' can't be read; save the checkpoint again.") from None
-        return _from_arrays(_read_arrays((folder / ARRAYS).absolute()), plan)
+        return from_arrays(_read_arrays((folder / ARRAYS).absolute()), plan)
 
 
 def versions() -> dict[str, str]:
@@ -163,74 +162,6 @@ def _read_manifest(folder: Path, place: Any) -> dict[str, Any]:
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _to_arrays(qparams: QuantizedParams) -> dict[str, Any]:
-    def stored(leaf: Any) -> Any:
-        if not isinstance(leaf, QTensor):
-            return np.asarray(leaf)
-        codes = pack(np.asarray(leaf.qvalue.astype(jnp.int8)), leaf.scheme.bits)
-        zero_point = leaf.qparams.zero_point
-        extra = {} if zero_point is None else {"zero_point": np.asarray(zero_point)}
-        return {"codes": codes, "scale": np.asarray(leaf.qparams.scale), **extra}
-
-    params = jax.tree.map(stored, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-    variables = {"variables": jax.tree.map(np.asarray, dict(qparams.variables))} if qparams.variables else {}
-    acts = {name: np.asarray(getattr(qparams.acts, name)) for name in _ACTS}
-    return {"params": params, "acts": acts, **variables}
-
-
-def _from_arrays(tree: dict[str, Any], plan: Plan) -> QuantizedParams:
-    params = tree["params"]
-    for site in plan.sites:
-        if site.weight is not None:
-            node = params
-            for part in site.path.split("/") if site.path else ():
-                node = node[part]
-            node["kernel"] = _restored_kernel(node["kernel"], site)
-    tables = tree["acts"] if "acts" in tree else _acts_before_format_3(tree)
-    scale, zero_point, group_of_t = (jnp.asarray(tables[name]) for name in _ACTS)
-    acts = Acts(scale, zero_point, group_of_t, plan.columns)
-    params, variables = jax.tree.map(jnp.asarray, (params, tree.get("variables", {})))
-    return QuantizedParams(params, acts, plan, variables)
-
-
-def _acts_before_format_3(tree: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The three tables, which stood beside the params; where each array had groups of its own, in shared groups."""
-    tables = tree["act_scale"], tree["act_zero_point"], tree["group_of_t"]
-    return dict(zip(_ACTS, tables if tables[2].ndim == 1 else with_one_partition(*tables), strict=True))
-
-
-def _restored_kernel(stored: dict[str, np.ndarray], site: SitePlan) -> QTensor:
-    assert site.weight is not None
-    codes = unpack(stored["codes"], site.weight.bits, site.site.shape)
-    zero_point = jnp.asarray(stored["zero_point"]) if "zero_point" in stored else None
-    tensor = QTensor(
-        jnp.asarray(codes).astype(site.weight.storage_dtype),
-        QParams(jnp.asarray(stored["scale"]), zero_point),
-        site.weight,
-    )
-    return site.with_code_sum(tensor)
-
-
-def _plan_from(data: dict[str, Any]) -> Plan:
-    def scheme(fields: dict[str, Any] | None) -> Scheme | None:
-        if fields is None:
-            return None
-        axis = fields["channel_axis"]
-        return Scheme(**{**fields, "channel_axis": tuple(axis) if isinstance(axis, list) else axis})
-
-    def site(fields: dict[str, Any]) -> Site:
-        axes: dict[str, Any] = {
-            name: tuple(fields[name]) for name in ("shape", "channel_axes", "stacked") if name in fields
-        }
-        return Site(**{**fields, **axes})
-
-    sites = (
-        SitePlan(site(row["site"]), scheme(row["weight"]), scheme(row["act"]), row["reason"]) for row in data["sites"]
-    )
-    unplanned = tuple((path, tuple(shape), reason) for path, shape, reason in data["unplanned"])
-    return Plan(tuple(sites), unplanned, data.get("dtype", ""))
 
 
 def _checksums(folder: Path) -> dict[str, str]:

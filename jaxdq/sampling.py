@@ -14,7 +14,7 @@ from jaxdq._devices import gather, num_devices, replicate, round_up, shard
 from jaxdq._errors import InputError
 from jaxdq._progress import track
 from jaxdq.diffusion import Coefficients, Denoiser, Sampler
-from jaxdq.linen import apply
+from jaxdq.linen import apply, noise_std_of
 
 BATCH_SIZE = 64
 
@@ -177,7 +177,16 @@ def _loop_arguments(
         return apply(module, params, x, t, *args)
 
     noise = diffusion.initial_noise(key, index, shape)
-    return model, sampler, coefficients, noise, diffusion.image_keys(key, index)
+    return model, sampler, with_noise_of(params, coefficients), noise, diffusion.image_keys(key, index)
+
+
+def with_noise_of(params: Any, coefficients: Coefficients) -> Coefficients:
+    """The steps with the fresh noise that a network's correction asks for, where it does."""
+    noise_std = noise_std_of(params)
+    if noise_std is None:
+        return coefficients
+    own = noise_std[jnp.asarray(coefficients.t)]
+    return coefficients._replace(noise_std=jnp.where(jnp.isnan(own), coefficients.noise_std, own))
 
 
 class Batch(NamedTuple):

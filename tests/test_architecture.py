@@ -14,6 +14,7 @@ FLOORS = (
     ("_folders", "_devices", "_foreign", "grid"),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),
+    ("_stored",),
     ("sampling", "checkpoint", "unet", "cost"),
     ("decoding",),
     ("evaluation", "text"),

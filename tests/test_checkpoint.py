@@ -247,7 +247,7 @@ def fail_to(name):
 
 
 @pytest.mark.parametrize(
-    "where", ["checkpoint._to_arrays", "checkpoint._checksums", "checkpoint._digest", "_folders._move_into_place"]
+    "where", ["checkpoint.to_arrays", "checkpoint._checksums", "checkpoint._digest", "_folders._move_into_place"]
 )
 def test_an_interrupted_save_leaves_the_old_checkpoint(saved, monkeypatch, where):
     before = contents(saved)
@@ -286,7 +286,7 @@ def test_golden_codes_take_their_true_size_on_disk(tmp_path, bits):
     kernel = jnp.asarray(rng.integers(lo, hi + 1, (100, 999)), jnp.float32)
     qparams = known_quantized(Scheme(8), params=KNOWN_PARAMS)
     tensor = QTensor(kernel.astype(jnp.int8), qparams.params["dense"]["kernel"].qparams, Scheme(bits))
-    stored = checkpoint._to_arrays(dataclasses.replace(qparams, params={"dense": {"kernel": tensor}}))
+    stored = checkpoint.to_arrays(dataclasses.replace(qparams, params={"dense": {"kernel": tensor}}))
     assert stored["params"]["dense"]["kernel"]["codes"].nbytes == -(-99_900 // 8) * bits
     save(tmp_path / "q", dataclasses.replace(qparams, params={"dense": {"kernel": tensor}}))
     size = sum(map(len, contents(tmp_path / "q").values()))

@@ -246,7 +246,7 @@ def test_a_calibration_keeps_its_mark_in_a_store(place):
 
 def test_files_in_place_of_folders_are_refused_before_any_work(place, quantized, monkeypatch):
     (place / "here" / "file").write_text("x")
-    monkeypatch.setattr(checkpoint, "_to_arrays", None)  # nothing gets so far
+    monkeypatch.setattr(checkpoint, "to_arrays", None)  # nothing gets so far
     for path in ("file", "file/below/deep", "."):
         for overwrite in (False, True):
             with pytest.raises(InputError):

@@ -32,8 +32,20 @@ from jaxdq.calibration.tools.rows import (
     rows_of_steps,
     step_weights,
 )
-from jaxdq.grid import SMALLEST_SCALE, Grid, QParams, QTensor, dequantize, fake_quantize, round_nearest
-from jaxdq.linen import Acts, Plan, Visitor, kernel_at, with_kernels
+from jaxdq.grid import SMALLEST_SCALE, Grid, QParams, QTensor, fake_quantize, round_nearest
+from jaxdq.linen import (
+    Acts,
+    Parts,
+    Plan,
+    SitePlan,
+    Visitor,
+    dequantize_kernel,
+    input_axis,
+    kernel_at,
+    on_pieces,
+    round_parts,
+    with_kernels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +96,12 @@ class Fixed(NamedTuple):
 
     Attributes:
         params: the network's, in float.
-        weights: path -> the kernel's grid before, or its codes.
+        weights: path -> the kernel's grid before, or what was decided of it.
         group_of_step: int32[S].
     """
 
     params: Any
-    weights: Mapping[str, Grid | QTensor]
+    weights: Mapping[str, Grid | QTensor | Parts]
     group_of_step: jax.Array
 
 
@@ -186,7 +198,7 @@ def with_ranges(work: Work, learned: Learned) -> Work:
     return with_acts(work, group_of_step(work), scale_of(learned.act), zero_point)
 
 
-def _with_scale(grid: Grid | QTensor, scale: jax.Array) -> Grid:
+def _with_scale(grid: Any, scale: jax.Array) -> Grid:
     return Grid(grid.qparams._replace(scale=scale), grid.scheme)
 
 
@@ -212,11 +224,20 @@ def _fake_quantized(plan: Plan, learned: Learned, fixed: Fixed) -> Any:
             kernel, grid = kernel_at(fixed.params, site.path), fixed.weights[site.path]
             if site.path in learned.weights:
                 grid = _with_scale(grid, scale_of(learned.weights[site.path]))
-            on_grid = (
-                dequantize(grid) if isinstance(grid, QTensor) else _fake_quantize(kernel, grid.qparams, site.weight)
-            )
+            if isinstance(grid, Grid):
+                on_grid = _fake_quantize(kernel, grid.qparams, site.weight)
+            else:
+                on_grid = dequantize_kernel(_in_codes(grid, kernel, site), site.site.kind)
             quantized[site.path] = on_grid.astype(kernel.dtype)
     return with_kernels(fixed.params, quantized)
+
+
+def _in_codes(decided: QTensor | Parts, kernel: jax.Array, site: SitePlan) -> QTensor | Parts:
+    if isinstance(decided, QTensor):
+        return decided
+    assert site.weight is not None
+    axis = input_axis(site.site.shape, site.site.kind)
+    return round_parts(kernel, decided, site.parts, axis, site.weight)
 
 
 def _visitor_at(plan: Plan, learned: Learned, fixed: Fixed, step: jax.Array) -> Visitor:
@@ -224,8 +245,9 @@ def _visitor_at(plan: Plan, learned: Learned, fixed: Fixed, step: jax.Array) -> 
     group = fixed.group_of_step[step]
 
     def visitor(name: str, x: jax.Array) -> jax.Array:
-        if name not in plan.activations:
-            return x
+        return on_pieces(plan.activations, name, x, on_grid)
+
+    def on_grid(name: str, x: jax.Array) -> jax.Array:
         index, scheme = plan.activations[name]
         own = 0 if index in plan.step_invariant_columns else group
         # A zero point is a code: borders are padded with it.

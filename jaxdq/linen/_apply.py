@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,16 +11,19 @@ import jax.numpy as jnp
 
 from jaxdq._errors import InputError
 from jaxdq._trees import unboxed
-from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor
-from jaxdq.grid import quantize as quantize_tensor
+from jaxdq.grid import QParams, qparams_from_tensor
 from jaxdq.linen._attention import attend_as_in_diffusers, attends_as_in_diffusers
-from jaxdq.linen._kinds import Kind, inputs_of, is_attention, kind_of, path_of
+from jaxdq.linen._handlers import handlers_of
+from jaxdq.linen._kinds import is_attention, kind_of, path_of
+from jaxdq.linen._parts import dequantize_kernel
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._quantized import QuantizedParams
 from jaxdq.linen._run import Visitor as Visitor
 from jaxdq.linen._run import run
-from jaxdq.linen._time import grids_at, per_row, time_argument, with_time_per_row
+from jaxdq.linen._switch import Switch
+from jaxdq.linen._time import argument_names, grids_at, per_row, time_argument, with_time_per_row
 from jaxdq.linen._trace import trace
+from jaxdq.linen._tree import kernel_at, with_kernels
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,12 +56,17 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     """
     if params is None:
         raise InputError("params is None; pass the float params, or what jaxdq.quantize returned.")
+    if isinstance(params, Switch):
+        t = time_argument(module, args, kwargs)
+        return params.run(lambda choice: apply(module, choice, *args, **kwargs), t)
     if not isinstance(params, QuantizedParams):
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return module.apply({"params": params}, *args, **kwargs)
 
         return with_time_per_row(call, module, args, kwargs)
+    if params.acts.columns != params.plan.columns:
+        raise InputError("the plan of the quantized params is not the one that their grids were selected for.")
     scale, zero_point = grids_at(params.acts, time_argument(module, args, kwargs))
 
     def grid_of(site: SitePlan, name: str, x: jax.Array) -> QParams:
@@ -99,6 +107,11 @@ def _apply_on_integers(
     kwargs: dict,
 ) -> Any:
     dtype, is_inside = params.plan.dtype, False
+    t = time_argument(module, args, kwargs)
+    handlers = handlers_of(params, grid_of, t)
+    correction = params.correction
+    if correction is not None:
+        args, kwargs = _with_first(module, args, kwargs, lambda x: correction.on_input(x, t))
 
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         nonlocal is_inside
@@ -121,19 +134,25 @@ def _apply_on_integers(
             return context.module.products(*call_args, **call_kwargs)
         if context.method_name == "__call__" and attends_as_in_diffusers(context.module, *call_args, **call_kwargs):
             return attend_as_in_diffusers(context.module, *call_args, **call_kwargs)
-        kind = kind_of(context.module) if context.method_name == "__call__" else None
-        site = params.plan.by_path.get(path_of(context.module)) if kind else None
-        if kind is None or site is None or site.act is None or not _has_codes(context.module, kind):
+        handler = handlers.get(path_of(context.module)) if context.method_name == "__call__" else None
+        if handler is None:
             return next_fun(*call_args, **call_kwargs)
-        inputs = inputs_of(context.module, call_args, call_kwargs)
-        grids = [grid_of(site, name, x) for name, x in zip(site.site.inputs, inputs, strict=True)]
-        return call_on_integers(context.module, inputs, grids, site.act, site.site.dtype)
+        return handler(next_fun, context.module, call_args, call_kwargs)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(visit):
             return module.apply({**params.variables, "params": _float_where_weight_only(params)}, *args, **kwargs)
 
-    return with_time_per_row(call, module, args, kwargs)
+    out = with_time_per_row(call, module, args, kwargs)
+    return out if correction is None else correction.on_output(out, t)
+
+
+def _with_first(module: Any, args: tuple, kwargs: dict, change: Callable[[Any], Any]) -> tuple[tuple, dict]:
+    """The arguments of a call with the first of them changed."""
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    name = argument_names(module)[0]
+    return args, {**kwargs, name: change(kwargs[name])}
 
 
 def _in_dtype(dtype: str, call: Callable, module: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -156,44 +175,6 @@ def _in_dtype(dtype: str, call: Callable, module: nn.Module, args: tuple, kwargs
     return out if first is None else cast(out, jnp.result_type(first))
 
 
-def call_on_integers(
-    module: nn.Module, inputs: Sequence[jax.Array], grids: Sequence[QParams], scheme: Scheme, dtype: str
-) -> jax.Array:
-    """The call of one site, bound and with a `QTensor` for its kernel, on integers.
-
-    Sites that share an array and its grid quantize it each, in the same words, and XLA does it once.
-
-    Args:
-        module: `Dense`, `DenseGeneral`, `Conv` or `Einsum`.
-        inputs: float arrays: one, or both sides of a product.
-        grids: one for each input, a scalar each or broadcastable with size 1 along contracted axes.
-        scheme: of the inputs.
-        dtype: of the float kernel, which flax's promotion takes part in.
-    """
-    kind = kind_of(module)
-    assert kind is not None
-    prepared = zip(kind.prepare(module, *inputs), grids, strict=True)
-    quantized = [quantize_tensor(x, grid, scheme) for x, grid in prepared]
-    promoted = inputs if len(inputs) > 1 else (inputs[0], jnp.dtype(dtype))
-    # What the float module would return: flax promotes inputs, kernel and bias.
-    return call_on_codes(module, quantized, jnp.result_type(*promoted))
-
-
-def call_on_codes(module: nn.Module, inputs: Sequence[QTensor], dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The call of one site whose inputs are on their grids, and padded where the module doesn't pad with zeros.
-
-    Args:
-        module: bound, with a `QTensor` for its kernel, as `call_on_integers` takes it.
-        inputs: one, or both sides of a product.
-        dtype: of the result, where the module has none of its own.
-    """
-    kind = kind_of(module)
-    assert kind is not None
-    is_product = kind.name == "product"
-    rhs = inputs[1] if is_product else module.get_variable("params", "kernel")
-    return kind.integer(module, inputs[0], rhs, (None if is_product else getattr(module, "dtype", None)) or dtype)
-
-
 def apply_visited(module: nn.Module, params: Any, visitor: Visitor, *args: Any, **kwargs: Any) -> Any:
     """Runs the module in float and passes every site's inputs through `visitor(name, x) -> x` on the way.
 
@@ -207,16 +188,9 @@ def apply_visited(module: nn.Module, params: Any, visitor: Visitor, *args: Any, 
 
 def dequantize_params(qparams: QuantizedParams) -> Any:
     """The params tree in float, every kernel as its codes say: what the float twin of the network runs on."""
-    return jax.tree.map(
-        lambda leaf: dequantize(leaf) if isinstance(leaf, QTensor) else leaf,
-        qparams.params,
-        is_leaf=lambda leaf: isinstance(leaf, QTensor),
-    )
-
-
-def _has_codes(module: nn.Module, kind: Kind) -> bool:
-    """Whether the layer's kernel is on its grid: one of the same path that is called as a function brings its own."""
-    return kind.name == "product" or isinstance(module.get_variable("params", "kernel"), QTensor)
+    sites = (site for site in qparams.plan.sites if site.weight is not None)
+    kernels = {site.path: dequantize_kernel(kernel_at(qparams.params, site.path), site.site.kind) for site in sites}
+    return with_kernels(qparams.params, kernels)
 
 
 def _has_integer_product(plan: Plan, path: str) -> bool:
@@ -228,13 +202,18 @@ def _float_where_weight_only(qparams: QuantizedParams) -> Any:
     """The params tree with float kernels at sites whose inputs are float: those compute in float."""
     # In the kernel's own dtype: in a network of bfloat16 a float32 kernel would make float32 of all that follows.
     weight_only = {
-        site.path: site.site.dtype for site in qparams.plan.sites if site.weight is not None and site.act is None
+        site.path: (site.site.kind, site.site.dtype)
+        for site in qparams.plan.sites
+        if site.weight is not None and site.act is None
     }
 
     def walk(node: Any, path: str) -> Any:
         if not hasattr(node, "items"):
             return node
         out = {key: walk(value, f"{path}/{key}" if path else key) for key, value in node.items()}
-        return {**out, "kernel": dequantize(out["kernel"]).astype(weight_only[path])} if path in weight_only else out
+        if path not in weight_only:
+            return out
+        kind, dtype = weight_only[path]
+        return {**out, "kernel": dequantize_kernel(out["kernel"], kind).astype(dtype)}
 
     return walk(qparams.params, "") if weight_only else qparams.params

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdq._errors import InputError
+from jaxdq.linen._switch import Switch
 
 
 @jax.tree_util.register_dataclass
@@ -32,11 +34,11 @@ class Correction:
     input_shift: jax.Array | None = None
     noise_std: jax.Array | None = None
 
-    def on_input(self, x: jax.Array, t: jax.Array) -> jax.Array:
+    def on_input(self, x: jax.Array, t: jax.Array | np.ndarray) -> jax.Array:
         """The corrected input, in x's dtype."""
         return x if self.input_shift is None else x + _at(self.input_shift, t, x)
 
-    def on_output(self, output: Any, t: jax.Array) -> Any:
+    def on_output(self, output: Any, t: jax.Array | np.ndarray) -> Any:
         """The corrected output, in its own dtype.
 
         Raises:
@@ -53,7 +55,20 @@ class Correction:
         return output if self.output_shift is None else output + _at(self.output_shift, t, output)
 
 
-def _at(table: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
+def noise_std_of(params: Any) -> jax.Array | None:
+    """f32[T]: the standard deviations of fresh noise that a network brings, NaN where it brings none; None at all."""
+    if isinstance(params, Switch):
+        found = [noise_std_of(choice) for choice in params.choices]
+        if found == [None, None]:
+            return None
+        none = jnp.full(params.choice_of_t.shape, jnp.nan)
+        first, second = (none if one is None else one for one in found)
+        return jnp.where(params.choice_of_t == 0, first, second)
+    correction = getattr(params, "correction", None)
+    return None if correction is None else correction.noise_std
+
+
+def _at(table: jax.Array, t: jax.Array | np.ndarray, like: jax.Array) -> jax.Array:
     """The row of a time, or a row for each row of the batch, broadcastable to `like` and in its dtype."""
     index = jnp.clip(jnp.round(t).astype(jnp.int32), 0, table.shape[0] - 1)
     row = table[index].astype(like.dtype)

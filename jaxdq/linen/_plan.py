@@ -8,7 +8,7 @@ otherwise pass as a float layer or as an unquantized network.
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from jaxdq._errors import InputError
 from jaxdq._trees import unboxed
 from jaxdq.grid import QTensor, Scheme
+from jaxdq.linen._parts import bounds_of
 from jaxdq.linen._sites import Site
 
+TABLED = "replaced by a table over time"
 Column = tuple[str, Scheme]  # an array, by the name of the first input that it is, and the scheme of its codes
 
 
@@ -58,12 +60,31 @@ class SitePlan:
         weight: scheme of its kernel, channel axes resolved; None is float.
         act: scheme of its inputs; None is float.
         reason: why it does not run on integers; "" where it does.
+        parts: sizes of the parts that its kernel is cut into along the input channels, each with a grid of its own; ()
+            is one kernel (see `Parts`).
+        has_own_inputs: whether each part's inputs have a grid of their own too.
     """
 
     site: Site
     weight: Scheme | None
     act: Scheme | None
     reason: str = ""
+    parts: tuple[int, ...] = ()
+    has_own_inputs: bool = False
+
+    @property
+    def pieces(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) along the input channels of each piece of the input that has a grid of its own; () is whole."""
+        return tuple(bounds_of(self.parts)) if self.has_own_inputs else ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arrays that are quantized as activations: the site's inputs, or `path[start:stop]` of pieces."""
+        return tuple(f"{self.path}[{start}:{stop}]" for start, stop in self.pieces) or self.site.inputs
+
+    def array_of(self, name: str) -> str:
+        """The array that an input is; pieces are arrays of their own."""
+        return name if self.pieces else self.site.array_of(name)
 
     @property
     def is_integer(self) -> bool:
@@ -103,6 +124,19 @@ class Plan:
         sites = tuple(dataclasses.replace(site, site=dataclasses.replace(site.site, dtype=name)) for site in self.sites)
         return dataclasses.replace(self, sites=sites, dtype=name)
 
+    def with_tables(self, paths: Iterable[str]) -> "Plan":
+        """The same plan, with tables over time in place of the modules at these paths, whose sites do not run."""
+        paths = tuple(paths)
+
+        def is_within(site: SitePlan) -> bool:
+            return any(site.path == path or site.path.startswith(f"{path}/") for path in paths)
+
+        def tabled(site: SitePlan) -> SitePlan:
+            return SitePlan(dataclasses.replace(site.site, macs=0), None, None, TABLED)
+
+        sites = tuple(tabled(site) if is_within(site) else site for site in self.sites)
+        return dataclasses.replace(self, sites=sites) if paths else self
+
     @functools.cached_property
     def by_path(self) -> dict[str, SitePlan]:
         """Path -> SitePlan."""
@@ -116,10 +150,7 @@ class Plan:
         """
         return tuple(
             dict.fromkeys(
-                (site.site.array_of(name), site.act)
-                for site in self.sites
-                if site.act is not None
-                for name in site.site.inputs
+                (site.array_of(name), site.act) for site in self.sites if site.act is not None for name in site.inputs
             )
         )
 
@@ -128,10 +159,10 @@ class Plan:
         """Name of every input that is quantized -> (index of its column, its scheme)."""
         index = {column: index for index, column in enumerate(self.columns)}
         return {
-            name: (index[site.site.array_of(name), site.act], site.act)
+            name: (index[site.array_of(name), site.act], site.act)
             for site in self.sites
             if site.act is not None
-            for name in site.site.inputs
+            for name in site.inputs
         }
 
     @functools.cached_property
@@ -140,8 +171,8 @@ class Plan:
 
         So what a sampling loop makes of them does not depend on the step, and XLA takes it out of the loop.
         """
-        sites = (site.path for site in self.sites if site.is_integer and site.site.is_condition)
-        return tuple(sorted({self.activations[path][0] for path in sites}))
+        names = (name for site in self.sites if site.is_integer and site.site.is_condition for name in site.inputs)
+        return tuple(sorted({self.activations[name][0] for name in names}))
 
     def has_codes_of_another(self, path: str) -> bool:
         """Whether an earlier site quantizes the same array on the same grid, which XLA then does once."""
@@ -185,6 +216,26 @@ class Plan:
         widths = [max(len(row[column]) for row in rows) for column in range(6)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
         return "\n".join(line.rstrip() for line in lines)
+
+
+def on_pieces(
+    activations: Mapping[str, Any], name: str, x: jax.Array, function: Callable[[str, jax.Array], jax.Array]
+) -> jax.Array:
+    """What a visitor makes of an input: `function` of it, or of each of its pieces; x itself where it stays in float.
+
+    Args:
+        activations: Of a plan; keys are names of inputs, or `path[start:stop]` of pieces along the last axis.
+        name: Of the input.
+        x: The input.
+        function: (name of the activation, array) -> an array of its shape.
+    """
+    if name in activations:
+        return function(name, x)
+    found = (re.fullmatch(rf"{re.escape(name)}\[(\d+):(\d+)\]", key) for key in activations)
+    made = [function(piece[0], x[..., int(piece[1]) : int(piece[2])]) for piece in found if piece is not None]
+    if not made:
+        return x
+    return jnp.concatenate(made, axis=-1)
 
 
 def make_plan(rules: Sequence[Rule], sites: Iterable[Site], params: Any = None) -> Plan:

@@ -12,8 +12,11 @@ from jaxdq._trees import unboxed
 from jaxdq.grid import Grid, QTensor
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._acts import Acts
+from jaxdq.linen._correction import Correction
+from jaxdq.linen._parts import Parts, input_axis, round_parts
 from jaxdq.linen._plan import Plan, SitePlan
-from jaxdq.linen._tree import kernel_at, with_kernels, with_leaves
+from jaxdq.linen._switch import Switch
+from jaxdq.linen._tree import kernel_at, with_kernels, with_leaves, with_tables
 
 _CAST = ("kernel", "bias", "scale", "embedding")  # names that flax's layers have
 _FLOATS = ("bfloat16", "float16", "float32")
@@ -26,18 +29,40 @@ class Calibration:
 
     Attributes:
         weights: path of a site -> the grid that its kernel is rounded to, scales broadcastable to the kernel; or the
-            kernel's codes themselves (a `QTensor`), where a method chose them otherwise than by rounding to nearest.
+            kernel's codes themselves (a `QTensor`), where a method chose them otherwise than by rounding to nearest; or
+            `Parts` of either, where the plan cuts the kernel.
         acts: grids of the activations by time group; None until a calibrator has fitted them.
         plan: which site runs on which integers (static).
         variables: the network's collections other than params, which every call needs.
         params: path of a leaf, `a/b/bias` -> the array that takes its place: corrected biases, fine-tuned leaves.
+        tables: path of a module that sees nothing but the time -> f32[T, ...], what it returns for one row at every
+            model time; the module and its params are gone.
+        correction: of the network's ends, by model time.
+        instead: another calibration that runs at some times; None where this one always runs.
     """
 
-    weights: Mapping[str, Grid | QTensor]
+    weights: Mapping[str, Grid | QTensor | Parts]
     acts: Acts | None
     plan: Plan = dataclasses.field(metadata={"static": True})
     variables: Any = dataclasses.field(default_factory=dict)
     params: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    correction: Correction | None = None
+    instead: "Instead | None" = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Instead:
+    """What runs in place of a calibration at some times.
+
+    Attributes:
+        calib: of the same network; None is the float network.
+        at: bool[T], the model times at which it runs.
+    """
+
+    calib: Calibration | None
+    at: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -50,15 +75,17 @@ class QuantizedParams:
         acts: grids of the activations by time group; its columns are the plan's.
         plan: which site runs on which integers (static).
         variables: the network's collections other than params, as in `Calibration`.
+        correction: of the network's ends, by model time, as in `Calibration`.
     """
 
     params: Any
     acts: Acts
     plan: Plan = dataclasses.field(metadata={"static": True})
     variables: Any = dataclasses.field(default_factory=dict)
+    correction: Correction | None = None
 
 
-def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | None = None) -> QuantizedParams:
+def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | None = None) -> Any:
     """Puts the kernels of all planned sites on their grids. Pure and jittable.
 
     Each kernel becomes `QTensor` by `qvalue = clip(round_half_even(w / scale) + zero_point, lo, hi)` with the scales of
@@ -74,7 +101,7 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
             to what came; layers with a dtype of their own keep theirs. None leaves it to the params.
 
     Returns:
-        QuantizedParams.
+        QuantizedParams; a `Switch` of two networks where the calibration has another one for some times.
 
     Raises:
         InputError: params that are not the calibrated network's: a kernel is missing, has another shape, or (outside
@@ -84,24 +111,29 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     Example:
         `qparams = jax.jit(jaxdq.quantize, static_argnames="dtype")(denoiser.params, calib, dtype="bfloat16")`
     """
+    if isinstance(calib, Calibration) and calib.instead is not None:
+        own, (other, at) = dataclasses.replace(calib, instead=None), (calib.instead.calib, calib.instead.at)
+        choices = quantize(params, own, dtype=dtype), params if other is None else quantize(params, other, dtype=dtype)
+        return Switch(choices, jnp.asarray(at).astype(jnp.int32))
     if not isinstance(calib, Calibration):
         raise InputError(f"calib is {type(calib).__name__}; pass what jaxdq.calibrate returned.")
     check_dtype(dtype)
     params = unboxed(params)
-    plan = calib.plan if dtype is None else calib.plan.computing_in(dtype)
+    plan = calib.plan.with_tables(calib.tables)
+    plan = plan if dtype is None else plan.computing_in(dtype)
     if calib.acts is None:
         raise InputError(
             "the calibration has no grids for activations yet; end the recipe with a calibrator that fits them, such "
             "as share_uniformly(1)."
         )
     params, quantized = with_leaves(params, calib.params), {}
-    for site in calib.plan.sites:
+    for site in plan.sites:
         if site.site.kind != "product":
             _check_kernel(params, site)
         if site.weight is not None:
             quantized[site.path] = _quantize_kernel(params, site, calib.weights.get(site.path))
-    params = with_kernels(_cast(params, plan), quantized)
-    return QuantizedParams(params, calib.acts.select(plan.columns), plan, calib.variables)
+    params = with_tables(with_kernels(_cast(params, plan), quantized), calib.tables)
+    return QuantizedParams(params, calib.acts.select(plan.columns), plan, calib.variables, calib.correction)
 
 
 def check_dtype(dtype: jax.typing.DTypeLike | None) -> None:
@@ -149,8 +181,18 @@ def _check_kernel(params: Any, site: SitePlan) -> None:
             raise InputError(f"the kernel of '{site.path}' holds NaN or infinity; quantize params that are finite.")
 
 
-def _quantize_kernel(params: Any, site: SitePlan, decided: Grid | QTensor | None) -> QTensor:
+def _quantize_kernel(params: Any, site: SitePlan, decided: Grid | QTensor | Parts | None) -> QTensor | Parts:
     assert site.weight is not None
+    if isinstance(decided, Parts):
+        axis = input_axis(site.site.shape, site.site.kind)
+        parts = round_parts(kernel_at(params, site.path), decided, site.parts, axis, site.weight)
+        codes = tuple(site.with_code_sum(part) for part in parts.parts if isinstance(part, QTensor))
+        return dataclasses.replace(parts, parts=codes)
+    if site.parts:
+        raise InputError(
+            f"the plan cuts the kernel of '{site.path}' into parts and the calibration has one grid for all of it; fit "
+            f"the weights again after the plan has changed."
+        )
     if decided is None or decided.scheme != site.weight:
         came = "none was fitted" if decided is None else f"the one at hand was fitted for {decided.scheme}"
         raise InputError(

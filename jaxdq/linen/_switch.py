@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdq._errors import InputError
 
@@ -13,24 +14,35 @@ from jaxdq._errors import InputError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """Two of a kind (calibrations, quantized params, or one of these and None for the float network), chosen by time.
+    """Two networks of the same module, of which the time picks one: `choices[choice_of_t[t]]` runs at t.
 
-    What low bits spoil at some steps, more bits keep: `choices[choice_of_t[t]]` runs at t. Arrays that both hold are
-    one array in memory; on disk, each is saved whole.
+    What low bits spoil at some steps, more bits keep. Arrays that both hold are one array in memory; on disk, each is
+    saved whole.
 
     Attributes:
-        choices: The two.
+        choices: Two `QuantizedParams`; the second may be the float network's params.
         choice_of_t: int32[T] in {0, 1}.
     """
 
     choices: tuple[Any, Any]
     choice_of_t: jax.Array
 
-    def map(self, function: Callable[[Any], Any]) -> "Switch":
-        """The switch over what the function makes of each."""
-        return Switch((function(self.choices[0]), function(self.choices[1])), self.choice_of_t)
+    @property
+    def plan(self) -> Any:
+        """The plan of the first choice."""
+        return self.choices[0].plan
 
-    def run(self, call: Callable[[Any], jax.Array], t: jax.Array) -> jax.Array:
+    @property
+    def acts(self) -> Any:
+        """The activations' grids of the first choice."""
+        return self.choices[0].acts
+
+    @property
+    def params(self) -> Any:
+        """The params tree of the first choice."""
+        return self.choices[0].params
+
+    def run(self, call: Callable[[Any], jax.Array], t: jax.Array | np.ndarray) -> jax.Array:
         """`call(choice)` of the choice at t; of a vector t both, and of each row its own.
 
         Raises:

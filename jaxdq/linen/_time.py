@@ -103,11 +103,16 @@ def per_row(value: jax.Array, x: jax.Array) -> jax.Array:
     return value.reshape(value.shape + (1,) * (x.ndim - 1))
 
 
-def _time_place(module: nn.Module, args: tuple, kwargs: dict) -> str | int:
-    """Where the time argument stands in this call: its name among the keywords, or its position."""
+def argument_names(module: Any) -> list[str]:
+    """The names of the module's arguments, in order."""
     # A wrapper is called by its `apply`, whose first argument is the variables, as a module's `__call__` has its self.
     call = type(module).__call__ if isinstance(module, nn.Module) else module.apply
-    names = list(inspect.signature(call).parameters)[1:]
+    return list(inspect.signature(call).parameters)[1:]
+
+
+def _time_place(module: nn.Module, args: tuple, kwargs: dict) -> str | int:
+    """Where the time argument stands in this call: its name among the keywords, or its position."""
+    names = argument_names(module)
     position = next((index for index, name in enumerate(names) if name in TIME_NAMES), 1)
     name = names[position] if position < len(names) else "t"
     if name not in kwargs and position >= len(args):

@@ -182,7 +182,9 @@ def row(request):
 
 @pytest.fixture(scope="module")
 def plain():
-    recipe = Recipe("plain", default_rules(8, 8), (fit_weights(minmax_weights()), observe(minmax()), share_uniformly(1)))
+    recipe = Recipe(
+        "plain", default_rules(8, 8), (fit_weights(minmax_weights()), observe(minmax()), share_uniformly(1))
+    )
     return quantize(DENOISER.params, calibrate(DENOISER, recipe, sampler=ddim(4), key=KEY, num_images=4))
 
 
@@ -257,9 +259,7 @@ def test_a_table_is_the_layer_it_stands_for(plain):
     one_row = dataclasses.replace(tabled, acts=plain.acts)
     x = jax.random.normal(KEY, (2, *SHAPE))
     float_time = {**plain.params, "time": DENOISER.params["time"]}
-    sites = tuple(
-        dataclasses.replace(site, weight=None) if site.path == "time" else site for site in plain.plan.sites
-    )
+    sites = tuple(dataclasses.replace(site, weight=None) if site.path == "time" else site for site in plain.plan.sites)
     untabled = dataclasses.replace(plain, params=float_time, plan=dataclasses.replace(plain.plan, sites=sites))
     for t in (jnp.int32(5), jnp.array([3, 18])):
         np.testing.assert_allclose(RUN(one_row, x, t), RUN(untabled, x, t), rtol=1e-5, atol=1e-6)

@@ -18,7 +18,7 @@ from jaxdq._progress import track
 from jaxdq.calibration._base import Work, kind
 from jaxdq.calibration.tools.selection import counts_of
 from jaxdq.grid import Scheme
-from jaxdq.linen import Acts, apply_visited
+from jaxdq.linen import Acts, apply_visited, on_pieces
 from jaxdq.observers import Observer
 from jaxdq.sampling import Batch, num_batches, one_pass
 
@@ -127,9 +127,12 @@ def _observed(work: Work, observer: Observer, arrays: tuple[str, ...], counts: n
         here = jax.tree.map(lambda leaf: leaf[batch.step], states)
         columns = {name: jax.tree.map(lambda leaf, i=i: leaf[i], here) for name, i in column.items()}
 
+        def look(name: str, x: jax.Array) -> jax.Array:
+            columns[name] = observer.update(columns[name], x)
+            return x
+
         def visitor(name: str, x: jax.Array) -> jax.Array:
-            if name in columns:
-                columns[name] = observer.update(columns[name], x)
+            on_pieces(columns, name, x, look)
             return x
 
         apply_visited(module, params, visitor, batch.x, batch.t, *batch.args)

@@ -11,7 +11,7 @@ from jaxdq._devices import gather, replicate, round_up, shard
 from jaxdq.calibration._base import Work, kind
 from jaxdq.calibration.tools.evidence import indices
 from jaxdq.diffusion import Coefficients, step
-from jaxdq.linen import Plan, Visitor, apply_visited
+from jaxdq.linen import Plan, Visitor, apply_visited, on_pieces
 
 
 @kind("sensitivities", "measure_sensitivity()")
@@ -140,12 +140,16 @@ def _nudged(plan: Plan, nudges: dict[str, list[jax.Array]]) -> Visitor:
     latest: dict[str, jax.Array] = {}
 
     def visitor(name: str, value: jax.Array) -> jax.Array:
-        if name not in plan.activations:
-            return value
-        first, _ = plan.columns[plan.activations[name][0]]
-        if name == first:
+        if name in left:  # the array's first reader, which may itself stay in float
             latest[name] = next(left[name])
-        return value + latest[first].astype(value.dtype)
+
+        def nudged(piece: str, value: jax.Array) -> jax.Array:
+            if piece != name:
+                latest[piece] = next(left[piece])
+            array, _ = plan.columns[plan.activations[piece][0]]
+            return value + latest[array].astype(value.dtype)
+
+        return on_pieces(plan.activations, name, value, nudged)
 
     return visitor
 
@@ -161,9 +165,12 @@ def _shapes_of(
     """Shapes of the named activations, one for each call of a module that is called more than once; by tracing."""
     shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
 
-    def visitor(name: str, value: jax.Array) -> jax.Array:
-        shapes.setdefault(name, []).append(value.shape)
+    def record(name: str, value: jax.Array) -> jax.Array:
+        shapes[name].append(value.shape)
         return value
+
+    def visitor(name: str, value: jax.Array) -> jax.Array:
+        return on_pieces(shapes, name, value, record)
 
     jax.eval_shape(lambda params, x, *args: apply_visited(module, params, visitor, x, t, *args), params, x, *args)
     return shapes

@@ -25,7 +25,7 @@ import optax
 from jaxdq.calibration.tools.proxy import Proxy
 from jaxdq.calibration.tools.rows import Rows, apply_by_row
 from jaxdq.grid import QParams, Scheme, fake_quantize
-from jaxdq.linen import Visitor
+from jaxdq.linen import Visitor, on_pieces
 
 TINY = 1e-30  # a unit that nothing is ever measured in: a network that is exact on its first rows
 
@@ -117,8 +117,9 @@ def relaxed(
     share = jax.nn.softmax(logits[step], axis=0)  # [G]
 
     def visitor(name: str, x: jax.Array) -> jax.Array:
-        if name not in columns:
-            return x
+        return on_pieces(columns, name, x, mixed)
+
+    def mixed(name: str, x: jax.Array) -> jax.Array:
         index, scheme = columns[name]
         candidate = choice[:, index]
         zero_point = None if scheme.symmetric else problem.zero_point[candidate, index]

@@ -1,5 +1,6 @@
 """Denoising diffusion implicit models: the sampler that skips timesteps (Song et al. 2021, arXiv 2010.02502)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ class DDIM:
         num_steps: S >= 1.
         eta: float in [0, 1].
         spacing: How the steps spread over the timesteps; None takes the schedule's.
+        timesteps: The timesteps themselves, S of them, the noisiest first; None leaves them to the spacing.
 
     Raises:
         InputError: A field is outside its range.
@@ -32,9 +34,12 @@ class DDIM:
     num_steps: int
     eta: float = 0.0
     spacing: Spacing | None = None
+    timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_num_steps(self.num_steps)
+        if self.timesteps is not None:
+            check_timesteps(self.timesteps, self.num_steps)
         check_spacing(self.spacing)
         if not 0 <= self.eta <= 1:
             raise InputError(f"eta is {self.eta}; pass a number from 0 (no noise) to 1 (as much as DDPM).")
@@ -56,7 +61,7 @@ class DDIM:
         Raises:
             InputError: More steps than timesteps, or a prediction type that can't start from pure noise.
         """
-        t = spaced_timesteps(schedule, self.num_steps, self.spacing)
+        t = self._timesteps(schedule)
         abar, abar_next = schedule.alphas_cumprod[t], self._next_alphas_cumprod(schedule, t)
         variance = (1 - abar_next) / (1 - abar) * (1 - abar / abar_next)
         noise_std = self.eta * np.sqrt(np.maximum(variance, 0))
@@ -65,9 +70,19 @@ class DDIM:
         _, epsilon = x0_and_epsilon(schedule, t)
         return build_coefficients(schedule, t, np.sqrt(abar_next), toward_x * epsilon, noise_std)
 
+    def _timesteps(self, schedule: NoiseSchedule) -> np.ndarray:
+        if self.timesteps is None:
+            return spaced_timesteps(schedule, self.num_steps, self.spacing)
+        if self.timesteps[0] >= schedule.num_timesteps:
+            raise InputError(
+                f"timesteps start at {self.timesteps[0]} and the noise schedule has {schedule.num_timesteps}; give "
+                f"timesteps below that."
+            )
+        return np.array(self.timesteps)
+
     def _next_alphas_cumprod(self, schedule: NoiseSchedule, t: np.ndarray) -> np.ndarray:
         """The noise level that each step lands on."""
-        if (self.spacing or schedule.spacing) == "quadratic":
+        if self.timesteps is not None or (self.spacing or schedule.spacing) == "quadratic":
             t_next = np.append(t[1:], -1)
         else:
             t_next = t - schedule.num_timesteps // self.num_steps
@@ -75,16 +90,24 @@ class DDIM:
         return np.where(t_next >= 0, schedule.alphas_cumprod[t_next], final)
 
 
-def ddim(num_steps: int, *, eta: float = 0.0, spacing: Spacing | None = None) -> DDIM:
+def ddim(
+    num_steps: int | None = None,
+    *,
+    eta: float = 0.0,
+    spacing: Spacing | None = None,
+    timesteps: Sequence[int] | None = None,
+) -> DDIM:
     """Draw images in `num_steps` calls of the model, deterministically unless `eta` > 0.
 
         x_prev = sqrt(abar_next) x_0 + sqrt(1 - abar_next - sigma^2) eps + sigma z
         sigma  = eta sqrt((1 - abar_next) / (1 - abar)) sqrt(1 - abar / abar_next)
 
     Args:
-        num_steps: S in [1, T].
+        num_steps: S in [1, T]; may be left out where `timesteps` are given.
         eta: float in [0, 1]; 0 adds no noise, 1 adds as much as DDPM.
         spacing: "linspace", "leading", "trailing" or "quadratic"; None takes the schedule's.
+        timesteps: The S timesteps themselves, strictly decreasing; each step lands on the next one's noise level and
+            the last on the clean image. None leaves them to the spacing.
 
     Returns:
         The sampler.
@@ -103,4 +126,19 @@ def ddim(num_steps: int, *, eta: float = 0.0, spacing: Spacing | None = None) ->
         As in diffusers, clipping x_0 leaves eps as the model said it. Where S does not divide T, "trailing" may land
         on timestep 0 instead of on the clean image.
     """
+    if timesteps is not None:
+        given = tuple(timesteps)
+        return DDIM(len(given) if num_steps is None else num_steps, eta, spacing, given)
+    if num_steps is None:
+        raise InputError("ddim was given neither num_steps nor timesteps; give one, such as ddim(50).")
     return DDIM(num_steps, eta, spacing)
+
+
+def check_timesteps(timesteps: tuple[int, ...], num_steps: int) -> None:
+    """Refuse timesteps that no sampler can walk through."""
+    whole = all(isinstance(t, int | np.integer) and not isinstance(t, bool) and t >= 0 for t in timesteps)
+    if not whole or list(timesteps) != sorted(set(timesteps), reverse=True) or len(timesteps) != num_steps:
+        raise InputError(
+            f"timesteps are {timesteps!r:.80} for {num_steps} steps; give one whole number of at least 0 for each "
+            f"step, strictly decreasing."
+        )

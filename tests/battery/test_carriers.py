@@ -163,14 +163,14 @@ METHODS = {
     "low rank": Method((split((8,), low_rank=2),)),
     "input scale": Method((split((8,), input_scale=True), split((4, 4), path="dense")._replace(name="again"))),
 }
+PLAIN = (fit_weights(minmax_weights()), observe(minmax()), share_uniformly(1))
 # What each row has that plain min-max has not, so that no stub is a no-op: the least change of the outputs.
 LEAST_CHANGE = 1e-5
 
 
 def made(name):
     method = METHODS[name]
-    plain = (fit_weights(minmax_weights()), observe(minmax()), share_uniformly(1))
-    recipe = Recipe(name, default_rules(8, 8), (*plain, *method.calibrators))
+    recipe = Recipe(name, default_rules(8, 8), (*PLAIN, *method.calibrators))
     calib = calibrate(DENOISER, recipe, sampler=ddim(4), key=KEY, num_images=4)
     return method, calib, jax.jit(quantize)(DENOISER.params, calib)
 

@@ -126,3 +126,28 @@ def test_refuses_what_cannot_be():
 def test_only_eta_makes_it_stochastic():
     assert not ddim(5).is_stochastic
     assert ddim(5, eta=0.1).is_stochastic
+
+
+def test_chosen_timesteps_are_walked_through_and_land_on_each_other():
+    schedule = linear_schedule(20)
+    chosen = ddim(timesteps=(17, 9, 4, 0)).coefficients(schedule)
+    np.testing.assert_array_equal(chosen.t, [17, 9, 4, 0])
+    abar = np.append(schedule.alphas_cumprod[[9, 4, 0]], 1.0)
+    np.testing.assert_allclose(chosen.keep_x0, np.sqrt(abar), rtol=1e-6)
+    # Those that a spacing would choose give its own steps, where it lands on the next one's level.
+    quadratic = ddim(4, spacing="quadratic")
+    same = ddim(timesteps=quadratic.coefficients(schedule).t.tolist()).coefficients(schedule)
+    for one, two in zip(same, quadratic.coefficients(schedule), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("timesteps", [(0, 4), (4, 4), (4, -1), (4.5, 1), (), (True,), ("a",)])
+def test_timesteps_that_can_not_be_walked_through_are_refused(timesteps):
+    with pytest.raises(InputError, match=r"give one whole number|steps"):
+        ddim(timesteps=timesteps)
+    with pytest.raises(InputError, match="for 3 steps; give one whole number"):
+        ddim(3, timesteps=(4, 0))
+    with pytest.raises(InputError, match="start at 20 and the noise schedule has 20"):
+        ddim(timesteps=(20, 0)).coefficients(linear_schedule(20))
+    with pytest.raises(InputError, match="neither num_steps nor timesteps"):
+        ddim()

@@ -32,16 +32,14 @@ def plan_values(qparams: Any) -> Any:
 
 
 def plan_from(values: Any) -> Any:
-    """What `plan_values` made of: a plan, a tuple of two, or None.
+    """What `plan_values` made them of: a plan; or a tuple of two, of which the second may be None.
 
     Raises:
         KeyError, TypeError, ValueError: Values that it did not make.
     """
-    if values is None:
-        return None
     if "choices" in values:
         first, second = values["choices"]
-        return plan_from(first), plan_from(second)
+        return _plan_from(first), None if second is None else _plan_from(second)
     return _plan_from(values)
 
 

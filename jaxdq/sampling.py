@@ -95,7 +95,7 @@ def sample(
     """
     fixed = replicate((params, sampler.coefficients(denoiser.schedule), key), mesh)
     images = []
-    for index in track(_batches(num_images, batch_size, mesh), "sample"):
+    for index in track(batches_of(num_images, batch_size, mesh), "sample"):
         rows = shard((index, denoiser.args(index)), mesh)
         images.append(gather(_sample_batch(denoiser.module, sampler, denoiser.shape, *fixed, *rows), mesh))
     return jnp.clip(jnp.concatenate(images)[:num_images], *_bounds(denoiser))
@@ -118,7 +118,7 @@ def trajectories(
     coefficients = sampler.coefficients(denoiser.schedule)
     fixed = replicate((params, coefficients, key), mesh)
     parts = []
-    for index in track(_batches(num_images, batch_size, mesh), "trajectories"):
+    for index in track(batches_of(num_images, batch_size, mesh), "trajectories"):
         rows = shard((index, denoiser.args(index)), mesh)
         part = _trajectory_batch(denoiser.module, sampler, denoiser.shape, *fixed, *rows)
         parts.append(jax.tree.map(np.asarray, gather(part, mesh)))
@@ -138,7 +138,7 @@ def _bounds(denoiser: Denoiser) -> tuple[float, float]:
     return (-np.inf, np.inf) if clip_range is None else (-clip_range, clip_range)
 
 
-def _batches(num_images: int, batch_size: int, mesh: Mesh | None) -> list[jax.Array]:
+def batches_of(num_images: int, batch_size: int, mesh: Mesh | None) -> list[jax.Array]:
     """Image indices in batches of one size, so that one program serves all of them."""
     whole = isinstance(num_images, int | np.integer) and isinstance(batch_size, int | np.integer)
     if not whole or num_images < 1 or batch_size < 1:

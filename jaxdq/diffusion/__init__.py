@@ -13,6 +13,7 @@ from jaxdq.diffusion._guidance import guided as guided
 from jaxdq.diffusion._loop import image_keys as image_keys
 from jaxdq.diffusion._loop import initial_noise as initial_noise
 from jaxdq.diffusion._loop import sample as sample
+from jaxdq.diffusion._loop import step_noise as step_noise
 from jaxdq.diffusion._loop import trajectory as trajectory
 from jaxdq.diffusion._sampler import Coefficients as Coefficients
 from jaxdq.diffusion._sampler import Sampler as Sampler

@@ -52,6 +52,24 @@ def initial_noise(key: jax.Array, image_index: jax.Array, shape: tuple[int, ...]
     return _noise(image_keys(key, image_index), 0, tuple(shape))
 
 
+def step_noise(image_keys: jax.Array, step: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
+    """Draw the fresh noise of one step.
+
+    Args:
+        image_keys: key[B], from the function of that name.
+        step: The sampler's index.
+        shape: The shape of one image, (H, W, C).
+
+    Returns:
+        f32[B, H, W, C], standard normal.
+
+    Example:
+        >>> step_noise(image_keys(jax.random.key(0), jnp.arange(2)), 3, (4, 4, 1)).shape
+        (2, 4, 4, 1)
+    """
+    return _noise(image_keys, step + 1, tuple(shape))  # draw 0 is the initial noise
+
+
 def sample(
     model: Model, sampler: Sampler, coefficients: Coefficients, x_init: jax.Array, image_keys: jax.Array
 ) -> jax.Array:
@@ -131,8 +149,7 @@ def _scan(
                 f"The model was given x of shape {x.shape} and returned {output.shape}; "
                 "it must return one prediction of x's own shape (a learned variance is not supported)."
             )
-        # Draw 0 is the initial noise.
-        noise = _noise(image_keys, index + 1, x.shape[1:]) if sampler.is_stochastic else None
+        noise = step_noise(image_keys, index, x.shape[1:]) if sampler.is_stochastic else None
         return step(numbers, x, output, noise), record(x, output)
 
     # Cast beforehand: a carry whose type changes in the first step would be traced twice.

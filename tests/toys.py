@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq.calibration import Calibrator, Machine, Problem, Work
+from jaxdq.calibration import Calibrator, Judge, Machine, Problem, Work
 from jaxdq.diffusion import Denoiser, linear_schedule
 from jaxdq.grid import Grid, Scheme
 from jaxdq.linen import (
@@ -183,7 +183,7 @@ def toy_calibration(
 
 def toy_work(denoiser: Denoiser, sampler: Any, plan: Plan, data: Any, *facts: Any, batch_size: int = 32) -> Work:
     """Work that knows these facts and has decided nothing but its plan."""
-    problem = Problem(denoiser, sampler, data, jax.random.key(0))
+    problem = Problem(denoiser, sampler, data, Judge(jax.random.key(0), lambda key: data.images))
     calib = Calibration(weights={}, acts=None, plan=plan, variables=denoiser.variables)
     return Work(problem, Machine(batch_size), {type(fact): fact for fact in facts}, calib)
 

@@ -1,6 +1,7 @@
 """Floor 4: learning a calibration from the float model's own trajectories."""
 
 from jaxdq.calibration._base import Calibrator as Calibrator
+from jaxdq.calibration._base import Judge as Judge
 from jaxdq.calibration._base import Machine as Machine
 from jaxdq.calibration._base import Problem as Problem
 from jaxdq.calibration._base import Work as Work

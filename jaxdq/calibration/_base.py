@@ -36,20 +36,38 @@ P = ParamSpec("P")
 Fact = TypeVar("Fact")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judge:
+    """Images that results are judged by: of noise that no calibrator learns from.
+
+    Attributes:
+        key: Their noise.
+        draw: key -> f32[N, H, W, C], the float model's images.
+    """
+
+    key: jax.Array
+    draw: Callable[[jax.Array], np.ndarray]
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        """f32[N, H, W, C], drawn when they are first asked for."""
+        return self.draw(self.key)
+
+
 class Problem(NamedTuple):
     """What is to be quantized.
 
     Attributes:
         denoiser: The float model.
         sampler: Drew the trajectories.
-        data: The float model's trajectories.
-        key: Their noise: sampling with it draws `data.images` again.
+        data: The float model's trajectories: what calibrators learn from.
+        judge: What they are judged by.
     """
 
     denoiser: Denoiser
     sampler: Sampler
     data: Trajectories
-    key: jax.Array
+    judge: Judge
 
 
 class Machine(NamedTuple):

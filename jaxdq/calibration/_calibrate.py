@@ -1,6 +1,7 @@
 """`calibrate`: from a denoiser and a recipe to all that can be learned of it, without training data."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,12 +18,14 @@ from jaxdq._describe import describe
 from jaxdq._devices import is_first_process
 from jaxdq._errors import InputError, described
 from jaxdq._paths import path_of, reaching
-from jaxdq.calibration._base import Calibrator, Machine, Problem, Work, check_order
+from jaxdq.calibration._base import Calibrator, Judge, Machine, Problem, Work, check_order
 from jaxdq.calibration.tools.selection import check_num_groups
 from jaxdq.checkpoint import versions
 from jaxdq.diffusion import Denoiser, Sampler, TimePerRow
 from jaxdq.linen import Calibration, Plan, Rule, Site, find_sites, make_plan
 from jaxdq.sampling import Trajectories, trajectories
+
+_JUDGE = 2  # what `fold_in` makes of it is no half of the key's split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,17 +136,20 @@ def run_recipe(
         # Without the address that a plain object's repr holds, which is another in every process.
         module = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(denoiser.module))
         _claim(folder, [*asked, module, denoiser.shape, versions(), _digest(denoiser)], key)
-    data = trajectories(
+    draw = functools.partial(
+        trajectories,
         denoiser,
         denoiser.params,
         sampler=sampler,
         num_images=num_images,
-        key=key_noise,
         batch_size=batch_size,
         mesh=mesh,
     )
+    data = draw(key=key_noise)
     _refuse_non_finite(data)
-    problem = Problem(denoiser, sampler, data, key_noise)
+    # The same program as the trajectories', of which images alone are kept.
+    judge = Judge(jax.random.fold_in(key, _JUDGE), lambda key: draw(key=key).images)
+    problem = Problem(denoiser, sampler, data, judge)
     calib = Calibration(weights={}, acts=None, plan=plan, variables=denoiser.variables)
     work = Work(problem, Machine(batch_size, mesh), {}, calib)
     for index, calibrator in enumerate(recipe.calibrators):

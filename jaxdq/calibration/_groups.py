@@ -94,7 +94,7 @@ def search_groups(num_groups: int, settings: SearchSettings = _SEARCH) -> Run:
 
     The logits become a partition by argmax, in which a group that no step chose takes a part of another (`_proxy`);
     grids are refitted to the union of each group's steps; and the result is kept only if images drawn on the integer
-    path from the calibration's own noise come closer to the float ones than with equal spans.
+    path, from noise that nothing was learned from, come closer to the float ones than with equal spans.
 
     Args:
         num_groups: G.

@@ -113,7 +113,7 @@ def learn_ranges(settings: RangeSettings = _LEARNING) -> Run:
     """Moves the ranges of the groups, and of the weights, down the gradient of the output's error (see `_ranges`).
 
     Kept are the ranges, among those it began with and those after every `judge_every`-th update, whose images on the
-    integer path come closest to the float ones from the calibration's own noise.
+    integer path come closest to the float ones, from noise that nothing was learned from.
 
     Args:
         settings: of the learning.

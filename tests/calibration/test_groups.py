@@ -181,8 +181,12 @@ def test_a_search_that_breaks_names_site_and_step(table):
 def test_image_error_is_that_of_integer_images_from_the_same_noise():
     calib = share_uniformly(2)(work(), KEY)
     qparams = jax.jit(quantize)(calib.denoiser.params, calib.calib)
-    images = sample(calib.denoiser, qparams, sampler=STEPS, num_images=4, key=calib.problem.key)
-    by_hand = np.prod(np.mean((np.float64(images) - calib.data.images) ** 2, axis=(1, 2, 3))) ** (1 / 4)
+    judge = calib.problem.judge
+    images = sample(calib.denoiser, qparams, sampler=STEPS, num_images=4, key=judge.key)
+    exact = sample(calib.denoiser, calib.denoiser.params, sampler=STEPS, num_images=4, key=judge.key)
+    np.testing.assert_allclose(judge.images, exact, atol=1e-6)
+    assert abs(judge.images - calib.data.images).max() > 0.1, "nothing is judged by what it learned from"
+    by_hand = np.prod(np.mean((np.float64(images) - judge.images) ** 2, axis=(1, 2, 3))) ** (1 / 4)
     assert 0 < by_hand and image_error(calib) == pytest.approx(by_hand, rel=1e-5)
 
 

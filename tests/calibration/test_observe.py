@@ -5,6 +5,7 @@ from pair import SHAPE, STATES, by_hand, work
 
 from jaxdq import InputError
 from jaxdq.calibration import Evidence, observe
+from jaxdq.calibration.tools.evidence import gather_evidence
 from jaxdq.grid import Scheme
 from jaxdq.linen import Rule
 from jaxdq.observers import minmax
@@ -30,6 +31,17 @@ def test_conditions_belong_to_their_images():
     labels = labels[[0, 0, 1]]
     (lowest, highest), _ = by_hand(STATES[0], 10, labels)
     np.testing.assert_allclose([states.low[0, 0], states.high[0, 0]], [lowest, highest], rtol=1e-6)
+
+
+def test_oracle_states_of_any_walk_are_observed():
+    """Progressive calibration shows the network what its quantized twin walked through."""
+    given, walked = work(), 3 * STATES
+    found = gather_evidence(given, minmax(), given.data._replace(states=walked)).states
+    for step, t in enumerate((10, 0)):
+        for column, (lowest, highest) in enumerate(by_hand(walked[step], t)):
+            np.testing.assert_allclose(
+                [found.low[step, column], found.high[step, column]], [lowest, highest], rtol=1e-6
+            )
 
 
 def test_sites_in_float_are_not_observed():

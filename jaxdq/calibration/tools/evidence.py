@@ -16,11 +16,11 @@ from jaxdq._devices import gather, replicate, replicated
 from jaxdq._errors import InputError
 from jaxdq._progress import track
 from jaxdq.calibration._base import Work, kind
-from jaxdq.calibration.tools.selection import counts_of
+from jaxdq.calibration.tools.selection import Selection, counts_of
 from jaxdq.grid import Scheme
 from jaxdq.linen import Acts, apply_visited, on_pieces
 from jaxdq.observers import Observer
-from jaxdq.sampling import Batch, num_batches, one_pass
+from jaxdq.sampling import Batch, Trajectories, num_batches, one_pass
 
 
 def indices(known: tuple[str, ...], wanted: tuple[str, ...], what: str) -> np.ndarray:
@@ -92,12 +92,14 @@ def schemes_of(work: Work) -> tuple[Scheme, ...]:
     return tuple(scheme for _, scheme in work.plan.columns)
 
 
-def gather_evidence(work: Work, observer: Observer) -> Evidence:
-    """Runs an observer on every quantized array at every step, in one pass over the chosen states.
+def gather_evidence(work: Work, observer: Observer, data: Trajectories | None = None) -> Evidence:
+    """Runs an observer on every quantized array at every step, in one pass over states.
 
     Args:
-        work: With trajectories, of which the selected states are shown.
+        work: Whose float network and plan.
         observer: Such as `jaxdq.observers.minmax()`.
+        data: The states that the network is shown, such as those that a quantized network walked through; None takes
+            the float trajectories, of which the selected states are shown.
 
     Returns:
         Evidence. Steps of which no state was selected have that of the nearest step.
@@ -105,6 +107,9 @@ def gather_evidence(work: Work, observer: Observer) -> Evidence:
     Raises:
         InputError: An activation is NaN or infinite; the site and the time are named.
     """
+    if data is not None:
+        work = work._replace(problem=work.problem._replace(data=data))
+        work = work._replace(facts={kind: fact for kind, fact in work.facts.items() if kind is not Selection})
     arrays, counts = tuple(dict.fromkeys(names_of(work))), counts_of(work)
     states = jax.tree.map(
         lambda leaf: jnp.tile(leaf, (work.data.num_steps, len(arrays), *(1,) * leaf.ndim)), observer.init()

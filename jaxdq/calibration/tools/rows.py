@@ -128,23 +128,24 @@ def step_weights(work: Work) -> np.ndarray:
 
 
 def image_error(work: Work, *, num_images: int = 32) -> float:
-    """How far images on the integer path are from the float ones, from the calibration's own noise.
+    """How far images on the integer path are from the float ones, from noise that calibrators do not learn from.
 
     The geometric mean over images of the mean squared error: here and there a trajectory leaves the float one's for
     another image, and in a plain mean that one image would decide. Infinite where an image is not finite.
     """
-    num_images = min(num_images, work.data.num_images)
+    judge = work.problem.judge
+    num_images = min(num_images, len(judge.images))
     qparams = _quantize(work.denoiser.params, work.calib)
     images = sample(
         work.denoiser,
         qparams,
         sampler=work.problem.sampler,
         num_images=num_images,
-        key=work.problem.key,
+        key=judge.key,
         batch_size=work.machine.batch_size,
         mesh=work.machine.mesh,
     )
-    error = np.mean((np.asarray(images, np.float64) - work.data.images[:num_images]) ** 2, axis=(1, 2, 3))
+    error = np.mean((np.asarray(images, np.float64) - judge.images[:num_images]) ** 2, axis=(1, 2, 3))
     mean = np.exp(np.mean(np.log(np.maximum(error, np.finfo(np.float32).tiny))))
     # Nothing is less than NaN: it would be kept for ever as the best.
     return float(np.where(np.isnan(mean), np.inf, mean))

@@ -7,6 +7,7 @@ A torch name is the path with dots: ``down_blocks.0.resnets.1.conv1.weight`` is
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import jax
@@ -114,7 +115,7 @@ def unwrapped(tensors: Mapping[str, Stored], known: Iterable[str], source: str, 
 
     Args:
         tensors: name -> tensor.
-        known: names without wrappers; a beginning that one of them has stays.
+        known: names without wrappers; a beginning goes only if one of these is left.
         source: what the tensors were read from, for the message.
         separator: between the parts of a name.
 
@@ -126,12 +127,14 @@ def unwrapped(tensors: Mapping[str, Stored], known: Iterable[str], source: str, 
         ['conv_in.bias']
     """
     names = {name: [part for part in name.split(separator) if part not in _WRAPPERS] for name in tensors}
-    beginnings = {name.split(separator)[0] for name in known}
-    while names and all(len(parts) > 1 for parts in names.values()):
-        first = {parts[0] for parts in names.values()}
-        if len(first) > 1 or first <= beginnings:
+    known = set(known)
+    # zip stops at the end of the shortest name.
+    shared = list(takewhile(lambda parts: len(set(parts)) == 1, zip(*names.values(), strict=False)))
+    for length in range(1, len(shared) + 1):
+        shorter = {name: parts[length:] for name, parts in names.items()}
+        if not known.isdisjoint(map(separator.join, shorter.values())):
+            names = shorter
             break
-        names = {name: parts[1:] for name, parts in names.items()}
     plain: dict[str, str] = {}
     for name, parts in names.items():
         other = plain.setdefault(separator.join(parts), name)

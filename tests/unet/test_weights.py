@@ -136,9 +136,11 @@ def test_two_names_of_one_tensor_are_refused(tensors):
         params_from_torch(tensors | {"module.conv_in.bias": tensors["conv_in.bias"]}, EXPECTED, "it")
 
 
-def test_a_beginning_that_is_the_networks_own_stays():
+def test_a_beginning_stays_where_nothing_known_would_be_left(tensors):
     with pytest.raises(InputError, match=r"lacks conv_in.bias, .* more; use"):
-        params_from_torch({"conv_in.weight": np.zeros((16, 3, 3, 3), np.float32)}, EXPECTED, "it")
+        params_from_torch({"conv_in.weight": tensors["conv_in.weight"]}, EXPECTED, "it")
+    with pytest.raises(InputError, match=r"no place for, conv_on.bias; use"):
+        params_from_torch({"conv_on.bias": np.zeros(3)}, EXPECTED, "it")
 
 
 def test_a_long_list_of_names_is_cut():

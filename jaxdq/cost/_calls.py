@@ -8,7 +8,7 @@ residual sums, concatenations, activations, and products of arrays that belong t
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
-from jaxdq.linen import DotProductAttention, Einsum, inputs_of
+from jaxdq.linen import DotProductAttention, Einsum, at_units, inputs_of
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 LEAVES = (nn.Dense, nn.DenseGeneral, nn.Conv, Einsum, DotProductAttention, *NORMS)
@@ -95,16 +95,8 @@ def network_of(module: nn.Module, params: Any, *args: Any) -> Network:
         *args: its arguments, arrays or shapes.
     """
     calls: list[Call] = []
-    inside = 0
 
-    def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        nonlocal inside
-        leaf = context.module
-        if inside or context.method_name != "__call__" or not isinstance(leaf, LEAVES):
-            return next_fun(*call_args, **call_kwargs)
-        inside += 1
-        out = next_fun(*call_args, **call_kwargs)
-        inside -= 1
+    def cut(leaf: nn.Module, call_args: tuple, call_kwargs: dict, out: Any) -> Any:
         arrays = [value for value in inputs_of(leaf, call_args, call_kwargs) if hasattr(value, "shape")]
         own = jax.tree.map(_shape_of, dict(leaf.variables.get("params", {})))
         alone = leaf.clone(parent=None, name=None)
@@ -113,7 +105,7 @@ def network_of(module: nn.Module, params: Any, *args: Any) -> Network:
         return jax.lax.optimization_barrier((jnp.zeros(out.shape, out.dtype), *arrays))[0]
 
     def forward(params: Any, *args: Any) -> Any:
-        with nn.intercept_methods(visit):
+        with at_units(lambda module: isinstance(module, LEAVES), cut):
             return module.apply({"params": params}, *args)
 
     closed = jax.make_jaxpr(forward)(params, *args)

@@ -50,3 +50,8 @@ from jaxdq.linen._time import grids_at as grids_at
 from jaxdq.linen._time import time_argument as time_argument
 from jaxdq.linen._tree import kernel_at as kernel_at
 from jaxdq.linen._tree import with_kernels as with_kernels
+from jaxdq.linen._units import Unit as Unit
+from jaxdq.linen._units import at_paths as at_paths
+from jaxdq.linen._units import at_units as at_units
+from jaxdq.linen._units import tap as tap
+from jaxdq.linen._units import units_of as units_of

@@ -34,7 +34,7 @@ _LANES = 128
 # Groups and times of the tables that a call's grids are looked up in: what recipes make unless told otherwise.
 GROUPS, TIMESTEPS = 8, 1000
 # One part in how many: the profiler gives up on some sizes.
-ATTEMPTS = (1, 2, 4)
+ATTEMPTS = (1, 2, 4, 8)
 
 
 class Ways(NamedTuple):

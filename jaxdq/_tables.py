@@ -184,7 +184,8 @@ def tables_of_bench(found: Mapping[str, Any]) -> Group:
     for kind in kinds:
         parts.add_column(kind, justify="right")
     for name, row in rows.items():
-        parts.add_row(name, *(_milliseconds(row["parts"][kind]) for kind in kinds))
+        cells = (row["parts"].get(kind) for kind in kinds)  # only integers on static grids look these up
+        parts.add_row(name, *("-" if cell is None else _milliseconds(cell) for cell in cells))
     return Group(Padding(table, (0, 0, 1, 0)), parts)
 
 

@@ -149,13 +149,26 @@ def test_the_better_of_both_is_kept(errors, kept, table, monkeypatch):
 
     monkeypatch.setattr(_groups, "image_error", fake_error)
     found = search_groups(2)(work(), KEY)
-    assert sorted(measured) == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
+    assert sorted(measured[:2]) == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]  # moved boundaries come after
     expected = [0, 0, 0, 1, 1] if kept == "equal spans" else groups
     np.testing.assert_array_equal(group_of_step(found), expected)
     np.testing.assert_array_equal(found.acts.scale, table.grids(np.asarray(expected), 2)[0])
     # What was measured is reported, whichever way it went.
     name, log = found.log[-1]
     assert name == "search_groups" and kept in (None, log["kept"])
+
+
+@pytest.mark.parametrize("moves", [0, 12])
+def test_boundaries_move_where_images_come_closer(moves, table, monkeypatch):
+    monkeypatch.setattr(_groups, "_search", lambda *args: (logits_of([0, 1, 1, 1, 1], 2), []))
+    best = np.array([0, 0, 0, 0, 1])
+    monkeypatch.setattr(_groups, "image_error", lambda work: float(np.sum(group_of_step(work) != best)))
+    found = search_groups(2, SearchSettings(moves=moves))(work(), KEY)
+    expected, kept = (best, "moved") if moves else ([0, 0, 0, 1, 1], "equal spans")
+    np.testing.assert_array_equal(group_of_step(found), expected)
+    np.testing.assert_array_equal(found.acts.scale, table.grids(np.asarray(expected), 2)[0])
+    _, log = found.log[-1]
+    assert log["kept"] == kept and log["tried"][kept] == float(not moves)
 
 
 def test_a_group_that_no_step_chose_is_used_all_the_same(table, monkeypatch):

@@ -15,7 +15,7 @@ from jaxdq.cost._compiler import Compiled, compile_for
 from jaxdq.cost._units import ATTEMPTS, Unit, Ways, ends_bytes, unit_of, unit_of_function, unit_of_look_up
 from jaxdq.linen import Plan
 
-BETWEEN, LOOK_UP = "between modules", "look-up of grids"
+BETWEEN, LOOK_UP = "between modules", "look-up"
 
 
 class Variant(NamedTuple):

@@ -7,6 +7,8 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 from jaxdq import recipes
 from jaxdq._errors import InputError
 from jaxdq._paths import local_path
@@ -16,6 +18,8 @@ from jaxdq.linen import check_dtype
 from jaxdq.sampling import BATCH_SIZE
 
 DEFAULT_RECIPE = "adpdm"
+# One number of the seed for each use, so that no two uses share noise.
+CALIBRATE, EVALUATE, SAMPLE, PROMPTS = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +42,10 @@ class Settings:
         prompts: a text file, one prompt a line, for a text-to-image model; None for others.
         guidance: the scale of its classifier-free guidance.
         dtype: of what stays in float, as `jaxdq.quantize` takes it; None leaves it to the checkpoint.
+        classes: of a class-conditional model, those to draw in turn: "0,5,9"; None is all of them.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a number out of its range, or classes that are no list of numbers.
     """
 
     model: str
@@ -58,6 +63,7 @@ class Settings:
     prompts: str | None = None
     guidance: float = 7.5
     dtype: str | None = None
+    classes: str | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -65,6 +71,13 @@ class Settings:
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least {least}.")
         check_dtype(self.dtype)
+        if self.class_ids is not None and self.prompts is not None:
+            raise InputError("both classes and prompts were given; a model draws from one of them: give that one.")
+
+    @property
+    def class_ids(self) -> tuple[int, ...] | None:
+        """The numbers in `classes`."""
+        return None if self.classes is None else parse_classes(self.classes)
 
     @property
     def default_folder(self) -> Path:
@@ -123,6 +136,24 @@ def check_seed(seed: int) -> None:
     """Refuses a seed that JAX would fold into another."""
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}; give a whole number from 0 to {2**32 - 1}.")
+
+
+def parse_classes(text: str) -> tuple[int, ...]:
+    """The classes in a text such as "0,5,9".
+
+    Raises:
+        InputError: anything but different whole numbers from 0, with commas between them.
+    """
+    words = [word.strip() for word in text.split(",")] if isinstance(text, str) else []
+    is_number = [word.isascii() and word.isdigit() for word in words]
+    if not words or not all(is_number) or len(set(map(int, words))) < len(words):
+        raise InputError(f"classes is {text!r}; give different whole numbers from 0 with commas between: 0,5,9.")
+    return tuple(map(int, words))
+
+
+def key_of(seed: int, use: int) -> jax.Array:
+    """The random key of one use of a run's seed."""
+    return jax.random.fold_in(jax.random.key(seed), use)
 
 
 def command_of(settings: Settings, recipe: Recipe, out: Path) -> str:

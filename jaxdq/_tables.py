@@ -8,6 +8,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from jaxdq._conditions import num_classes
+from jaxdq._settings import Settings
 from jaxdq.prospect import Prospect
 from jaxdq.report import nice_bytes
 
@@ -18,6 +20,7 @@ _LINES = (
     ("time groups", ("groups",), "{}"),
     ("sampler", ("sampler", "steps"), "{} {}"),
     ("images, seed", ("images", "seed"), "{}, {}"),
+    ("classes or prompts", ("conditions.total", "conditions.kind"), "{:,} {}"),
     ("images compared as", ("image_space",), "{}"),
     ("noise SQNR (dB), mean of steps", ("noise_sqnr_db.mean",), "{:.2f}"),
     ("  pooled over steps", ("noise_sqnr_pooled_db",), "{:.2f}"),
@@ -92,6 +95,16 @@ def _model_table(found: Prospect) -> Table:
         "takes": ", ".join(("x", "t", *found.takes)),
         "schedule": steps,
     }
+    classes = num_classes(found.denoiser)
+    if classes is not None:
+        seen = [min(classes, count) for count in (Settings.calibration_images, Settings.images)]
+        rows["classes"] = f"{classes:,}, 0 to {classes - 1}" + (
+            f"; a run sees {seen[0]} in calibration and {seen[1]} in evaluation, spread over all by its seed"
+            if min(seen) < classes
+            else ""
+        )
+    elif found.denoiser.conditions:
+        rows["prompts"] = "from a file, --prompts"
     if files is not None:
         rows["model"] = f"{found.denoiser.name} ({files.unet_class}), {found.num_params:,} parameters"
         rows["schedule"] = ", ".join(filter(None, (files.scheduler_class, files.beta_schedule, steps)))

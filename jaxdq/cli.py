@@ -30,6 +30,9 @@ _VARIANTS = (
     'One to compare; repeat it. Of float32, bfloat16, W8A8, W4A8, "W8A8 dynamic" and W8A16; all if not given. '
     "bfloat16 with all scores at once is what they are compared with."
 )
+Classes = Annotated[
+    str | None, typer.Option(help="Of a class-conditional model, the classes to draw in turn: 0,5,9. All if not given.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the metrics, as JSON.")]
 
 
@@ -60,6 +63,7 @@ def quantize(
         Path | None, typer.Option(help="Of a text-to-image model: a text file, one prompt a line.")
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance, with --prompts.")] = 7.5,
+    classes: Classes = None,
     dtype: Annotated[str | None, typer.Option(help="Of what stays in float: bfloat16 on a TPU.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; named after the options if not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run that is there.")] = False,
@@ -84,6 +88,7 @@ def quantize(
         prompts=None if prompts is None else str(prompts),
         guidance=guidance,
         dtype=dtype,
+        classes=classes,
     )
     out = local_path(out or settings.default_folder)
     metrics = run.quantize_model(settings, out, overwrite=force)
@@ -98,6 +103,10 @@ def sample(
     images: Annotated[int, typer.Option(help="How many.")] = 16,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler; the run's if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    classes: Annotated[
+        str | None,
+        typer.Option("--class", help="Of a class-conditional model: 7, or 0,5,9 in turn; the run's if not given."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A PNG file; DIR/drawn.png if not given.")] = None,
 ) -> None:
     """Draw images from the quantized model of a run; the float model is not needed."""
@@ -108,7 +117,7 @@ def sample(
     out, own = local_path(out or folder / "drawn.png"), folder.resolve() / "samples.png"
     if out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK) or out.resolve() == own:
         raise InputError(f"can't write '{out}'; give a new name that ends in .png, in a folder that exists.")
-    picture = report.image_grid(run.sample_run(folder, images=images, steps=steps, seed=seed))
+    picture = report.image_grid(run.sample_run(folder, images=images, steps=steps, seed=seed, classes=classes))
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.write_bytes(picture)
     part.replace(out)
@@ -122,12 +131,16 @@ def evaluate(
     images: Annotated[int | None, typer.Option(help="Images to evaluate on; the run's if not given.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler; the run's if not given.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the noise; the run's if not given.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Of a class-conditional model: 0,5,9; the run's if not given.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run again, or on other noise, with more images or steps. The run folder stays as it is."""
     from jaxdq import run
 
-    _show(run.evaluate_run(folder, model=model, images=images, steps=steps, seed=seed), as_json)
+    found = run.evaluate_run(folder, model=model, images=images, steps=steps, seed=seed, classes=classes)
+    _show(found, as_json)
 
 
 @app.command()
@@ -220,9 +233,13 @@ def _show(metrics: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(metrics, indent=1, allow_nan=False))
     else:
+        from jaxdq import report
         from jaxdq._tables import table_of_runs
 
         Console().print(table_of_runs([metrics], [Path(metrics["model"]).name]))
+        conditions = report.seen(metrics)
+        if conditions is not None:
+            typer.echo(conditions)
 
 
 if __name__ == "__main__":

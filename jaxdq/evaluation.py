@@ -39,6 +39,7 @@ class Evaluation(NamedTuple):
         seconds: phase -> wall-clock seconds, compilation included.
         image_space: "pixels", or "latents" where the model draws those and there was no `decode`; in the latter case
             what is said of images here is true of latents.
+        rows: int[R], which rows of the model's conditions the images have, in turn.
     """
 
     t: np.ndarray
@@ -53,6 +54,7 @@ class Evaluation(NamedTuple):
     quantized_images: np.ndarray
     seconds: dict[str, float]
     image_space: str = "pixels"
+    rows: np.ndarray | None = None
 
     @property
     def image_psnr_median_db(self) -> float:
@@ -87,7 +89,8 @@ def evaluate(
         qparams: the integer one.
         sampler: draws the images of both.
         key: another key than the calibration's: these are held-out trajectories.
-        num_images: N >= 2 (a Fréchet distance needs a spread).
+        num_images: N >= 2 (a Fréchet distance needs a spread); where the model has more conditions, they are spread
+            over all of them by a permutation that the key decides.
         batch_size: images at a time.
         decode: of a model that draws latents: `latents f32[B, h, w, c] -> images f32[B, H, W, 3]` in [-1, 1], called
             with up to `batch_size` of them; images are then compared decoded. Predictions are compared as they are.
@@ -105,6 +108,7 @@ def evaluate(
     if num_images < 2:
         raise InputError(f"num_images is {num_images}; a Fréchet distance needs at least 2 images.")
     draw = functools.partial(sample, sampler=sampler, num_images=num_images, batch_size=batch_size)
+    denoiser, rows = denoiser.spread(num_images, key)
     key_images, key_floor = jax.random.split(key)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
@@ -126,11 +130,7 @@ def evaluate(
     lap("sample float floor")
     other = np.asarray(draw(denoiser, qparams, key=key_floor))
     lap("sample quantized floor")
-    if not (np.isfinite(quantized).all() and np.isfinite(other).all()):
-        raise InputError(
-            "the quantized network draws images with NaN; a scale or a weight is not finite: quantize again from "
-            "parameters that are."
-        )
+    _refuse_nan(quantized, other)
     drawn = [data.images, quantized, floor, other]
     if decode is not None:
         drawn = [decoded(decode, latents, batch_size) for latents in drawn]
@@ -151,7 +151,16 @@ def evaluate(
         seconds=seconds,
         # Latents have no bounds, so samplers don't clip them.
         image_space="latents" if decode is None and denoiser.schedule.clip_range is None else "pixels",
+        rows=rows,
     )
+
+
+def _refuse_nan(*images: np.ndarray) -> None:
+    if not all(np.isfinite(some).all() for some in images):
+        raise InputError(
+            "the quantized network draws images with NaN; a scale or a weight is not finite: quantize again from "
+            "parameters that are."
+        )
 
 
 def noise_sqnr_per_step_db(

@@ -22,10 +22,22 @@ import jax
 import numpy as np
 
 from jaxdq import report, text
+from jaxdq._conditions import choice_of_run, load_model
 from jaxdq._folders import state_beside
 from jaxdq._paths import local_path
+from jaxdq._settings import (
+    CALIBRATE,
+    EVALUATE,
+    SAMPLE,
+    Settings,
+    check_seed,
+    command_of,
+    key_of,
+    make_recipe,
+    make_sampler,
+    parse_classes,
+)
 from jaxdq._settings import DEFAULT_RECIPE as DEFAULT_RECIPE
-from jaxdq._settings import Settings, check_seed, command_of, make_recipe, make_sampler
 from jaxdq._settings import recipes_by_name as recipes_by_name
 from jaxdq.calibration import Recipe, observed_ranges, run_recipe
 from jaxdq.checkpoint import check_same_model, restore, save, versions
@@ -38,8 +50,6 @@ from jaxdq.sampling import sample
 from jaxdq.unet import bundled_models, write_configs
 
 MODEL = "model"
-# One number of the seed for each use, so that no two uses share noise.
-_CALIBRATE, _EVALUATE, _SAMPLE = range(3)
 # The settings that an evaluation has in common with the run it measures.
 _EVALUATED = "model recipe weight_bits act_bits groups sampler eta steps seed images batch_size".split()
 
@@ -69,8 +79,7 @@ def quantize_model(
     recipe, sampler = make_recipe(settings), make_sampler(settings.sampler, settings.steps, settings.eta)
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
-        num_prompts = max(settings.images, settings.calibration_images)
-        denoiser = text.load(settings.model, settings.prompts, settings.guidance, num_prompts)
+        denoiser, choice = load_model(settings)
         decoder = _decoder(decode, settings.model)
         sampler.coefficients(denoiser.schedule)  # refuses too many steps before any work is done
     with state_beside(out) as state, staged(out, overwrite=overwrite) as folder:
@@ -79,7 +88,7 @@ def quantize_model(
                 denoiser,
                 recipe,
                 sampler=sampler,
-                key=_key(settings.seed, _CALIBRATE),
+                key=key_of(settings.seed, CALIBRATE),
                 num_images=settings.calibration_images,
                 batch_size=settings.batch_size,
                 checkpoint_dir=state,
@@ -99,6 +108,7 @@ def quantize_model(
                 **_asked(settings, recipe, out),
                 **report.measured(denoiser, qparams, evaluation, folder / QUANTIZED),
                 "no_decoder": decoder.reason,
+                "conditions": choice and choice.seen(calibrated=work.problem.rows, evaluated=evaluation.rows),
                 "calibration": learned,
                 "seconds": {**seconds, **evaluation.seconds},
             }
@@ -115,6 +125,7 @@ def evaluate_run(
     images: int | None = None,
     steps: int | None = None,
     seed: int | None = None,
+    classes: str | None = None,
     decode: Decode | None = None,
 ) -> dict[str, Any]:
     """Measures the run's quantized model against the float one again; unchanged settings give the run's own numbers.
@@ -125,6 +136,7 @@ def evaluate_run(
         images: to draw; None takes the run's.
         steps: of the sampler; None takes the run's.
         seed: None takes the run's.
+        classes: as in `Settings`; None takes the run's.
         decode: as in `quantize_model`.
 
     Returns:
@@ -135,16 +147,18 @@ def evaluate_run(
     """
     folder = local_path(folder)
     metrics = read_metrics(folder)
-    given = {"model": model, "images": images, "steps": steps, "seed": seed}
-    asked = {name: metrics[name] for name in _EVALUATED}
+    given = {"model": model, "images": images, "steps": steps, "seed": seed, "classes": classes}
+    asked = {name: metrics[name] for name in _EVALUATED} | {"classes": metrics.get("classes")}
     asked |= {name: value for name, value in given.items() if value is not None}
     settings = Settings(**asked)
     sampler = make_sampler(settings.sampler, settings.steps, settings.eta)
     qparams = restore(folder / QUANTIZED)
     denoiser = text.load_with_conditions(settings.model, folder / MODEL)
+    denoiser, choice = choice_of_run(denoiser, metrics, settings.class_ids)
     check_same_model(denoiser.params, qparams, settings.model)
     evaluation = _evaluate(denoiser, qparams, sampler, settings, _decoder(decode, settings.model))
-    return report.to_json_values({**asked, **report.measured(denoiser, qparams, evaluation, Path(folder) / QUANTIZED)})
+    measured = report.measured(denoiser, qparams, evaluation, folder / QUANTIZED)
+    return report.to_json_values({**asked, **measured, "conditions": choice and choice.seen(evaluated=evaluation.rows)})
 
 
 def sample_run(
@@ -153,6 +167,7 @@ def sample_run(
     images: int = 16,
     steps: int | None = None,
     seed: int = 0,
+    classes: str | None = None,
     decode: Decode | None = None,
 ) -> np.ndarray:
     """Draws images from a run folder alone.
@@ -162,21 +177,25 @@ def sample_run(
         images: to draw, at least 1.
         steps: of the sampler; None takes the run's.
         seed: of the noise.
+        classes: as in `Settings`; the images have them in turn. None takes the run's.
         decode: as in `quantize_model`, where the model still is at the place that metrics.json names.
 
     Returns:
         float32[N, H, W, C], as `jaxdq.sample`; decoded, where there is a decoder.
 
     Raises:
-        InputError: the folder is no run, or a number is out of its range.
+        InputError: the folder is no run, a number is out of its range, or the model has no such classes.
     """
     folder = local_path(folder)
     metrics = read_metrics(folder)
     check_seed(seed)
+    classes = metrics.get("classes") if classes is None else classes
+    class_ids = None if classes is None else parse_classes(classes)
     sampler = make_sampler(metrics["sampler"], metrics["steps"] if steps is None else steps, metrics["eta"])
     denoiser = text.load_with_conditions(folder / MODEL, folder / MODEL, weights=False)
+    denoiser, _ = choice_of_run(denoiser, metrics, class_ids)
     qparams = restore(folder / QUANTIZED)
-    settings = {"num_images": images, "key": _key(seed, _SAMPLE), "batch_size": metrics["batch_size"]}
+    settings = {"num_images": images, "key": key_of(seed, SAMPLE), "batch_size": metrics["batch_size"]}
     drawn = np.asarray(sample(denoiser, qparams, sampler=sampler, **settings))
     is_there = metrics["model"] in bundled_models() or Path(metrics["model"]).is_dir()
     decode = decode or (decoder_of(metrics["model"]).decode if is_there else None)
@@ -190,10 +209,6 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = time.perf_counter() - start
 
 
-def _key(seed: int, use: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(seed), use)
-
-
 def _decoder(decode: Decode | None, model: str) -> Decoder:
     return Decoder(decode) if decode is not None else decoder_of(model)
 
@@ -205,7 +220,7 @@ def _evaluate(
         denoiser,
         qparams,
         sampler=sampler,
-        key=_key(settings.seed, _EVALUATE),
+        key=key_of(settings.seed, EVALUATE),
         num_images=settings.images,
         batch_size=settings.batch_size,
         decode=decoder.decode,

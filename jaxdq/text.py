@@ -91,20 +91,6 @@ def conditions_of(encoder: TextEncoder, prompts: Sequence[str], side: int) -> tu
     return (*conditional, np.repeat(time_ids, len(prompts), axis=0)), (*unconditional, time_ids)
 
 
-def load(model: str, prompts_path: str | None, guidance_scale: float, num_prompts: int) -> Denoiser:
-    """A model by what the command line says of it: `load_denoiser`, or `load_text_denoiser` with prompts from a file.
-
-    Args:
-        model: what `jaxdq.load_denoiser` takes.
-        prompts_path: a file of prompts, of which the first `num_prompts` are taken; None is a model without text.
-        guidance_scale: of classifier-free guidance.
-        num_prompts: at least 1; no more are embedded.
-    """
-    if prompts_path is None:
-        return load_denoiser(model)
-    return load_text_denoiser(model, read_prompts(prompts_path)[:num_prompts], guidance_scale=guidance_scale)
-
-
 def load_text_denoiser(folder: str | Path, prompts: Sequence[str], *, guidance_scale: float = 7.5) -> Denoiser:
     """A text-to-image model from a folder in diffusers' layout, its prompts embedded by its own text encoders.
 

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import models
 
 import jaxdq
-from jaxdq import InputError, text
+from jaxdq import InputError
+from jaxdq._conditions import load_model, with_classes
 from jaxdq.checkpoint import check_can_save
 from jaxdq.run import Settings, make_recipe, make_sampler
 
@@ -50,6 +51,10 @@ def calibrate(args: argparse.Namespace) -> None:
         seed=args.seed,
         calibration_images=args.calibration_images,
         batch_size=args.batch_size,
+        images=max(2, args.calibration_images),  # of no use here but to say how many prompts there shall be
+        prompts=args.prompts,
+        guidance=args.guidance,
+        classes=args.classes,
     )
     recipe, sampler = make_recipe(settings), make_sampler("ddim", args.steps)
     if args.coordinator:
@@ -57,9 +62,9 @@ def calibrate(args: argparse.Namespace) -> None:
     mesh = jax.make_mesh((jax.device_count(),), ("batch",))
     laps = [time.perf_counter()]
     if args.prompts is None:
-        denoiser = models.load(args.model)
+        denoiser, _ = with_classes(models.load(args.model), settings.class_ids)
     else:
-        denoiser = text.load(args.model, args.prompts, args.guidance, args.calibration_images)
+        denoiser, _ = load_model(settings)
     laps.append(time.perf_counter())
     calib = jaxdq.calibrate(
         denoiser,
@@ -101,6 +106,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time, over all devices together")
     parser.add_argument("--prompts", help="of a text-to-image model: a text file, one prompt a line")
     parser.add_argument("--guidance", type=float, default=7.5, help="scale of classifier-free guidance, with --prompts")
+    parser.add_argument("--classes", help="of a class-conditional model, those to calibrate on: 0,5,9")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True, help="a folder that does not exist yet")
     parser.add_argument("--checkpoint-dir", help="keeps the state of a run that may be killed; on a shared disk")

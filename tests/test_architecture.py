@@ -22,6 +22,7 @@ FLOORS = (
     ("calibration", "pipelines"),
     ("recipes", "report"),
     ("_settings",),
+    ("_conditions",),
     ("run", "prospect", "bench"),
     ("_tables",),
     ("cli", "__main__"),

@@ -262,7 +262,7 @@ def test_the_run_is_named_after_its_options(model):
 
 
 def test_a_folder_in_use_is_refused_before_any_work(model, made, monkeypatch, capsys):
-    monkeypatch.setattr(run.text, "load", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("work was done"))
     assert "--force" in refusal_of(capsys, ["quantize", model, *SMALL, "--out", made])
 
 

@@ -62,12 +62,14 @@ class Problem(NamedTuple):
         sampler: Drew the trajectories.
         data: The float model's trajectories: what calibrators learn from.
         judge: What they are judged by.
+        rows: int[R], the rows of the user's conditions that are the rows of `denoiser`'s; None is all of them.
     """
 
     denoiser: Denoiser
     sampler: Sampler
     data: Trajectories
     judge: Judge
+    rows: np.ndarray | None = None
 
 
 class Machine(NamedTuple):

@@ -76,7 +76,8 @@ def calibrate(
         recipe: such as `jaxdq.recipes.uniform_groups(weight_bits=8, act_bits=8, num_groups=8)`.
         sampler: whose trajectories are calibrated on; the result serves any sampler and number of steps.
         key: a random key for noise and whatever the calibrators draw.
-        num_images: trajectories to sample.
+        num_images: trajectories to sample; where the model has more conditions (classes, prompts), they are spread over
+            all of them by a permutation that the key decides.
         batch_size: images at a time.
         checkpoint_dir: a folder for the state of loops that learn; the same call after a kill goes on from there and
             ends in the same bits. Of several processes the first writes, and all must see what it wrote. `~` and URIs
@@ -136,6 +137,7 @@ def run_recipe(
         # Without the address that a plain object's repr holds, which is another in every process.
         module = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(denoiser.module))
         _claim(folder, [*asked, module, denoiser.shape, versions(), _digest(denoiser)], key)
+    denoiser, rows = denoiser.spread(num_images, key)
     draw = functools.partial(
         trajectories,
         denoiser,
@@ -149,7 +151,7 @@ def run_recipe(
     _refuse_non_finite(data)
     # The same program as the trajectories', of which images alone are kept.
     judge = Judge(jax.random.fold_in(key, _JUDGE), lambda key: draw(key=key).images)
-    problem = Problem(denoiser, sampler, data, judge)
+    problem = Problem(denoiser, sampler, data, judge, rows)
     calib = Calibration(weights={}, acts=None, plan=plan, variables=denoiser.variables)
     work = Work(problem, Machine(batch_size, mesh), {}, calib)
     for index, calibrator in enumerate(recipe.calibrators):

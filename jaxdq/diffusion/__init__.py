@@ -6,6 +6,7 @@ from jaxdq.diffusion._ddpm import DDPM as DDPM
 from jaxdq.diffusion._ddpm import ddpm as ddpm
 from jaxdq.diffusion._denoiser import Denoiser as Denoiser
 from jaxdq.diffusion._denoiser import check_finite as check_finite
+from jaxdq.diffusion._denoiser import spread_rows as spread_rows
 from jaxdq.diffusion._groups import check_groups as check_groups
 from jaxdq.diffusion._groups import groups_of_steps as groups_of_steps
 from jaxdq.diffusion._guidance import Guided as Guided

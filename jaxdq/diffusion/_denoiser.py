@@ -1,5 +1,7 @@
 """A trained model together with all it takes to sample from it."""
 
+import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +26,8 @@ class Denoiser:
         params: Pytree of finite arrays; the boxes of `nn.with_partitioning` are taken off.
         schedule: What the model was trained to undo.
         shape: (H, W, C) of one image.
-        conditions: Arrays with a leading axis of rows, the arguments after t; image i takes row i % P.
+        conditions: Arrays with a leading axis of rows, the arguments after t; image i takes row i % P. Calibration and
+            evaluation `spread` their images over all rows if they have fewer images than that.
             `jax.ShapeDtypeStruct` serves to look at the model, and nothing can be drawn with it.
         name: What reports call the model.
         variables: The module's collections other than params, such as `{"batch_stats": ...}` of `nn.BatchNorm` in
@@ -94,10 +97,71 @@ class Denoiser:
             )
         return tuple(jnp.asarray(rows)[jnp.asarray(image_index) % len(rows)] for rows in self.conditions)
 
+    @property
+    def num_conditions(self) -> int:
+        """Number of conditions that images take in turn, P; 0 of an unconditional model.
+
+        Where the arrays have different numbers of rows it is their least common multiple.
+        """
+        return math.lcm(*(np.shape(rows)[0] for rows in self.conditions)) if self.conditions else 0
+
+    def with_rows(self, rows: np.ndarray) -> "Denoiser":
+        """The same model with these rows of its conditions.
+
+        Args:
+            rows: int[R] >= 0; the images take them in turn, image i row `rows[i % R]` of what it is here.
+        """
+
+        def taken(array: Any) -> Any:
+            index = np.asarray(rows) % np.shape(array)[0]
+            if isinstance(array, jax.ShapeDtypeStruct):
+                return jax.ShapeDtypeStruct((len(index), *array.shape[1:]), array.dtype)
+            return np.asarray(array)[index]
+
+        other = copy.copy(self)  # dataclasses.replace would look through all parameters again
+        object.__setattr__(other, "conditions", tuple(taken(array) for array in self.conditions))
+        return other
+
+    def spread(self, num_images: int, key: jax.Array) -> tuple["Denoiser", np.ndarray]:
+        """Spread images that are fewer than the conditions over all of them, not over the first ones.
+
+        Args:
+            num_images: N.
+            key: Random key that the choice depends on.
+
+        Returns:
+            The model whose N images have N different conditions, each as likely as any other, and int[N]: their rows
+            here. With N >= P the model as it is, and int[P]: all rows.
+        """
+        rows = spread_rows(self.num_conditions, num_images, key)
+        return (self, rows) if len(rows) == self.num_conditions else (self.with_rows(rows), rows)
+
     def abstract_args(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Return the shapes of what `args` returns for `batch` images, whether or not the conditions have values."""
         shapes = (jax.eval_shape(jnp.asarray, rows) for rows in self.conditions)
         return tuple(jax.ShapeDtypeStruct((batch, *shape.shape[1:]), shape.dtype) for shape in shapes)
+
+
+def spread_rows(total: int, num_images: int, key: jax.Array) -> np.ndarray:
+    """Choose rows for images: all in order if there are enough images, else different ones from a permutation.
+
+    Args:
+        total: Number of rows.
+        num_images: N; what is no positive number is left to whoever draws the images.
+        key: Random key of the permutation.
+
+    Returns:
+        int[min(N, total)].
+
+    Example:
+        >>> spread_rows(3, 8, jax.random.key(0))
+        array([0, 1, 2])
+    """
+    if not isinstance(num_images, int | np.integer) or not 0 < num_images < total:
+        return np.arange(total)
+    words = np.ravel(jax.random.key_data(key)).tolist()
+    # The raw words of a bit generator are the same in every version of numpy; its permutations need not be.
+    return np.argsort(np.random.PCG64(words).random_raw(total), kind="stable")[:num_images]
 
 
 def check_finite(params: Any, name: str = "params") -> None:

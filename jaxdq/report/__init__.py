@@ -12,6 +12,7 @@ from jaxdq.report._page import nice_bytes as nice_bytes
 from jaxdq.report._page import write_pages as write_pages
 from jaxdq.report._samples import image_grid as image_grid
 from jaxdq.report._samples import paired_grid as paired_grid
+from jaxdq.report._seen import seen as seen
 from jaxdq.report._sizes import SizeRow as SizeRow
 from jaxdq.report._sizes import planned_bytes as planned_bytes
 from jaxdq.report._sizes import size_rows as size_rows

@@ -13,6 +13,7 @@ from jaxdq.evaluation import Evaluation
 from jaxdq.linen import QuantizedParams
 from jaxdq.report import _figures
 from jaxdq.report._samples import paired_grid
+from jaxdq.report._seen import seen
 from jaxdq.report._sizes import size_rows
 
 
@@ -49,6 +50,7 @@ def write_pages(
         sites=qparams.plan.rows(),
         lowest=_lowest(evaluation),
         learned=learned(metrics),
+        seen=seen(metrics),
         seconds=sorted(metrics["seconds"].items(), key=lambda item: -item[1]),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")

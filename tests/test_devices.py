@@ -27,9 +27,11 @@ import jax, numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from toys import Tiny, toy_denoiser
 import jaxdq
-from jaxdq.calibration import RangeSettings, SearchSettings, _loop
-_loop.SAVE_EVERY = 2
-recipe = jaxdq.recipes.adpdm(8, 8, 2, search=SearchSettings(num_updates=2), ranges=RangeSettings(num_updates=3))
+from jaxdq.calibration import RangeSettings, SearchSettings
+from jaxdq.calibration.tools import loop
+loop.SAVE_EVERY = 2
+settings = {"search": SearchSettings(num_updates=2, moves=1), "ranges": RangeSettings(num_updates=3)}
+recipe = jaxdq.recipes.adpdm(8, 8, 2, **settings)
 mesh = jax.make_mesh((jax.device_count(),), ("batch",))
 assert mesh.size == 4
 for turn in range(2):
@@ -73,9 +75,9 @@ def test_two_processes_learn_what_one_does_and_go_on_from_one_state(tmp_path):
     address = free_address()
     for process in [start("-c", ONE_OF_TWO, address, index, tmp_path, devices=2) for index in range(2)]:
         finish(process)
-    search, ranges = (tmp_path / "state" / str(part) for part in (2, 3))
+    search, ranges = (tmp_path / "state" / part for part in ("search_groups", "learn_ranges"))
     assert search.exists() and ranges.exists()
-    settings = {"search": jaxdq.calibration.SearchSettings(num_updates=2)}
+    settings = {"search": jaxdq.calibration.SearchSettings(num_updates=2, moves=1)}
     settings["ranges"] = jaxdq.calibration.RangeSettings(num_updates=3)
     recipe = recipes.adpdm(8, 8, 2, **settings)
     one = jaxdq.calibrate(toy_denoiser(Tiny()), recipe, sampler=ddim(3), key=KEY, num_images=5)

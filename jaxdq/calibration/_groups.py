@@ -16,11 +16,11 @@ from jaxdq.calibration.tools.evidence import Evidence, names_of, with_acts
 from jaxdq.calibration.tools.loop import learn
 from jaxdq.calibration.tools.propagation import Sensitivity
 from jaxdq.calibration.tools.proxy import Proxy, best_contiguous, build_proxy, without_empty_groups
-from jaxdq.calibration.tools.relaxation import SearchState, initial_logits, make_update, relaxed, search_problem
-from jaxdq.calibration.tools.rows import first_non_finite, image_error, rows_of_steps, step_weights
+from jaxdq.calibration.tools.relaxation import SearchInfo, SearchState, initial_logits, make_update, relative_table
+from jaxdq.calibration.tools.rows import image_error
 from jaxdq.calibration.tools.selection import check_groups_fit, equal_spans
 from jaxdq.grid import Grid
-from jaxdq.linen import Acts, Visitor, dequantize_params, quantize
+from jaxdq.linen import Acts
 from jaxdq.observers import HistogramState
 
 
@@ -32,9 +32,6 @@ class SearchSettings:
         num_updates: of the logits.
         learning_rate: Adam's (the public code of the paper has 0.05 and decays weights, which keeps rows undecided).
         entropy: strength of the entropy term at the end (1 in the paper's public code, there without annealing).
-        task: weight of the error of the noise prediction, 1 in the first update, beside the discretisation error, 1 at
-            one group. Small, for one update sees few states: with 1, their noise hid what the groups can gain.
-        rows: states seen in one update, spread over the steps.
         moves: partitions that are tried by their images in the end, each with one boundary moved. The discretisation
             error can't judge them: it adds up errors as if they were independent of one another, and nine tenths of an
             image's error is what the errors of all steps have in common.
@@ -43,14 +40,12 @@ class SearchSettings:
     num_updates: int = 60
     learning_rate: float = 0.2
     entropy: float = 0.1
-    task: float = 0.03
-    rows: int = 12
     moves: int = 12
 
     def __post_init__(self) -> None:
-        check_at_least(1, num_updates=self.num_updates, rows=self.rows)
+        check_at_least(1, num_updates=self.num_updates)
         check_at_least(0, moves=self.moves)
-        check_not_negative(learning_rate=self.learning_rate, entropy=self.entropy, task=self.task)
+        check_not_negative(learning_rate=self.learning_rate, entropy=self.entropy)
 
 
 _SEARCH = SearchSettings()
@@ -96,9 +91,9 @@ def share_optimally(num_groups: int) -> Run:
 
 @calibrator(needs=(Grid, Evidence, Sensitivity), gives=(Acts,))
 def search_groups(num_groups: int, settings: SearchSettings = _SEARCH) -> Run:
-    """ADP-DM's differentiable search of the groups (see `_search` for its equations).
+    """ADP-DM's differentiable search of the groups (see `tools.relaxation` for its equations).
 
-    The logits become a partition by argmax, in which a group that no step chose takes a part of another (`_proxy`);
+    The logits become a partition by argmax, in which a group that no step chose takes a part of another;
     grids are refitted to the union of each group's steps; and the result is kept only if images drawn on the integer
     path, from noise that nothing was learned from, come closer to the float ones than with equal spans. From the better
     of the two, boundaries are then moved one at a time, where that brings those images closer still
@@ -112,12 +107,13 @@ def search_groups(num_groups: int, settings: SearchSettings = _SEARCH) -> Run:
         A calibrator that fits the activations' grids; needs histograms as evidence.
 
     Raises:
-        InputError: more groups than steps; a loss that becomes NaN.
+        InputError: more groups than steps.
 
     Source: arXiv 2305.18723, with these deviations: one bank per tensor, so that integer dots can run it (the public
-    code's ranges differ by input channel); straight-through rounding (there, none); in the end a choice, by argmax of
-    rows that the entropy term has made nearly one-hot (there, a mixture remains); grids and steps weighted by
-    propagated error; an acceptance test, and boundaries that are moved by it.
+    code's ranges differ by input channel); the discretisation error, weighted by what it costs the image, in place of
+    the noise prediction's, which made the result worse; in the end a choice, by argmax of rows that the entropy term
+    has made nearly one-hot (there, a mixture remains); an acceptance test by images, and boundaries that are moved by
+    it.
     """
 
     def run(work: Work, key: jax.Array) -> Work:
@@ -148,7 +144,7 @@ def search_groups(num_groups: int, settings: SearchSettings = _SEARCH) -> Run:
                 "dynamic programming": best_contiguous(proxy, num_groups)[1],
                 "search": proxy.cost(group_of_step),
             },
-            "updates": {name: [float(getattr(info, name)) for info in infos] for name in ("entropy", "task")},
+            "updates": {name: [float(getattr(info, name)) for info in infos] for name in SearchInfo._fields},
         }
         return _shared(work, proxy, partitions[kept], num_groups).logging("search_groups", log)
 
@@ -163,32 +159,17 @@ def _shared(work: Work, proxy: Proxy, group_of_step: np.ndarray, num_groups: int
 def _search(
     work: Work, proxy: Proxy, num_groups: int, settings: SearchSettings, key: jax.Array
 ) -> tuple[np.ndarray, list[Any]]:
-    plan = work.plan
-    start = _shared(work, proxy, np.zeros(work.data.num_steps, int), 1)
-    problem = search_problem(proxy, dequantize_params(jax.jit(quantize)(work.denoiser.params, start.calib)))
-    optimizer = optax.adam(settings.learning_rate)
+    optimizer, mesh = optax.adam(settings.learning_rate), work.machine.mesh
     logits = initial_logits(work.data.num_steps, num_groups, key)
-    state = SearchState(logits, optimizer.init(logits), jnp.zeros((), jnp.int32), jnp.ones(()))
-    update = make_update(
-        work.denoiser.module, plan.activations, optimizer, settings.num_updates, settings.task, settings.entropy
-    )
-    rows_of, mesh = rows_of_steps(work, step_weights(work), settings.rows, key), work.machine.mesh
-    on_devices = replicate(problem, mesh)
-
-    def explain(state: SearchState, inputs: Any) -> str:
-        def visitor_at(step: jax.Array) -> Visitor:
-            return relaxed(problem, plan.activations, state.logits, step)
-
-        return first_non_finite(work.denoiser.module, problem.params, visitor_at, inputs[1])
-
+    state = SearchState(logits, optimizer.init(logits), jnp.zeros((), jnp.int32))
+    table = replicate(relative_table(proxy), mesh)
     state, infos = learn(
-        lambda state, inputs: update(inputs[0], state, inputs[1]),
+        make_update(optimizer, settings.num_updates, settings.entropy),
         state,
-        lambda index: (on_devices, rows_of(index)),
+        lambda index: table,
         settings.num_updates,
         label="search groups",
         checkpoint=work.machine.folder,
-        explain=explain,
         mesh=mesh,
     )
     return np.asarray(state.logits), infos

@@ -29,14 +29,14 @@ def adpdm(
 ) -> Recipe:
     """Accurate post-training quantization of diffusion models: searched time groups on an integer path.
 
-    Equation: for logits `a[s, g]`, `p = softmax(a)`, an activation during the search is
-    `sum_g p[s, g] Q_g(x)`; the error of the noise prediction, the discretisation error and an annealed entropy of p are
-    minimised; then `group(s) = argmax_g a[s, g]`, each group's grids are fitted to its steps, and all ranges follow the
+    Equation: for logits `a[s, g]`, `p = softmax(a)`, the discretisation error of the soft groups, weighted by what it
+    costs the image, and an annealed entropy of p are minimised; then `group(s) = argmax_g a[s, g]`, each group's grids
+    are fitted to its steps, boundaries move where images of the integer path come closer, and all ranges follow the
     gradient of the noise prediction's error.
 
     Where we deviate from the paper and from its public code, and why: one bank per tensor instead of ranges per input
-    channel, since a scale that varies along the contraction can't leave an integer dot; straight-through rounding,
-    since without it half of the layers get no gradient; an entropy term that grows, and argmax, since a mixture of
+    channel, since a scale that varies along the contraction can't leave an integer dot; no error of the noise
+    prediction in the search, which made its result worse; an entropy term that grows, and argmax, since a mixture of
     grids is no grid; errors weighted by what reaches the image; ranges learned after the choice, the weights' among
     them, since ranges and not groups carry most of the gain; and acceptance on the integer path.
     8 groups are the paper's; its learning rate and its weight decay are not used (see `SearchSettings`). Timesteps are

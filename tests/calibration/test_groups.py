@@ -184,13 +184,6 @@ def test_nan_images_of_the_search_are_not_kept(table, monkeypatch):
     np.testing.assert_array_equal(group_of_step(search_groups(2)(work(), KEY)), [0, 0, 0, 1, 1])
 
 
-def test_a_search_that_breaks_names_site_and_step(table):
-    scale = table.scale.copy()
-    scale[:, 1] = np.nan
-    with pytest.raises(InputError, match=rf"'search groups' \(first at 'two', step 0, t = {work().data.t[0]}\)"):
-        _groups._search(work(), table._replace(scale=scale), 2, SHORT, KEY)
-
-
 def test_image_error_is_that_of_integer_images_from_the_same_noise():
     calib = share_uniformly(2)(work(), KEY)
     qparams = jax.jit(quantize)(calib.denoiser.params, calib.calib)

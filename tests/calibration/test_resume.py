@@ -73,7 +73,7 @@ def searching():
         fit_weights(minmax_weights()),
         given("observe", Evidence, run=lambda work, key: work.knowing(ranges(work, key))),
         given("measure_sensitivity", Sensitivity, run=lambda work, key: work.knowing(found(work, key))),
-        search_groups(2, SearchSettings(num_updates=6, rows=2)),
+        search_groups(2, SearchSettings(num_updates=6)),
     )
     return Recipe("toy", lambda sites: rules, calibrators)
 

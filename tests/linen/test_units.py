@@ -43,7 +43,9 @@ def test_a_unit_alone_gives_what_it_gave_in_the_network():
     first, second = units_of(Stack(), PARAMS, is_block, X, T)
     assert [unit.path for unit in (first, second)] == ["one", "two"], "in the order of execution"
     for unit, (params, args, kwargs, expected) in zip((first, second), units, strict=True):
-        np.testing.assert_allclose(unit.module.apply({"params": params}, *args, **kwargs), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            unit.module.apply({"params": params}, *args, **kwargs), expected, rtol=1e-5, atol=1e-6
+        )
     # What the second was given is what the first returned.
     np.testing.assert_array_equal(units[1][1][0], units[0][3])
 

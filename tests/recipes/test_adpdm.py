@@ -141,7 +141,7 @@ def guided_denoiser():
 )
 def test_networks_that_take_one_time_are_learned_too(make):
     # Two rows in an update, as many as the first layer has channels: a vector t would broadcast over those.
-    recipe = adpdm(4, 8, 2, search=SearchSettings(num_updates=2, rows=2), ranges=RangeSettings(num_updates=2, rows=2))
+    recipe = adpdm(4, 8, 2, search=SearchSettings(num_updates=2, moves=1), ranges=RangeSettings(num_updates=2, rows=2))
     work = run_recipe(make(), recipe, sampler=ddim(STEPS), key=jax.random.key(0), num_images=4)
     rows = rows_of_steps(work, step_weights(work), 2, jax.random.key(0))(0)
     output = apply_by_row(work.denoiser.module, work.denoiser.params, lambda step: lambda name, x: x, rows)

@@ -4,12 +4,14 @@ import dataclasses
 import inspect
 import shlex
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxdq import recipes
+from jaxdq._arguments import as_keywords, typed
 from jaxdq._errors import InputError
 from jaxdq._paths import local_path
 from jaxdq.calibration import Recipe
@@ -20,6 +22,8 @@ from jaxdq.sampling import BATCH_SIZE
 DEFAULT_RECIPE = "adpdm"
 # One number of the seed for each use, so that no two uses share noise.
 CALIBRATE, EVALUATE, SAMPLE, PROMPTS = range(4)
+# Arguments of recipes that have a setting, and an option, of their own.
+_SETTING_OF = {"weight_bits": "weight_bits", "act_bits": "act_bits", "num_groups": "groups", "ranges": "ranges"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Settings:
         weight_bits: 2 to 8.
         act_bits: 2 to 8.
         groups: spans of time with scales of their own; None leaves it to the recipe.
+        ranges: "minmax", "mse", "percentile" or "learned"; None leaves it to the recipe.
+        arguments: others of the recipe, such as {"budget": 64, "search.num_updates": 30}; values, or their text.
         sampler: "ddim" or "ddpm".
         eta: of DDIM, in [0, 1].
         steps: of the sampler.
@@ -45,7 +51,8 @@ class Settings:
         classes: of a class-conditional model, those to draw in turn: "0,5,9"; None is all of them.
 
     Raises:
-        InputError: a number out of its range, or classes that are no list of numbers.
+        InputError: a number out of its range, classes that are no list of numbers, an argument that the recipe doesn't
+            have, or one of another type.
     """
 
     model: str
@@ -53,6 +60,8 @@ class Settings:
     weight_bits: int = 8
     act_bits: int = 8
     groups: int | None = None
+    ranges: str | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sampler: str = "ddim"
     eta: float = 0.0
     steps: int = 50
@@ -73,19 +82,37 @@ class Settings:
         check_dtype(self.dtype)
         if self.class_ids is not None and self.prompts is not None:
             raise InputError("both classes and prompts were given; a model draws from one of them: give that one.")
+        self._take_arguments()
 
     @property
     def class_ids(self) -> tuple[int, ...] | None:
         """The numbers in `classes`."""
         return None if self.classes is None else parse_classes(self.classes)
 
+    def _take_arguments(self) -> None:
+        """Gives arguments their types, and settings of their own to those that have one: the recipe's, once."""
+        given = dict(self.arguments)
+        if given:
+            given = typed(recipe_named(self.recipe), given, f"recipe '{self.recipe}'")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, setting in _SETTING_OF.items():
+            if name in given:
+                value, before = given.pop(name), getattr(self, setting)
+                if before not in (value, defaults[setting]):
+                    raise InputError(f"{setting} is {before} and {name} was set to {value}; give one of them.")
+                object.__setattr__(self, setting, value)
+        object.__setattr__(self, "arguments", given)
+
     @property
     def default_folder(self) -> Path:
-        """Where the run goes if nobody says otherwise: `out/digits-adpdm-w8a8-g8`."""
+        """Where the run goes if nobody says otherwise: `out/digits-adpdm-w8a8-g8-mse-budget=64`."""
         groups = "" if self.groups is None else f"-g{self.groups}"
         bits = f"w{self.weight_bits}a{self.act_bits}"
         dtype = "" if self.dtype is None else f"-{self.dtype}"
-        return Path("out") / f"{local_path(self.model).resolve().name}-{self.recipe}-{bits}{groups}{dtype}"
+        ranges = "" if self.ranges is None else f"-{self.ranges}"
+        arguments = "".join(f"-{name}={value}" for name, value in self.arguments.items())
+        name = f"{local_path(self.model).resolve().name}-{self.recipe}-{bits}{groups}{ranges}{arguments}{dtype}"
+        return Path("out") / name
 
 
 def recipes_by_name() -> dict[str, Callable[..., Recipe]]:
@@ -94,27 +121,44 @@ def recipes_by_name() -> dict[str, Callable[..., Recipe]]:
     return {name: value for name, value in public.items() if typing.get_type_hints(value).get("return") is Recipe}
 
 
+def recipe_named(name: str) -> Callable[..., Recipe]:
+    """The recipe of this name.
+
+    Raises:
+        InputError: no such recipe.
+    """
+    known = recipes_by_name()
+    if name not in known:
+        raise InputError(f"there is no recipe {name!r}; the recipes are {', '.join(sorted(known))}.")
+    return known[name]
+
+
 def make_recipe(settings: Settings) -> Recipe:
     """The recipe that the settings name.
 
     Raises:
-        InputError: no such recipe, bits outside 2..8, or groups for a recipe that has none.
+        InputError: no such recipe, bits outside 2..8, unknown ranges, or groups for a recipe that has none.
     """
-    known = recipes_by_name()
-    if settings.recipe not in known:
-        raise InputError(f"there is no recipe {settings.recipe!r}; the recipes are {', '.join(sorted(known))}.")
-    make = known[settings.recipe]
-    bits = {"weight_bits": settings.weight_bits, "act_bits": settings.act_bits}
-    if settings.groups is None:
-        return make(**bits)
-    if _takes_groups(make):
-        return make(**bits, num_groups=settings.groups)
-    if settings.groups != 1:
+    make = recipe_named(settings.recipe)
+    keywords = as_keywords(make, settings.arguments)
+    keywords |= {"weight_bits": settings.weight_bits, "act_bits": settings.act_bits}
+    if settings.ranges is not None:
+        keywords["ranges"] = settings.ranges
+    if settings.groups is not None and _takes_groups(make):
+        keywords["num_groups"] = settings.groups
+    elif settings.groups not in (None, 1):
+        with_groups = sorted(name for name, other in recipes_by_name().items() if _takes_groups(other))
         raise InputError(
             f"recipe '{settings.recipe}' has one scale for all times and can't use {settings.groups} groups; leave "
-            f"--groups out, or choose one of {', '.join(sorted(name for name in known if _takes_groups(known[name])))}."
+            f"--groups out, or choose one of {', '.join(with_groups)}."
         )
-    return make(**bits)
+    return make(**keywords)
+
+
+def ranges_of(settings: Settings) -> str:
+    """How ranges are chosen: as asked for, or as the recipe does it by default."""
+    own: str = inspect.signature(recipe_named(settings.recipe)).parameters["ranges"].default
+    return settings.ranges or own
 
 
 def make_sampler(name: str, steps: int, eta: float = 0.0) -> Sampler:
@@ -157,14 +201,19 @@ def key_of(seed: int, use: int) -> jax.Array:
 
 
 def command_of(settings: Settings, recipe: Recipe, out: Path) -> str:
-    """The command line that makes this run again, no default left unsaid."""
-    options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "model"}
-    options["groups"] = recipe.num_groups if _takes_groups(recipes_by_name()[settings.recipe]) else None
+    """The command line that makes this run again, no option's default left unsaid."""
+    options = {
+        name: value for name, value in dataclasses.asdict(settings).items() if name not in ("model", "arguments")
+    }
+    options["groups"] = recipe.num_groups if _takes_groups(recipe_named(settings.recipe)) else None
+    options["ranges"] = ranges_of(settings)
     options["eta"] = settings.eta if settings.sampler == "ddim" else None
     options["guidance"] = settings.guidance if settings.prompts is not None else None
     words = ["jaxdq", "quantize", settings.model]
     for name, value in options.items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    for name, value in settings.arguments.items():
+        words += ["--set", f"{name}={value}"]
     return shlex.join([*words, "--out", str(out)])
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from jaxdq._arguments import pairs
 from jaxdq._errors import InputError
 from jaxdq._paths import local_path, path_of, reaching
 
@@ -33,6 +34,7 @@ _VARIANTS = (
 Classes = Annotated[
     str | None, typer.Option(help="Of a class-conditional model, the classes to draw in turn: 0,5,9. All if not given.")
 ]
+_ARGUMENTS = "An argument of the recipe, such as budget=64 or learning.num_updates=30; repeat it."
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the metrics, as JSON.")]
 
 
@@ -52,6 +54,10 @@ def quantize(
     weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
     act_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
     groups: Annotated[int | None, typer.Option(help="Time groups; the recipe's own number if not given.")] = None,
+    ranges: Annotated[
+        str | None, typer.Option(help="minmax, mse, percentile or learned; the recipe's own choice if not given.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_ARGUMENTS)] = None,
     sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
     eta: Annotated[float, typer.Option(help="Of ddim: 0 is deterministic, 1 as noisy as ddpm.")] = 0.0,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 50,
@@ -78,6 +84,8 @@ def quantize(
         weight_bits=weight_bits,
         act_bits=act_bits,
         groups=groups,
+        ranges=ranges,
+        arguments=pairs(set_ or ()),
         sampler=sampler,
         eta=eta,
         steps=steps,

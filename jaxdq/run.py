@@ -36,6 +36,7 @@ from jaxdq._settings import (
     make_recipe,
     make_sampler,
     parse_classes,
+    ranges_of,
 )
 from jaxdq._settings import DEFAULT_RECIPE as DEFAULT_RECIPE
 from jaxdq._settings import recipes_by_name as recipes_by_name
@@ -232,7 +233,7 @@ def _asked(settings: Settings, recipe: Recipe, out: Path) -> dict[str, Any]:
     asked = dataclasses.asdict(settings)
     if settings.model not in bundled_models() and local_path(settings.model).is_dir():
         asked["model"] = str(local_path(settings.model).resolve())  # so that `evaluate` finds it from any folder
-    asked["groups"] = recipe.num_groups
+    asked["groups"], asked["ranges"] = recipe.num_groups, ranges_of(settings)
     return {
         **asked,
         "recipe_settings": recipe.settings,

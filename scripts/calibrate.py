@@ -25,6 +25,7 @@ import models
 
 import jaxdq
 from jaxdq import InputError
+from jaxdq._arguments import pairs
 from jaxdq._conditions import load_model, with_classes
 from jaxdq.checkpoint import check_can_save
 from jaxdq.run import Settings, make_recipe, make_sampler
@@ -48,6 +49,8 @@ def calibrate(args: argparse.Namespace) -> None:
         weight_bits=args.weight_bits,
         act_bits=args.act_bits,
         groups=args.groups,
+        ranges=args.ranges,
+        arguments=pairs(args.set or ()),
         seed=args.seed,
         calibration_images=args.calibration_images,
         batch_size=args.batch_size,
@@ -101,6 +104,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--act-bits", type=int, default=8)
     parser.add_argument("--groups", type=int)
+    parser.add_argument("--ranges", help="minmax, mse, percentile or learned; the recipe's own choice if not given")
+    parser.add_argument("--set", action="append", metavar="NAME=VALUE", help="an argument of the recipe; repeat it")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--calibration-images", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time, over all devices together")

@@ -26,7 +26,7 @@ APPLY = jax.jit(jaxdq.apply, static_argnums=0)
 
 @functools.cache
 def calibrate(num_images=11, mesh=None, weight_bits=8, learns=False):
-    settings = {"search": SearchSettings(num_updates=3, moves=1), "ranges": RangeSettings(num_updates=3, rows=3)}
+    settings = {"search": SearchSettings(num_updates=3, moves=1), "learning": RangeSettings(num_updates=3, rows=3)}
     recipe = recipes.adpdm(weight_bits, 8, 2, **settings) if learns else recipes.uniform_groups(weight_bits, 8, 2)
     return jaxdq.calibrate(DENOISER, recipe, sampler=ddpm(3), key=KEY, num_images=num_images, mesh=mesh)
 

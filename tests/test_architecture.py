@@ -10,7 +10,7 @@ FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("
 # Imports point to a lower floor, or to the same part of the house.
 FLOORS = (
     ("_describe", "_errors"),
-    ("_paths", "_progress", "_trees"),
+    ("_arguments", "_paths", "_progress", "_trees"),
     ("_folders", "_devices", "_foreign", "grid"),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),
@@ -83,7 +83,7 @@ def test_imports_point_down(name):
 
 @every_module
 def test_recipes_and_observers_do_not_know_their_siblings(name):
-    part, shared = part_of(name), ("_base", "_rules", "_histogram", "_minmax")
+    part, shared = part_of(name), ("_base", "_rules", "_histogram", "_minmax", "_ranges")
     if part in ("recipes", "observers") and not name.endswith("__init__.py"):
         inside = [
             imported.split(".")[2] for imported in imports_of(TREES[name]) if imported.startswith(f"jaxdq.{part}.")

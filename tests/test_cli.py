@@ -14,12 +14,13 @@ from toys import UNET2D_CONFIG, toy_params
 
 import jaxdq
 from jaxdq import cli, run
+from jaxdq._settings import command_of
 from jaxdq.unet import save_unet_folder, unet2d_from_config
 
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 20, "beta_start": 0.01, "beta_end": 0.3}
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SMALL = ["--steps", "3", "--images", "4", "--calibration-images", "4", "--groups", "2", "--seed", "5"]
-SMALL += ["--recipe", "uniform_groups"]  # seconds; the default recipe learns for minutes
+SMALL += ["--recipe", "uniform_groups", "--ranges", "minmax"]  # seconds; the default recipe learns for minutes
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +111,7 @@ def test_quantize_writes_a_whole_run(made):
     assert not list(made.parent.glob(".*"))
     metrics = strict((made / "metrics.json").read_text())
     assert metrics["image_space"] == "pixels" and metrics["no_decoder"] == ""
+    assert metrics["ranges"] == "minmax" and metrics["arguments"] == {}
     assert metrics["groups"] == 2 and metrics["steps"] == 3 and len(metrics["noise_sqnr_db"]["per_step"]) == 3
     assert metrics["weight_bytes"]["quantized"] == jaxdq.stored_bytes(jaxdq.restore(made / "quantized"))
     files = [path for path in (made / "quantized").rglob("*") if path.is_file()]
@@ -138,6 +140,12 @@ def test_the_command_in_the_metrics_makes_the_run_again(made):
     assert words[:2] == ["jaxdq", "quantize"]
     for option in ("--groups 2", "--steps 3", "--seed 5", "--images 4", "--calibration-images 4", "--sampler ddim"):
         assert option in " ".join(words)
+
+
+def test_the_command_names_ranges_and_what_was_set(tmp_path):
+    settings = run.Settings("digits", arguments={"budget": "64", "learning.weights": "false"})
+    command = command_of(settings, run.make_recipe(settings), tmp_path)
+    assert "--ranges learned" in command and "--set budget=64 --set learning.weights=False" in command
 
 
 def test_evaluate_gives_the_run_its_own_numbers(made, capsys):
@@ -289,6 +297,14 @@ def test_force_replaces_nothing_but_a_run(model, tmp_path, capsys):
         (["--images", "-4"], "images is -4"),
         (["--calibration-images", "0"], "calibration_images is 0"),
         (["--batch-size", "0"], "batch_size is 0"),
+        (["--ranges", "mean"], "ranges is 'mean'; give one of 'minmax', 'mse', 'percentile', 'learned'"),
+        (["--set", "budget=64"], "recipe 'uniform_groups' has no argument 'budget'; it has weight_bits"),
+        (["--set", "learning.num_updates=few"], "learning.num_updates is 'few'; give a whole number"),
+        (["--set", "learning.num_updates=3"], "ranges='minmax' learns nothing"),
+        (["--set", "num_groups=3"], "groups is 2 and num_groups was set to 3; give one of them"),
+        (["--set", "budget"], "'budget' was to be set; give it as name=value"),
+        (["--set", "=3"], "'=3' was to be set"),
+        (["--set", "act_bits=4", "--set", "act_bits=5"], "act_bits was set twice, to 4 and to 5"),
         (["--sampler", "euler"], "no sampler 'euler'"),
         (["--eta", "2"], "eta is 2"),
         (["--eta", "0.5", "--sampler", "ddpm"], "ddpm sampler has none"),

@@ -30,7 +30,7 @@ import jaxdq
 from jaxdq.calibration import RangeSettings, SearchSettings
 from jaxdq.calibration.tools import loop
 loop.SAVE_EVERY = 2
-settings = {"search": SearchSettings(num_updates=2, moves=1), "ranges": RangeSettings(num_updates=3)}
+settings = {"search": SearchSettings(num_updates=2, moves=1), "learning": RangeSettings(num_updates=3)}
 recipe = jaxdq.recipes.adpdm(8, 8, 2, **settings)
 mesh = jax.make_mesh((jax.device_count(),), ("batch",))
 assert mesh.size == 4
@@ -78,7 +78,7 @@ def test_two_processes_learn_what_one_does_and_go_on_from_one_state(tmp_path):
     search, ranges = (tmp_path / "state" / part for part in ("search_groups", "learn_ranges"))
     assert search.exists() and ranges.exists()
     settings = {"search": jaxdq.calibration.SearchSettings(num_updates=2, moves=1)}
-    settings["ranges"] = jaxdq.calibration.RangeSettings(num_updates=3)
+    settings["learning"] = jaxdq.calibration.RangeSettings(num_updates=3)
     recipe = recipes.adpdm(8, 8, 2, **settings)
     one = jaxdq.calibrate(toy_denoiser(Tiny()), recipe, sampler=ddim(3), key=KEY, num_images=5)
     for turn in range(2):

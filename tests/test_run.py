@@ -1,7 +1,7 @@
 import pytest
 
 from jaxdq import InputError, recipes, run
-from jaxdq.calibration import Recipe
+from jaxdq.calibration import RangeSettings, Recipe, SearchSettings
 from jaxdq.diffusion import DDIM, DDPM
 
 
@@ -52,3 +52,78 @@ def test_the_dtype_is_checked_before_any_work_and_named_in_the_folder():
     with pytest.raises(InputError, match="dtype is 'int8'; give bfloat16, float16, float32"):
         run.Settings("digits", dtype="int8")
     assert run.Settings("digits", dtype="bfloat16").default_folder.name == "digits-adpdm-w8a8-bfloat16"
+
+
+SET = {
+    "budget": ({"budget": "64"}, {"budget": 64}),
+    "a value": ({"budget": 64}, {"budget": 64}),
+    "none": ({"budget": "none"}, {"budget": None}),
+    "a field": ({"search.num_updates": "30"}, {"search.num_updates": 30}),
+    "a real number": (
+        {"search.learning_rate": "1e-3", "search.entropy": "1"},
+        {"search.learning_rate": 1e-3, "search.entropy": 1.0},
+    ),
+    "yes or no": ({"learning.weights": "false"}, {"learning.weights": False}),
+}
+
+
+@pytest.mark.parametrize("name", SET)
+def test_arguments_of_the_recipe_take_their_types(name):
+    given, typed = SET[name]
+    settings = run.Settings("digits", arguments=given)
+    assert settings.arguments == typed
+    assert [type(value) for value in settings.arguments.values()] == [type(value) for value in typed.values()]
+
+
+def test_arguments_reach_the_recipe():
+    given = {"budget": 64, "search.num_updates": 30, "search.moves": 5, "learning.weights": "false"}
+    made = run.make_recipe(run.Settings("digits", weight_bits=4, arguments=given))
+    learning = RangeSettings(weights=False)
+    search = SearchSettings(num_updates=30, moves=5)
+    assert made.settings == recipes.adpdm(4, budget=64, search=search, learning=learning).settings
+
+
+def test_arguments_that_have_a_setting_of_their_own_become_it():
+    given = {"weight_bits": "4", "act_bits": 6, "num_groups": "3", "ranges": "mse"}
+    settings = run.Settings("digits", arguments=given)
+    assert settings == run.Settings("digits", weight_bits=4, act_bits=6, groups=3, ranges="mse")
+    with pytest.raises(InputError, match="groups is 8 and num_groups was set to 3; give one of them"):
+        run.Settings("digits", groups=8, arguments=given)
+
+
+@pytest.mark.parametrize("recipe", run.recipes_by_name())
+@pytest.mark.parametrize("ranges", ["minmax", "mse", "percentile", "learned"])
+def test_ranges_reach_every_recipe(recipe, ranges):
+    made = run.make_recipe(run.Settings("digits", recipe=recipe, ranges=ranges))
+    assert made.settings == run.recipes_by_name()[recipe](ranges=ranges).settings
+
+
+def test_runs_with_other_ranges_and_arguments_go_to_other_folders():
+    settings = run.Settings("digits", ranges="mse", arguments={"budget": 64})
+    assert settings.default_folder.name == "digits-adpdm-w8a8-mse-budget=64"
+
+
+REFUSED = {
+    "unknown": ({"bugdet": 64}, "recipe 'adpdm' has no argument 'bugdet'; it has weight_bits, act_bits, .*budget"),
+    "unknown field": ({"search.updates": 3}, "has no argument 'search.updates'; it has .*search.num_updates"),
+    "all of them": ({"search": "fast"}, "has no argument 'search'; it has .*search.num_updates"),
+    "no whole number": ({"search.num_updates": "3.5"}, "search.num_updates is '3.5'; give a whole number"),
+    "a word": ({"budget": "many"}, "budget is 'many'; give a whole number or none"),
+    "yes as a number": ({"budget": True}, "budget is 'True'; give a whole number or none"),
+    "not finite": ({"search.entropy": "nan"}, "search.entropy is 'nan'; give a finite number"),
+    "neither yes nor no": ({"learning.weights": "maybe"}, "learning.weights is 'maybe'; give true or false"),
+    "ranges": ({"ranges": "mean"}, "ranges is 'mean'; give one of minmax, mse, percentile, learned"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses_arguments(name):
+    given, said = REFUSED[name]
+    with pytest.raises(InputError, match=said):
+        run.Settings("digits", arguments=given)
+
+
+def test_refuses_numbers_that_the_settings_refuse():
+    settings = run.Settings("digits", arguments={"search.num_updates": 0})
+    with pytest.raises(InputError, match="num_updates is 0; give a whole number of at least 1"):
+        run.make_recipe(settings)

@@ -10,3 +10,4 @@ from jaxdq.observers._mse import mse as mse
 from jaxdq.observers._percentile import percentile as percentile
 from jaxdq.observers._weights import minmax_weights as minmax_weights
 from jaxdq.observers._weights import mse_weights as mse_weights
+from jaxdq.observers._weights import percentile_weights as percentile_weights

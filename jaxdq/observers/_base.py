@@ -21,8 +21,8 @@ exactly on the grid; values a power of two larger give a scale larger by that po
 scale of NaN or infinity, for the host to refuse with the name of the tensor. `merge` is associative and equal to
 updating in sequence, except for `ema`, which says what it does instead.
 
-A weight is seen whole and at once: `minmax_weights()` and `mse_weights(p)` are functions `(w, scheme) -> QParams`, with
-one scale for each channel of `scheme.channel_axis`.
+A weight is seen whole and at once: `minmax_weights()`, `mse_weights(p)` and `percentile_weights(p)` are functions
+`(w, scheme) -> QParams`, with one scale for each channel of `scheme.channel_axis`.
 """
 
 from collections.abc import Callable

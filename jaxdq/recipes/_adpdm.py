@@ -7,14 +7,15 @@ from jaxdq.calibration import (
     SearchSettings,
     check_budget,
     fit_weights,
-    learn_ranges,
     measure_sensitivity,
     observe,
+    refit_ranges,
     search_groups,
     select_timesteps,
     structural_risk,
 )
-from jaxdq.observers import mse, mse_weights
+from jaxdq.observers import percentile
+from jaxdq.recipes._ranges import RangeMethod, chosen
 from jaxdq.recipes._rules import default_rules
 
 
@@ -25,7 +26,8 @@ def adpdm(
     *,
     budget: int | None = None,
     search: SearchSettings | None = None,
-    ranges: RangeSettings | None = None,
+    ranges: RangeMethod = "learned",
+    learning: RangeSettings | None = None,
 ) -> Recipe:
     """Accurate post-training quantization of diffusion models: searched time groups on an integer path.
 
@@ -49,13 +51,15 @@ def adpdm(
         budget: states in the calibration set, at timesteps chosen by structural risk minimisation; at least as many as
             groups. None is every state that was sampled.
         search: settings of the search.
-        ranges: settings of the learning of ranges.
+        ranges: as in `minmax`; "mse" leaves the grids that the search ends with, whose squared errors are weighted by
+            what they cost the image; "minmax" and "percentile" are fitted anew to the groups that it found.
+        learning: as in `minmax`.
 
     Returns:
         Recipe.
 
     Raises:
-        InputError: bits outside; a budget of fewer states than groups.
+        InputError: as in `minmax`; a budget of fewer states than groups.
 
     Example:
         >>> adpdm(6, 6).num_groups
@@ -63,7 +67,9 @@ def adpdm(
 
     Source: Wang et al., arXiv 2305.18723 (CVPR 2024).
     """
-    search, ranges = search or SearchSettings(), ranges or RangeSettings()
+    weights, acts, learn = chosen(ranges, learning)
+    if ranges == "minmax":
+        acts = percentile(100.0)  # the same ranges, from the histograms that the search needs
     selection: tuple[Calibrator, ...] = ()
     if budget is not None:
         check_budget(budget, num_groups)
@@ -72,11 +78,12 @@ def adpdm(
         name="adpdm",
         rules=default_rules(weight_bits, act_bits),
         calibrators=(
-            fit_weights(mse_weights()),
+            fit_weights(weights),
             *selection,
-            observe(mse(2.0)),
+            observe(acts),
             measure_sensitivity(),
-            search_groups(num_groups, search),
-            learn_ranges(ranges),
+            search_groups(num_groups, search or SearchSettings()),
+            *((refit_ranges(),) if ranges in ("minmax", "percentile") else ()),
+            *learn,
         ),
     )

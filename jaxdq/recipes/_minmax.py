@@ -1,12 +1,13 @@
-"""One static scale per activation, from its minimum and maximum: what everyone does, and the baseline."""
+"""One static scale per activation: what everyone does, and the baseline."""
 
-from jaxdq.calibration import Recipe, fit_weights, observe, share_uniformly
-from jaxdq.observers import minmax as observe_minmax
-from jaxdq.observers import minmax_weights
+from jaxdq.calibration import RangeSettings, Recipe
+from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
 from jaxdq.recipes._rules import default_rules
 
 
-def minmax(weight_bits: int = 8, act_bits: int = 8) -> Recipe:
+def minmax(
+    weight_bits: int = 8, act_bits: int = 8, *, ranges: RangeMethod = "minmax", learning: RangeSettings | None = None
+) -> Recipe:
     """Min-max ranges over all timesteps, one scale per activation.
 
     Equation: `scale = (max(x, 0) - min(x, 0)) / (2**act_bits - 1)` over all steps and images; weights per output
@@ -15,9 +16,15 @@ def minmax(weight_bits: int = 8, act_bits: int = 8) -> Recipe:
     Args:
         weight_bits: 2 to 8.
         act_bits: 2 to 8.
+        ranges: "minmax" (nothing is clipped), "mse" (least rounding error), "percentile" (all but the outermost
+            values) or "learned" (from "mse", by the gradient of the output's error).
+        learning: Settings of the learning, with ranges "learned".
 
     Returns:
         Recipe.
+
+    Raises:
+        InputError: Bits outside; unknown ranges; settings of a learning that does not take place.
 
     Example:
         >>> minmax(8, 8).name
@@ -25,8 +32,4 @@ def minmax(weight_bits: int = 8, act_bits: int = 8) -> Recipe:
 
     Source: Jacob et al. 2018, section 3 (static ranges, nearest rounding); activations there are 8-bit only.
     """
-    return Recipe(
-        name="minmax",
-        rules=default_rules(weight_bits, act_bits),
-        calibrators=(fit_weights(minmax_weights()), observe(observe_minmax()), share_uniformly(1)),
-    )
+    return Recipe("minmax", default_rules(weight_bits, act_bits), in_equal_spans(1, ranges, learning))

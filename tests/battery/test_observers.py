@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdq.grid import Scheme, fake_quantize
-from jaxdq.observers import ema, minmax, minmax_weights, mse, mse_weights, percentile
+from jaxdq.observers import ema, minmax, minmax_weights, mse, mse_weights, percentile, percentile_weights
 
 OBSERVERS = {
     "minmax": minmax(),
@@ -16,7 +16,11 @@ OBSERVERS = {
     "percentile": percentile(99.0),
     "mse": mse(2.4, num_candidates=20),
 }
-WEIGHTS = {"minmax_weights": minmax_weights(), "mse_weights": mse_weights(2.4, num_candidates=20)}
+WEIGHTS = {
+    "minmax_weights": minmax_weights(),
+    "mse_weights": mse_weights(2.4, num_candidates=20),
+    "percentile_weights": percentile_weights(99.0),
+}
 SCHEMES = {str(scheme): scheme for bits in (2, 4, 8) for scheme in (Scheme(bits), Scheme(bits, symmetric=False))}
 ORDERED = {"ema"}  # merge is not the same as seeing both in turn, and says so
 
@@ -199,6 +203,9 @@ def test_weights_of_every_channel(name, scheme):
         ("minmax_weights", (0, 1, 2), (4, 5, 3)),
         ("mse_weights", (0, -1), (4, 1, 3)),
         ("mse_weights", None, (1, 1, 1)),
+        ("percentile_weights", None, (1, 1, 1)),
+        ("percentile_weights", (0, -1), (4, 1, 3)),
+        ("percentile_weights", (0, 1, 2), (4, 5, 3)),
     ],
 )
 def test_weights_along_any_axes(name, channel_axis, shape):

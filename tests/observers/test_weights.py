@@ -5,7 +5,7 @@ import pytest
 
 from jaxdq._errors import InputError
 from jaxdq.grid import Scheme, fake_quantize
-from jaxdq.observers import minmax_weights, mse_weights
+from jaxdq.observers import minmax_weights, mse_weights, percentile_weights
 
 W = jax.random.normal(jax.random.key(0), (3, 3, 16, 8)) * jnp.logspace(-3, 3, 8)
 
@@ -45,6 +45,40 @@ def test_golden_minmax():
     np.testing.assert_allclose(scale, [[1.0, 1.0]], rtol=2.0**-22)  # (13 + 2) / 15, (6 + 9) / 15
     assert zero_point.tolist() == [[-6, 1]]
     np.testing.assert_allclose(minmax_weights()(7 * w, Scheme(4, channel_axis=0)).scale, [[6.0], [13.0]], rtol=2.0**-22)
+
+
+HUNDRED = np.random.default_rng(0).permutation(np.arange(1, 101, dtype=np.float32))
+
+
+@pytest.mark.parametrize(("p", "high"), [(100, 100), (99.5, 100), (99, 99), (97.5, 98), (90, 90), (75, 75)])
+def test_golden_percentile(p, high):
+    """Of 1, ..., 100 the highest 100 - p are left out, as many of them as are whole."""
+    w, ends = np.stack([HUNDRED, -HUNDRED], 1), Scheme(8, channel_axis=1)
+    np.testing.assert_allclose(127 * percentile_weights(p)(w, ends).scale, [[high, high]], rtol=1e-6)
+    # Each end loses its own: 5 of 200 at each.
+    both, scheme = np.concatenate([HUNDRED, -HUNDRED])[:, None], Scheme(8, symmetric=False, channel_axis=1)
+    np.testing.assert_allclose(255 * percentile_weights(97.5)(both, scheme).scale, [[95 + 95]], rtol=1e-6)
+
+
+def test_percentile_of_a_thousand_leaves_one_out_and_of_fewer_none():
+    scheme = Scheme(4, channel_axis=-1)
+    for size, scale in ((1000, 1.0), (999, 10.0)):
+        w = np.append(np.linspace(-7, 7, size - 1, dtype=np.float32), 70)[:, None]
+        np.testing.assert_allclose(percentile_weights()(w, scheme).scale, [[scale]], rtol=1e-6)
+
+
+def test_percentile_keeps_the_only_weights_of_a_channel():
+    w = np.zeros((2000, 2), np.float32)
+    w[7, 0] = w[9, 1] = 7.0
+    w[:100, 1] = -3.5
+    # The second channel has others, so that its one outlier goes.
+    assert percentile_weights()(w, Scheme(4, channel_axis=-1)).scale.tolist() == [[1.0, 0.5]]
+
+
+@pytest.mark.parametrize("p", [50, 0, 100.1, -1, float("nan")])
+def test_a_percentile_that_is_none_is_refused(p):
+    with pytest.raises(InputError, match=r"percentile is .*; give a number above 50 and up to 100"):
+        percentile_weights(p)
 
 
 def test_memory_does_not_grow_with_the_candidates():

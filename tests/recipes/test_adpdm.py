@@ -37,7 +37,7 @@ def denoiser():
 
 @functools.cache
 def run(seed=0, again=False):
-    short = {"search": SearchSettings(num_updates=3), "ranges": RangeSettings(num_updates=3)}
+    short = {"search": SearchSettings(num_updates=3), "learning": RangeSettings(num_updates=3)}
     recipe = adpdm(4, 8, NUM_GROUPS, **short)
     return calibrate(denoiser(), recipe, sampler=ddim(STEPS), key=jax.random.key(seed), num_images=4)
 
@@ -74,7 +74,7 @@ def test_golden_weight_grid_cuts_an_outlier_that_is_not_worth_its_grid():
 
 @pytest.mark.slow
 def test_a_budget_chooses_timesteps_first():
-    short = {"search": SearchSettings(num_updates=1), "ranges": RangeSettings(num_updates=1)}
+    short = {"search": SearchSettings(num_updates=1), "learning": RangeSettings(num_updates=1)}
     recipe = adpdm(4, 8, NUM_GROUPS, budget=4, **short)
     work = run_recipe(denoiser(), recipe, sampler=ddim(STEPS), key=jax.random.key(0), num_images=4)
     assert [name for name, _ in work.log] == ["select_timesteps", "search_groups", "learn_ranges"]
@@ -141,7 +141,9 @@ def guided_denoiser():
 )
 def test_networks_that_take_one_time_are_learned_too(make):
     # Two rows in an update, as many as the first layer has channels: a vector t would broadcast over those.
-    recipe = adpdm(4, 8, 2, search=SearchSettings(num_updates=2, moves=1), ranges=RangeSettings(num_updates=2, rows=2))
+    recipe = adpdm(
+        4, 8, 2, search=SearchSettings(num_updates=2, moves=1), learning=RangeSettings(num_updates=2, rows=2)
+    )
     work = run_recipe(make(), recipe, sampler=ddim(STEPS), key=jax.random.key(0), num_images=4)
     rows = rows_of_steps(work, step_weights(work), 2, jax.random.key(0))(0)
     output = apply_by_row(work.denoiser.module, work.denoiser.params, lambda step: lambda name, x: x, rows)

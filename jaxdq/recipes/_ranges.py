@@ -1,0 +1,76 @@
+"""How ranges are chosen, in one word that every recipe takes."""
+
+from typing import Literal, NamedTuple, get_args
+
+from jaxdq._errors import InputError
+from jaxdq.calibration import (
+    Calibrator,
+    RangeSettings,
+    fit_weights,
+    learn_ranges,
+    measure_sensitivity,
+    observe,
+    share_uniformly,
+)
+from jaxdq.observers import (
+    Observer,
+    WeightQParams,
+    minmax,
+    minmax_weights,
+    mse,
+    mse_weights,
+    percentile,
+    percentile_weights,
+)
+
+RangeMethod = Literal["minmax", "mse", "percentile", "learned"]
+
+
+class Chosen(NamedTuple):
+    """What the word stands for.
+
+    Attributes:
+        weights: Ranges of weights.
+        acts: Ranges of activations.
+        learn: The calibrator that learns ranges once the groups are found, or none.
+    """
+
+    weights: WeightQParams
+    acts: Observer
+    learn: tuple[Calibrator, ...]
+
+
+def chosen(ranges: RangeMethod, learning: RangeSettings | None) -> Chosen:
+    """The ranges of weights and activations, by name.
+
+    - "minmax": all values; nothing is clipped.
+    - "mse": the range of least rounding error, of squared error for activations and of power 2.4 for weights.
+    - "percentile": all but the outermost values, 0.01% of an activation's and 0.1% of an output channel's weights at
+      each end. (0.01% of a channel's few hundred weights would be none.)
+    - "learned": starts from "mse" and then follows the gradient of the error of the network's output.
+
+    Raises:
+        InputError: An unknown name, or settings of a learning that does not take place.
+    """
+    known = get_args(RangeMethod)
+    if not isinstance(ranges, str) or ranges not in known:
+        raise InputError(f"ranges is {ranges!r}; give one of {', '.join(map(repr, known))}.")
+    if learning is not None and ranges != "learned":
+        raise InputError(
+            f"settings of the learning were given, and ranges='{ranges}' learns nothing; give ranges='learned', or "
+            f"leave `learning` out."
+        )
+    if learning is not None and not isinstance(learning, RangeSettings):
+        raise InputError(f"learning is {learning!r:.80}; give a jaxdq.calibration.RangeSettings.")
+    if ranges == "minmax":
+        return Chosen(minmax_weights(), minmax(), ())
+    if ranges == "percentile":
+        return Chosen(percentile_weights(), percentile(), ())
+    return Chosen(mse_weights(), mse(2.0), (learn_ranges(learning or RangeSettings()),) if ranges == "learned" else ())
+
+
+def in_equal_spans(num_groups: int, ranges: RangeMethod, learning: RangeSettings | None) -> tuple[Calibrator, ...]:
+    """Calibrators that fit ranges in each of `num_groups` equal spans of the steps."""
+    weights, acts, learn = chosen(ranges, learning)
+    sensitivity = (measure_sensitivity(),) if learn else ()
+    return (fit_weights(weights), observe(acts), *sensitivity, share_uniformly(num_groups), *learn)

@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 
 from jaxdq import InputError, recipes, run
@@ -8,6 +10,7 @@ from jaxdq.diffusion import DDIM, DDPM
 def test_every_recipe_can_be_named_and_made():
     known = run.recipes_by_name()
     assert {"minmax", "uniform_groups"} <= set(known)
+    assert all("ranges" in inspect.signature(make).parameters for make in known.values())
     assert "default_rules" not in known
     for name in known:
         recipe = run.make_recipe(run.Settings("digits", recipe=name, weight_bits=4))

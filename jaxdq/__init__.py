@@ -8,6 +8,7 @@ from jaxdq import observers as observers
 from jaxdq import ops as ops
 from jaxdq import recipes as recipes
 from jaxdq._errors import InputError as InputError
+from jaxdq._errors import InputWarning as InputWarning
 from jaxdq.calibration import Recipe as Recipe
 from jaxdq.calibration import calibrate as calibrate
 from jaxdq.checkpoint import restore as restore

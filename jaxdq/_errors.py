@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class InputWarning(UserWarning):
+    """What a person would want to know of an input that works; one sentence, as of `InputError`."""
+
+
 def described(error: BaseException) -> str:
     r"""An exception of someone else's code in one line: its class, and its message or the line that raised it.
 

@@ -11,6 +11,7 @@ from jaxdq.grid import QParams, QTensor, Scheme, pack, unpack
 from jaxdq.linen import (
     Acts,
     Correction,
+    Leaf,
     Parts,
     Plan,
     QuantizedParams,
@@ -18,6 +19,7 @@ from jaxdq.linen import (
     SitePlan,
     Switch,
     input_axis,
+    leaves_of,
     with_one_partition,
 )
 
@@ -99,6 +101,8 @@ def from_arrays(tree: dict[str, Any], plan: Any) -> Any:
     scale, zero_point, group_of_t = (jnp.asarray(tables[name]) for name in _ACTS)
     acts = Acts(scale, zero_point, group_of_t, plan.columns)
     params, variables = jax.tree.map(jnp.asarray, (params, tree.get("variables", {})))
+    if not plan.leaves:  # of a checkpoint that did not say yet what the network's params are
+        plan = dataclasses.replace(plan, leaves=leaves_of(params, {leaf.path for leaf in plan.kernels}))
     given = tree.get("correction")
     correction = None if given is None else Correction(**jax.tree.map(jnp.asarray, given))
     return QuantizedParams(params, acts, plan, variables, correction)
@@ -161,4 +165,5 @@ def _plan_from(data: dict[str, Any]) -> Plan:
         for row in data["sites"]
     )
     unplanned = tuple((path, tuple(shape), reason) for path, shape, reason in data["unplanned"])
-    return Plan(tuple(sites), unplanned, data.get("dtype", ""))
+    leaves = tuple(Leaf(path, tuple(shape), *rest) for path, shape, *rest in data.get("leaves", ()))
+    return Plan(tuple(sites), unplanned, data.get("dtype", ""), leaves)

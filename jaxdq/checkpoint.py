@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdq._errors import InputError
+from jaxdq._errors import InputError, described
 from jaxdq._folders import building, check_place
 from jaxdq._paths import at_hand, path_of, reaching
 from jaxdq._stored import from_arrays, plan_from, plan_values, to_arrays
-from jaxdq.grid import QTensor
-from jaxdq.linen import QuantizedParams, Switch
+from jaxdq.linen import QuantizedParams, Switch, check_belongs
 
 # 1 knew no activations that share a grid; 2 no nn.scan, no variables, and kept the tables of grids beside the params.
 FORMAT = 3
@@ -120,7 +119,17 @@ def restore(path: str | os.PathLike[str]) -> Any:
             plan = plan_from(manifest["plan"])
         except (KeyError, TypeError, ValueError):
             raise InputError(f"the plan in '{place / MANIFEST}' can't be read; save the checkpoint again.") from None
-        return from_arrays(_read_arrays((folder / ARRAYS).absolute()), plan)
+        try:
+            qparams = from_arrays(_read_arrays((folder / ARRAYS).absolute()), plan)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"the arrays in '{place}' are not those of its plan ({described(error)}); save the checkpoint again."
+            ) from None
+    for network in qparams.choices if isinstance(qparams, Switch) else (qparams,):
+        if isinstance(network, QuantizedParams):
+            remedy = "save the checkpoint again"
+            check_belongs(network.params, network.plan, f"the arrays in '{place}'", remedy, quantized=True)
+    return qparams
 
 
 def versions() -> dict[str, str]:
@@ -172,22 +181,6 @@ def _checksums(folder: Path) -> dict[str, str]:
         with file.open("rb") as stream:
             out[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     return out
-
-
-def check_same_model(params: Any, qparams: QuantizedParams, model: str) -> None:
-    """Refuses a float model that is not the one that was quantized: what stays in float must be equal in both."""
-    kept = jax.tree_util.tree_leaves_with_path(qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-    given = dict(jax.tree_util.tree_leaves_with_path(params))
-    for path, leaf in kept:
-        other = given.get(path)
-        same = other is not None and tuple(other.shape) == tuple(leaf.shape)
-        if not same or not (
-            isinstance(leaf, QTensor) or np.array_equal(np.asarray(leaf), np.asarray(other).astype(leaf.dtype))
-        ):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise InputError(
-                f"'{model}' is not the model that was quantized (they differ at '{name}'); pass that one with --model."
-            )
 
 
 def save_state(path: str | os.PathLike[str], update: int, state: Any) -> None:

@@ -4,11 +4,13 @@ No decisions here: each command hands its options to a function of the library a
 imported inside the commands, so that `--help` does not wait for it.
 """
 
+import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ import typer
 from rich.console import Console
 
 from jaxdq._arguments import pairs
-from jaxdq._errors import InputError
+from jaxdq._errors import InputError, InputWarning
 from jaxdq._paths import local_path, path_of, reaching
 
 app = typer.Typer(
@@ -230,11 +232,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     # What a scheduler sends: leave as after an interrupt, with nothing half-written behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    shown = warnings.showwarning
+    warnings.showwarning = functools.partial(_show_warning, shown)
     try:
         app(args=None if argv is None else list(argv), prog_name="jaxdq")
     except InputError as error:
         typer.echo(f"jaxdq: {error}", err=True)
         sys.exit(2)
+    finally:
+        warnings.showwarning = shown
+
+
+def _show_warning(otherwise: Callable, message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Ours in a sentence, as errors are; those of other packages as Python shows them."""
+    if issubclass(category, InputWarning):
+        typer.echo(f"jaxdq: warning: {message}", err=True)
+    else:
+        otherwise(message, category, *place)
 
 
 def _show(metrics: Mapping[str, Any], as_json: bool) -> None:

@@ -13,7 +13,7 @@ from jaxdq.decoding import Decode, decoded
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.linen import QuantizedParams, apply
 from jaxdq.metrics import frechet_distance, mean_of_worst, pooled_pixels, psnr_db, psnr_per_image_db, ratio_db
-from jaxdq.sampling import BATCH_SIZE, Trajectories, batch_at, sample, trajectories
+from jaxdq.sampling import BATCH_SIZE, Trajectories, batch_at, check_arguments, sample, trajectories
 
 FEATURES = "{}, area-averaged to 8 x 8"
 
@@ -100,18 +100,18 @@ def evaluate(
 
     Raises:
         InputError: fewer than 2 images, quantized images that are not finite, naming what to look at, or a decode that
-            returns no images.
+            returns no images; qparams that were not quantized from this denoiser's params.
 
     Example:
         `jaxdq.evaluate(denoiser, qparams, sampler=jaxdq.ddim(50), key=jax.random.key(1)).image_psnr_db`
     """
     if num_images < 2:
         raise InputError(f"num_images is {num_images}; a Fréchet distance needs at least 2 images.")
+    check_arguments(denoiser, qparams, sampler, key)
     draw = functools.partial(sample, sampler=sampler, num_images=num_images, batch_size=batch_size)
     denoiser, rows = denoiser.spread(num_images, key)
     key_images, key_floor = jax.random.split(key)
-    seconds: dict[str, float] = {}
-    start = time.perf_counter()
+    seconds, start = dict[str, float](), time.perf_counter()
 
     def lap(phase: str) -> None:
         nonlocal start

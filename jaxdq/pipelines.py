@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxdq._errors import InputError
 from jaxdq._foreign import INSTALL
 from jaxdq.diffusion import Denoiser, guided, schedule_from_config
-from jaxdq.linen import Calibration, QuantizedParams, apply, quantize
+from jaxdq.linen import Calibration, QuantizedParams, apply, check_belongs, quantize
 from jaxdq.text import TextEncoder, conditions_of
 
 
@@ -130,6 +130,9 @@ def quantize_pipeline(
     is_calibration = isinstance(calib, Calibration)
     if not is_calibration and not isinstance(calib, QuantizedParams):
         raise InputError(f"calib is a {type(calib).__name__}; pass what jaxdq.calibrate or jaxdq.restore returned.")
+    if not is_calibration:
+        remedy = "pass what was quantized from this pipeline's UNet"
+        check_belongs(params["unet"], calib.plan, "params['unet']", remedy)
     quantized = jax.jit(quantize)(params["unet"], calib) if is_calibration else calib
     on_integers = copy.copy(pipeline)
     on_integers.unet = QuantizedUNet(pipeline.unet)

@@ -41,11 +41,11 @@ from jaxdq._settings import (
 from jaxdq._settings import DEFAULT_RECIPE as DEFAULT_RECIPE
 from jaxdq._settings import recipes_by_name as recipes_by_name
 from jaxdq.calibration import Recipe, observed_ranges, run_recipe
-from jaxdq.checkpoint import check_same_model, restore, save, versions
+from jaxdq.checkpoint import restore, save, versions
 from jaxdq.decoding import Decode, Decoder, decoded, decoder_of
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.evaluation import Evaluation, evaluate
-from jaxdq.linen import QuantizedParams, quantize
+from jaxdq.linen import QuantizedParams, check_belongs, quantize
 from jaxdq.report import QUANTIZED, check_free, read_metrics, staged
 from jaxdq.sampling import sample
 from jaxdq.unet import bundled_models, write_configs
@@ -156,7 +156,9 @@ def evaluate_run(
     qparams = restore(folder / QUANTIZED)
     denoiser = text.load_with_conditions(settings.model, folder / MODEL)
     denoiser, choice = choice_of_run(denoiser, metrics, settings.class_ids)
-    check_same_model(denoiser.params, qparams, settings.model)
+    check_belongs(
+        denoiser.params, qparams.plan, f"'{settings.model}'", "pass the model that was quantized with --model"
+    )
     evaluation = _evaluate(denoiser, qparams, sampler, settings, _decoder(decode, settings.model))
     measured = report.measured(denoiser, qparams, evaluation, folder / QUANTIZED)
     return report.to_json_values({**asked, **measured, "conditions": choice and choice.seen(evaluated=evaluation.rows)})

@@ -13,8 +13,8 @@ from jaxdq import diffusion
 from jaxdq._devices import gather, num_devices, replicate, round_up, shard
 from jaxdq._errors import InputError
 from jaxdq._progress import track
-from jaxdq.diffusion import Coefficients, Denoiser, Sampler
-from jaxdq.linen import apply, noise_std_of
+from jaxdq.diffusion import Coefficients, Denoiser, Sampler, check_key, check_sampler
+from jaxdq.linen import Calibration, QuantizedParams, Switch, apply, check_belongs, noise_std_of
 
 BATCH_SIZE = 64
 
@@ -88,17 +88,47 @@ def sample(
 
     Raises:
         InputError: num_images or batch_size below 1, a sampler that doesn't fit the schedule, a mesh of
-            more axes than one.
+            more axes than one; params that were not quantized from this denoiser's.
 
     Example:
         `images = jaxdq.sample(denoiser, qparams, sampler=jaxdq.ddim(50), num_images=64, key=jax.random.key(1))`
     """
+    check_arguments(denoiser, params, sampler, key)
     fixed = replicate((params, sampler.coefficients(denoiser.schedule), key), mesh)
     images = []
     for index in track(batches_of(num_images, batch_size, mesh), "sample"):
         rows = shard((index, denoiser.args(index)), mesh)
         images.append(gather(_sample_batch(denoiser.module, sampler, denoiser.shape, *fixed, *rows), mesh))
     return jnp.clip(jnp.concatenate(images)[:num_images], *_bounds(denoiser))
+
+
+def check_arguments(denoiser: Denoiser, params: Any, sampler: Sampler, key: jax.Array) -> None:
+    """Refuses what can't be sampled from, and quantized params of another network or schedule than the denoiser's.
+
+    Raises:
+        InputError: Says what is wrong, or what differs; float params are flax's to check.
+    """
+    if not isinstance(denoiser, Denoiser):
+        raise InputError(f"denoiser is a {type(denoiser).__name__}; pass a jaxdq.Denoiser.")
+    check_sampler(sampler)
+    check_key(key)
+    if isinstance(params, Calibration):
+        raise InputError("params is a calibration; pass jaxdq.quantize(denoiser.params, calib).")
+    for network in params.choices if isinstance(params, Switch) else (params,):
+        if isinstance(network, QuantizedParams):
+            _check_fits(denoiser, network)
+
+
+def _check_fits(denoiser: Denoiser, params: QuantizedParams) -> None:
+    came, own = params.acts.group_of_t.shape[0], denoiser.schedule.num_timesteps
+    if came != own:
+        raise InputError(
+            f"qparams were calibrated for {came} timesteps and the schedule of '{denoiser.name}' has {own}; pass the "
+            f"schedule that the network was calibrated with, or calibrate again."
+        )
+    remedy = "pass qparams that were quantized from this denoiser's params"
+    check_belongs(denoiser.params, params.plan, f"the params of '{denoiser.name}'", remedy)
+    check_belongs(params.params, params.plan, "qparams", remedy, quantized=True)
 
 
 def trajectories(
@@ -115,6 +145,7 @@ def trajectories(
 
     Args and errors as in `sample`.
     """
+    check_arguments(denoiser, params, sampler, key)
     coefficients = sampler.coefficients(denoiser.schedule)
     fixed = replicate((params, coefficients, key), mesh)
     parts = []
@@ -140,9 +171,9 @@ def _bounds(denoiser: Denoiser) -> tuple[float, float]:
 
 def batches_of(num_images: int, batch_size: int, mesh: Mesh | None) -> list[jax.Array]:
     """Image indices in batches of one size, so that one program serves all of them."""
-    whole = isinstance(num_images, int | np.integer) and isinstance(batch_size, int | np.integer)
+    whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in (num_images, batch_size))
     if not whole or num_images < 1 or batch_size < 1:
-        raise InputError(f"num_images is {num_images} and batch_size {batch_size}; give at least 1 of each.")
+        raise InputError(f"num_images is {num_images!r} and batch_size {batch_size!r}; give at least 1 of each.")
     # Even batches: 65 images at 64 at a time are two batches of 33, not one of 64 and one of 64 with 63 thrown away.
     count = -(-num_images // round_up(batch_size, mesh))
     size = round_up(-(-num_images // count), mesh)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from toys import NUM_TIMESTEPS, SHAPE, Tiny, tiny_quantized, toy_denoiser
 
-from jaxdq import InputError, ddim, ddpm, sample
+import jaxdq
+from jaxdq import Calibration, InputError, ddim, ddpm, sample
 from jaxdq.diffusion import Denoiser, initial_noise, linear_schedule
 from jaxdq.sampling import batch_at, one_pass, trajectories, turns
 
@@ -153,3 +154,40 @@ def test_few_states_are_of_many_images():
     }
     images = {0: [0, 1], 2: [2], 3: [3, 4, 0, 1]}
     assert shown == {(step, data.states[step, image].tobytes()) for step in images for image in images[step]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": jaxdq.ddim}, "sampler is a function; pass one such as"),
+        ({"sampler": "ddim"}, "sampler is 'ddim'"),
+        ({"sampler": None}, "sampler is None"),
+        ({"key": 0}, r"key is 0; pass one random key, such as jax.random.key\(0\)"),
+        ({"key": jax.random.split(jax.random.key(0))}, r"key is of shape \(2,\)"),
+        ({"key": None}, "key is None"),
+        ({"num_images": True}, "num_images is True"),
+        ({"num_images": 2.0}, "num_images is 2.0"),
+        ({"batch_size": "8"}, "batch_size '8'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_told_one_by_one(arguments, message):
+    denoiser, qparams = tiny_quantized()
+    given = {"sampler": jaxdq.ddim(2), "num_images": 1, "key": jax.random.key(0), **arguments}
+    with pytest.raises(InputError, match=message):
+        sample(denoiser, qparams, **given)
+
+
+def test_what_is_no_denoiser_and_what_is_no_params_is_told():
+    denoiser, _ = tiny_quantized()
+    given = {"sampler": jaxdq.ddim(2), "num_images": 1, "key": jax.random.key(0)}
+    with pytest.raises(InputError, match=r"denoiser is a Tiny; pass a jaxdq\.Denoiser"):
+        sample(denoiser.module, denoiser.params, **given)
+    calib = Calibration({}, None, tiny_quantized()[1].plan)
+    with pytest.raises(InputError, match=r"params is a calibration; pass jaxdq\.quantize"):
+        sample(denoiser, calib, **given)
+    with pytest.raises(InputError, match="params is a calibration"):
+        jaxdq.apply(denoiser.module, calib, np.zeros((1, *denoiser.shape)), 0)
+    with pytest.raises(InputError, match=r"pass the linen module itself, such as denoiser\.module"):
+        jaxdq.apply(denoiser, denoiser.params, np.zeros((1, *denoiser.shape)), 0)
+    with pytest.raises(InputError, match="params is a Denoiser; pass the float params"):
+        jaxdq.quantize(denoiser, calib)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,14 +17,14 @@ from jax.sharding import Mesh
 
 from jaxdq._describe import describe
 from jaxdq._devices import is_first_process
-from jaxdq._errors import InputError, described
+from jaxdq._errors import InputError, InputWarning, described
 from jaxdq._paths import path_of, reaching
 from jaxdq.calibration._base import Calibrator, Judge, Machine, Problem, Work, check_order
 from jaxdq.calibration.tools.selection import check_num_groups
 from jaxdq.checkpoint import versions
 from jaxdq.diffusion import Denoiser, Sampler, TimePerRow
-from jaxdq.linen import Calibration, Plan, Rule, Site, find_sites, make_plan
-from jaxdq.sampling import Trajectories, trajectories
+from jaxdq.linen import Calibration, Plan, Rule, Site, check_coverage, find_sites, make_plan
+from jaxdq.sampling import Trajectories, check_arguments, trajectories
 
 _JUDGE = 2  # what `fold_in` makes of it is no half of the key's split
 
@@ -127,10 +128,15 @@ def run_recipe(
         Work, with a calibration.
     """
     folder = None if checkpoint_dir is None else path_of(checkpoint_dir)
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"recipe is {recipe!r:.60}; pass one that a function of jaxdq.recipes returned.")
+    check_arguments(denoiser, getattr(denoiser, "params", None), sampler, key)
     key_noise, key_learn = jax.random.split(key)
     check_order(recipe.name, recipe.calibrators, keeps_state=checkpoint_dir is not None)
     check_num_groups(recipe.num_groups, sampler.num_steps)
     denoiser, plan = _planned(denoiser, recipe)
+    if left := check_coverage(plan, f"'{denoiser.name}'"):
+        warnings.warn(left, InputWarning, stacklevel=3)
     if folder is not None:
         runs = describe([one.run for one in recipe.calibrators])
         asked = [recipe.name, recipe.settings, runs, repr(sampler), num_images, batch_size, str(plan)]
@@ -154,6 +160,7 @@ def run_recipe(
     problem = Problem(denoiser, sampler, data, judge, rows)
     calib = Calibration(weights={}, acts=None, plan=plan, variables=denoiser.variables)
     work = Work(problem, Machine(batch_size, mesh), {}, calib)
+    work = work.logging("coverage", {"warning": left}) if left else work
     for index, calibrator in enumerate(recipe.calibrators):
         own = None if folder is None else folder / calibrator.name
         work = calibrator(work.with_machine(folder=own), jax.random.fold_in(key_learn, index))

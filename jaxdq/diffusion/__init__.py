@@ -1,5 +1,7 @@
 """Noise schedules, samplers, the one sampling loop, timestep groups and the model that they act on."""
 
+from jaxdq.diffusion._check import check_key as check_key
+from jaxdq.diffusion._check import check_sampler as check_sampler
 from jaxdq.diffusion._ddim import DDIM as DDIM
 from jaxdq.diffusion._ddim import ddim as ddim
 from jaxdq.diffusion._ddpm import DDPM as DDPM

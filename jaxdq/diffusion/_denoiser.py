@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxdq._errors import InputError
 from jaxdq._trees import unboxed
+from jaxdq.diffusion._check import check_params, checked_conditions
 from jaxdq.diffusion._schedule import NoiseSchedule
 from jaxdq.diffusion._variables import checked_variables, with_variables
 
@@ -54,6 +55,8 @@ class Denoiser:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.module, type):
+            raise InputError(f"module is the class {self.module.__name__}; pass a module, {self.module.__name__}(...).")
         if not callable(getattr(self.module, "apply", None)):
             raise InputError(
                 f"module is a {type(self.module).__name__} without an apply method; pass a flax linen module."
@@ -63,16 +66,13 @@ class Denoiser:
                 f"schedule is a {type(self.schedule).__name__}; pass a NoiseSchedule, such as linear_schedule()."
             )
         object.__setattr__(self, "shape", _checked_shape(self.shape))
-        object.__setattr__(self, "conditions", tuple(self.conditions))
-        for index, condition in enumerate(self.conditions):
-            if not np.shape(condition) or np.shape(condition)[0] < 1:
-                raise InputError(
-                    f"conditions[{index}] has shape {np.shape(condition)}; pass an array with one row per image to "
-                    "draw from, shape (P, ...) with P >= 1."
-                )
+        object.__setattr__(self, "conditions", checked_conditions(self.conditions))
+        if not isinstance(self.name, str):
+            raise InputError(f"name is {self.name!r}; pass text: what reports call the model.")
         object.__setattr__(self, "params", unboxed(self.params))
+        check_params(self.params)
         check_finite(self.params)
-        object.__setattr__(self, "variables", checked_variables(self.variables))
+        object.__setattr__(self, "variables", unboxed(checked_variables(self.variables)))
         if self.variables:
             check_finite(self.variables, "variables")
         object.__setattr__(self, "module", with_variables(self.module, self.variables))
@@ -203,6 +203,10 @@ def _has_values(leaf: Any) -> bool:
 
 def _checked_shape(shape: Any) -> tuple[int, int, int]:
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if len(sizes) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
+    if len(sizes) != 3 or not all(_is_whole(size) and size > 0 for size in sizes):
         raise InputError(f"shape is {shape!r}; pass three positive integers: (height, width, channels) of one image.")
     return tuple(int(size) for size in sizes)  # type: ignore[return-value]  # the length was checked
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

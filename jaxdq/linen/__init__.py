@@ -19,8 +19,12 @@ from jaxdq.linen._apply import apply_visited as apply_visited
 from jaxdq.linen._apply import dequantize_params as dequantize_params
 from jaxdq.linen._attention import DotProductAttention as DotProductAttention
 from jaxdq.linen._attention import queries_at_a_time as queries_at_a_time
+from jaxdq.linen._belonging import Leaf as Leaf
+from jaxdq.linen._belonging import check_belongs as check_belongs
+from jaxdq.linen._belonging import leaves_of as leaves_of
 from jaxdq.linen._correction import Correction as Correction
 from jaxdq.linen._correction import noise_std_of as noise_std_of
+from jaxdq.linen._coverage import check_coverage as check_coverage
 from jaxdq.linen._einsum import Einsum as Einsum
 from jaxdq.linen._handlers import call_on_codes as call_on_codes
 from jaxdq.linen._handlers import call_on_integers as call_on_integers

@@ -13,11 +13,12 @@ from jaxdq._errors import InputError
 from jaxdq._trees import unboxed
 from jaxdq.grid import QParams, qparams_from_tensor
 from jaxdq.linen._attention import attend_as_in_diffusers, attends_as_in_diffusers
+from jaxdq.linen._belonging import calling, check_belongs
 from jaxdq.linen._handlers import handlers_of
 from jaxdq.linen._kinds import is_attention, kind_of, path_of
 from jaxdq.linen._parts import dequantize_kernel
 from jaxdq.linen._plan import Plan, SitePlan
-from jaxdq.linen._quantized import QuantizedParams
+from jaxdq.linen._quantized import Calibration, QuantizedParams
 from jaxdq.linen._run import Visitor as Visitor
 from jaxdq.linen._run import run
 from jaxdq.linen._switch import Switch
@@ -44,7 +45,8 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         What the module returns.
 
     Raises:
-        InputError: a concrete t outside [0, T]. A traced one makes the activation scales NaN, and with them the output
+        InputError: module and params that don't belong together, as far as can be seen before anything runs; a concrete
+            t outside [0, T]. A traced one makes the activation scales NaN, and with them the output
             of every integer site but those that are called with a condition, whose scales are the same at every t:
             nothing can be raised under jit.
 
@@ -54,8 +56,11 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     Example:
         `eps = jaxdq.apply(denoiser.module, qparams, x, t)`
     """
-    if params is None:
-        raise InputError("params is None; pass the float params, or what jaxdq.quantize returned.")
+    if params is None or isinstance(params, Calibration):
+        came = "None" if params is None else "a calibration"
+        raise InputError(f"params is {came}; pass the float params, or what jaxdq.quantize returned.")
+    if isinstance(module, type) or not callable(getattr(module, "apply", None)):
+        raise InputError(f"module is {module!r:.60}; pass the linen module itself, such as denoiser.module.")
     if isinstance(params, Switch):
         t = time_argument(module, args, kwargs)
         return params.run(lambda choice: apply(module, choice, *args, **kwargs), t)
@@ -106,7 +111,9 @@ def _apply_on_integers(
     args: tuple,
     kwargs: dict,
 ) -> Any:
-    dtype, is_inside = params.plan.dtype, False
+    remedy = "pass what jaxdq.quantize or jaxdq.restore returned"
+    check_belongs(params.params, params.plan, "qparams", remedy, quantized=True)
+    dtype, is_inside, called_paths = params.plan.dtype, False, set[str]()
     t = time_argument(module, args, kwargs)
     handlers = handlers_of(params, grid_of, t)
     correction = params.correction
@@ -137,13 +144,15 @@ def _apply_on_integers(
         handler = handlers.get(path_of(context.module)) if context.method_name == "__call__" else None
         if handler is None:
             return next_fun(*call_args, **call_kwargs)
+        called_paths.add(path_of(context.module))
         return handler(next_fun, context.module, call_args, call_kwargs)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(visit):
             return module.apply({**params.variables, "params": _float_where_weight_only(params)}, *args, **kwargs)
 
-    out = with_time_per_row(call, module, args, kwargs)
+    with calling(module, params.plan, called_paths, is_whole="method" not in kwargs):
+        out = with_time_per_row(call, module, args, kwargs)
     return out if correction is None else correction.on_output(out, t)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxdq._errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.grid import quantize as quantize_tensor
-from jaxdq.linen._kinds import inputs_of, kind_of
+from jaxdq.linen._kinds import inputs_of, kind_of, layer_fault
 from jaxdq.linen._parts import Parts, call_on_parts, unsplittable
 from jaxdq.linen._plan import SitePlan
 from jaxdq.linen._quantized import QuantizedParams
@@ -47,6 +47,11 @@ def _on_integers(site: SitePlan, grid_of: GridOf) -> Handler:
         # A layer of the same path that is called as a function brings a float kernel of its own.
         if kernel is not None and not isinstance(kernel, QTensor):
             return next_fun(*args, **kwargs)
+        if fault := "" if kernel is None else layer_fault(module, *inputs):
+            raise InputError(
+                f"the module and qparams are of different networks ('{site.path}' {fault}); pass the module that was "
+                f"calibrated."
+            )
         grids = [grid_of(site, name, x) for name, x in zip(site.inputs, inputs, strict=True)]
         return call_on_integers(module, inputs, grids, site.act, site.site.dtype)
 

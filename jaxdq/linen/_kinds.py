@@ -46,7 +46,7 @@ class DenseKind:
     name = "dense"
 
     @staticmethod
-    def _axes(module: nn.Module, ndim: int) -> tuple[int, ...]:
+    def axes(module: nn.Module, ndim: int) -> tuple[int, ...]:
         """As flax has them: counted from the front, and in ascending order whatever order they came in."""
         return tuple(sorted(axis + ndim if axis < 0 else axis for axis in _as_tuple(getattr(module, "axis", -1))))
 
@@ -57,14 +57,14 @@ class DenseKind:
         return inputs
 
     def contracted(self, module: nn.Module, ndim: int) -> int:
-        return len(self._axes(module, ndim))
+        return len(self.axes(module, ndim))
 
     def batched(self, module: nn.Module) -> int:
         """How many axes the kernel has before those it contracts."""
         return len(_as_tuple(getattr(module, "batch_dims", ())))
 
     def _dims(self, module: nn.Module, ndim: int) -> ops.DotDims:
-        axes = self._axes(module, ndim)
+        axes = self.axes(module, ndim)
         return (axes, tuple(range(len(axes)))), ((), ())
 
     def contraction(self, module: nn.Module, kernel: jax.ShapeDtypeStruct, *inputs: Any) -> Mapping[str, Any]:
@@ -197,6 +197,24 @@ def is_attention(context: nn.module.InterceptorContext) -> bool:
 def inputs_of(module: nn.Module, args: tuple, kwargs: dict) -> tuple[jax.Array, ...]:
     """The arrays of a call, in the order of the signature, whether they came by position or by name."""
     return inspect.signature(type(module).__call__).bind(module, *args, **kwargs).args[1:]
+
+
+def layer_fault(module: nn.Module, *inputs: jax.Array) -> str:
+    """What of a bound layer's params is not as the layer itself would have made them, or ""."""
+    kernel: Any = module.get_variable("params", "kernel")
+    has_bias = module.has_variable("params", "bias")
+    if isinstance(module, nn.Conv):
+        own: tuple[int, ...] = (*_window(module), inputs[0].shape[-1] // module.feature_group_count, module.features)
+    elif isinstance(module, nn.DenseGeneral | nn.Dense):
+        axes = DenseKind.axes(module, inputs[0].ndim)
+        own = (*(inputs[0].shape[axis] for axis in axes), *_as_tuple(module.features))
+    else:
+        return ""
+    if tuple(kernel.shape) != own:
+        return f"takes a kernel of shape {own} and is given {tuple(kernel.shape)}"
+    if has_bias != getattr(module, "use_bias", False):
+        return "is given a bias and has none" if has_bias else "has a bias and is given none"
+    return ""
 
 
 def path_of(module: nn.Module) -> str:

@@ -8,7 +8,7 @@ otherwise pass as a float layer or as an unquantized network.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxdq._errors import InputError
 from jaxdq._trees import unboxed
 from jaxdq.grid import QTensor, Scheme
+from jaxdq.linen._belonging import Leaf, leaves_of
 from jaxdq.linen._parts import bounds_of
 from jaxdq.linen._sites import Site
 
@@ -112,11 +113,13 @@ class Plan:
         sites: one SitePlan for each site, in the order of execution.
         unplanned: (path, shape, reason) of parameters of two or more axes that belong to no site: they stay in float.
         dtype: what flows between the sites, such as "bfloat16"; "" is what flax makes of inputs and params.
+        leaves: the network's params, by which others are told from them; () where the plan was made without params.
     """
 
     sites: tuple[SitePlan, ...]
     unplanned: tuple[tuple[str, tuple[int, ...], str], ...] = ()
     dtype: str = ""
+    leaves: tuple[Leaf, ...] = ()
 
     def computing_in(self, dtype: jax.typing.DTypeLike) -> "Plan":
         """The same plan, with everything that is not on integers in this dtype."""
@@ -136,6 +139,17 @@ class Plan:
 
         sites = tuple(tabled(site) if is_within(site) else site for site in self.sites)
         return dataclasses.replace(self, sites=sites) if paths else self
+
+    @functools.cached_property
+    def kernels(self) -> tuple[Leaf, ...]:
+        """The params that go on grids."""
+        planned = (site.site for site in self.sites if site.weight is not None)
+        return tuple(Leaf(f"{site.path}/kernel".lstrip("/"), site.shape, site.dtype) for site in planned)
+
+    def without_digests(self, paths: Collection[str]) -> "Plan":
+        """The same plan, for params in which these have other numbers."""
+        leaves = (leaf._replace(digest="") if leaf.path in paths else leaf for leaf in self.leaves)
+        return dataclasses.replace(self, leaves=tuple(leaves)) if paths else self
 
     @functools.cached_property
     def by_path(self) -> dict[str, SitePlan]:
@@ -183,7 +197,7 @@ class Plan:
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.sites, self.unplanned, self.dtype))
+        return hash((self.sites, self.unplanned, self.dtype, self.leaves))
 
     def __hash__(self) -> int:
         # Asked for at every dispatch of a jitted function: computed once.
@@ -244,7 +258,7 @@ def make_plan(rules: Sequence[Rule], sites: Iterable[Site], params: Any = None) 
     Args:
         rules: in order of precedence.
         sites: from `find_sites`.
-        params: the params tree, to name what belongs to no site; optional.
+        params: the params tree, to name what belongs to no site, and to know it again; optional.
 
     Returns:
         Plan.
@@ -275,7 +289,9 @@ def make_plan(rules: Sequence[Rule], sites: Iterable[Site], params: Any = None) 
             f"the rules {_listed(unused)} match none of the {len(sites)} sites; correct or remove them "
             f"(paths look like {_listed([site.path for site in sites][:3])}, and the whole path must match)."
         )
-    return Plan(tuple(_decide(site, rule) for site, rule in chosen if rule is not None), _unplanned(sites, params))
+    decided = tuple(_decide(site, rule) for site, rule in chosen if rule is not None)
+    plan = Plan(decided, _unplanned(sites, params))
+    return dataclasses.replace(plan, leaves=leaves_of(params, {leaf.path for leaf in plan.kernels}))
 
 
 def _decide(site: Site, rule: Rule) -> SitePlan:

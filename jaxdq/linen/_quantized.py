@@ -12,6 +12,7 @@ from jaxdq._trees import unboxed
 from jaxdq.grid import Grid, QTensor
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._acts import Acts
+from jaxdq.linen._belonging import check_belongs
 from jaxdq.linen._correction import Correction
 from jaxdq.linen._parts import Parts, input_axis, round_parts
 from jaxdq.linen._plan import Plan, SitePlan
@@ -104,9 +105,10 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
         QuantizedParams; a `Switch` of two networks where the calibration has another one for some times.
 
     Raises:
-        InputError: params that are not the calibrated network's: a kernel is missing, has another shape, or (outside
-            jit, where one can look) holds NaN or infinity; a dtype that is no float of 16 or 32 bits; a calibration
-            that is not whole, or whose grids were fitted for another plan.
+        InputError: params that are not the calibrated network's: arrays are missing, superfluous, of other shapes or
+            integers; or (outside jit, where one can look) hold NaN, infinity or, where they stay in float, other
+            numbers; a dtype that is no float of 16 or 32 bits; a calibration that is not whole, or whose grids were
+            fitted for another plan.
 
     Example:
         `qparams = jax.jit(jaxdq.quantize, static_argnames="dtype")(denoiser.params, calib, dtype="bfloat16")`
@@ -118,6 +120,8 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     if not isinstance(calib, Calibration):
         raise InputError(f"calib is {type(calib).__name__}; pass what jaxdq.calibrate returned.")
     check_dtype(dtype)
+    if not isinstance(params, Mapping):
+        raise InputError(f"params is a {type(params).__name__}; pass the float params that were calibrated.")
     params = unboxed(params)
     plan = calib.plan.with_tables(calib.tables)
     plan = plan if dtype is None else plan.computing_in(dtype)
@@ -126,14 +130,14 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
             "the calibration has no grids for activations yet; end the recipe with a calibrator that fits them, such "
             "as share_uniformly(1)."
         )
+    check_belongs(params, calib.plan, "params", "pass the float params that were calibrated, or calibrate these")
     params, quantized = with_leaves(params, calib.params), {}
     for site in plan.sites:
-        if site.site.kind != "product":
-            _check_kernel(params, site)
         if site.weight is not None:
             quantized[site.path] = _quantize_kernel(params, site, calib.weights.get(site.path))
     params = with_tables(with_kernels(_cast(params, plan), quantized), calib.tables)
-    return QuantizedParams(params, calib.acts.select(plan.columns), plan, calib.variables, calib.correction)
+    acts, plan = calib.acts.select(plan.columns), plan.without_digests(calib.params.keys())
+    return QuantizedParams(params, acts, plan, calib.variables, calib.correction)
 
 
 def check_dtype(dtype: jax.typing.DTypeLike | None) -> None:
@@ -164,21 +168,6 @@ def _cast(params: Any, plan: Plan) -> Any:
         return node.astype(wanted) if is_own and wanted else node
 
     return walk(params, "")
-
-
-def _check_kernel(params: Any, site: SitePlan) -> None:
-    kernel = kernel_at(params, site.path)
-    if kernel is None or tuple(kernel.shape) != site.site.shape:
-        came = "no such kernel" if kernel is None else f"shape {tuple(kernel.shape)}"
-        raise InputError(
-            f"'{site.path}' was calibrated with a kernel of shape {site.site.shape} and params have {came}; pass the "
-            f"params of the calibrated network."
-        )
-    if not isinstance(kernel, jax.core.Tracer | jax.ShapeDtypeStruct):
-        with jax.ensure_compile_time_eval():  # also within a trace, where constants would become tracers
-            finite = bool(jnp.isfinite(kernel).all())
-        if not finite:
-            raise InputError(f"the kernel of '{site.path}' holds NaN or infinity; quantize params that are finite.")
 
 
 def _quantize_kernel(params: Any, site: SitePlan, decided: Grid | QTensor | Parts | None) -> QTensor | Parts:

@@ -49,6 +49,7 @@ def write_pages(
         sizes=size_rows(params, qparams),
         sites=qparams.plan.rows(),
         lowest=_lowest(evaluation),
+        warnings=warnings_of(metrics),
         learned=learned(metrics),
         seen=seen(metrics),
         seconds=sorted(metrics["seconds"].items(), key=lambda item: -item[1]),
@@ -110,6 +111,11 @@ def learned(metrics: Mapping[str, Any]) -> list[str]:
         for name, log in metrics.get("calibration", {}).items()
         if log.get("tried")
     ]
+
+
+def warnings_of(metrics: Mapping[str, Any]) -> list[str]:
+    """What a person would want to know of the run before its figures."""
+    return [log["warning"] for log in metrics.get("calibration", {}).values() if log.get("warning")]
 
 
 def nice_bytes(count: int) -> str:

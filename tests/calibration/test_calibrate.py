@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toys import SHAPE, Tiny, given, toy_denoiser
 
-from jaxdq import InputError, Rule, Scheme, calibrate, ddim, evaluate, guided, quantize, recipes
+from jaxdq import InputError, InputWarning, Rule, Scheme, calibrate, ddim, evaluate, guided, quantize, recipes
 from jaxdq.calibration import (
     Recipe,
     _calibrate,
@@ -15,6 +15,7 @@ from jaxdq.calibration import (
     learn_ranges,
     observe,
     plan_for,
+    run_recipe,
     share_uniformly,
 )
 from jaxdq.grid import Grid, QParams
@@ -218,4 +219,30 @@ def test_a_float_model_that_returns_nan_is_named_with_its_time():
 
 def test_the_plan_needs_no_arrays(denoiser):
     abstract = dataclasses.replace(denoiser, params=jax.eval_shape(lambda: denoiser.params))
-    assert plan_for(abstract, ONE_SCALE) == plan_for(denoiser, ONE_SCALE)
+    assert plan_for(abstract, ONE_SCALE).sites == plan_for(denoiser, ONE_SCALE).sites
+
+
+class Wrapped:
+    """As a bridge from another library looks: `apply`, and no layer of flax.linen within."""
+
+    def apply(self, variables, x, t):
+        return x @ variables["params"]["kernel"]
+
+
+def test_a_network_of_which_nothing_can_be_quantized_is_refused(denoiser):
+    params = {"kernel": np.ones((SHAPE[-1], SHAPE[-1]), np.float32)}
+    bridged = dataclasses.replace(denoiser, module=Wrapped(), params=params)
+    with pytest.raises(InputError, match=r"nothing of 'toy' would be quantized: 100\.0% in \(other contractions\)"):
+        run(bridged, recipe(*ONE_SCALE.calibrators, rules=[Rule(".*", W8, A8)]))
+    with pytest.raises(InputError, match=r"nothing of 'toy' would be quantized: .*\(left in float by rule\)"):
+        run(denoiser, recipe(*ONE_SCALE.calibrators, rules=[Rule(".*")]))
+
+
+def test_less_than_half_on_integers_is_a_warning_and_in_the_log(denoiser):
+    little = recipe(WEIGHTS, observe(minmax()), share_uniformly(1), rules=[Rule("dense", W8, A8), Rule(".*", W8)])
+    with pytest.warns(
+        InputWarning, match=r"only .*% of the arithmetic of 'toy' runs on integers; in float: .*'time' and 3 more"
+    ):
+        work = run_recipe(denoiser, little, sampler=ddim(2), key=KEY, num_images=2)
+    ((name, log),) = work.log
+    assert name == "coverage" and log["warning"].startswith("only")

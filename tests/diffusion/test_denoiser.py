@@ -1,6 +1,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -87,3 +88,36 @@ def test_leaves_without_values_pass():
     check_finite({"a": jax.ShapeDtypeStruct((2,), jnp.float32), "b": np.array([1, 2]), "c": jnp.ones(2, jnp.int8)})
     jax.jit(lambda params: check_finite(params))({"a": jnp.full(2, jnp.nan)})
     assert make(params=jax.eval_shape(lambda: PARAMS)).name == "custom"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"conditions": np.ones((4, 8))}, r"conditions is a ndarray of shape \(4, 8\); pass a tuple"),
+        ({"conditions": "cat"}, "conditions is a str; pass a tuple"),
+        ({"conditions": (["a cat", "a dog"],)}, r"conditions\[0\] is a list; pass an array of numbers"),
+        ({"conditions": (np.array(["a", "b"]),)}, r"conditions\[0\] is of shape \(2,\) and type <U1"),
+        ({"conditions": (np.ones(3), np.array([1.0, np.nan]))}, r"conditions\[1\] holds NaN or infinity"),
+        ({"params": {"params": PARAMS}}, "params is all that module.init returned; pass its 'params'"),
+        ({"params": {"params": PARAMS, "batch_stats": {}}}, r"'batch_stats' as variables=\{...\}"),
+        ({"params": {"a": {"b": "text"}}}, "params holds 'text' at 'a/b'; pass a pytree of arrays"),
+        ({"params": "weights.npz"}, "params holds 'weights.npz'; pass a pytree"),
+        ({"params": None}, "params has no arrays"),
+        ({"params": {"a": object()}}, "params holds a object at 'a'"),
+        ({"shape": (8, True, 1)}, "three positive integers"),
+        ({"shape": "8x8"}, "three positive integers"),
+        ({"name": 3}, "name is 3; pass text"),
+        ({"module": nn.Dense}, r"module is the class Dense; pass a module, Dense\(...\)"),
+        ({"module": None}, "module is a NoneType without an apply method"),
+        ({"schedule": {"beta_start": 0.1}}, "schedule is a dict; pass a NoiseSchedule"),
+    ],
+)
+def test_fields_of_the_wrong_kind_are_told_one_by_one(fields, message):
+    with pytest.raises(InputError, match=message):
+        make(**fields)
+
+
+def test_boxes_for_sharding_are_taken_off():
+    boxed = nn.Partitioned(jnp.ones((2, 2)), ("a", None))
+    denoiser = make(params={"dense": {"kernel": boxed}}, variables={"stats": {"mean": boxed}})
+    assert denoiser.params["dense"]["kernel"] is boxed.value and denoiser.variables["stats"]["mean"] is boxed.value

@@ -120,35 +120,11 @@ def test_golden_bytes_are_the_true_size(qparams):
     assert stored_bytes(kernel(qparams, "up").qvalue) == 9 * 24 * 8 // 4
 
 
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda dense: {"bias": dense["bias"]}, "no such kernel"),
-        (lambda dense: dense | {"kernel": dense["kernel"][:, :1]}, r"shape \(2, 1\)"),
-    ],
-)
-def test_params_of_another_network_are_refused_by_path(change, what):
-    x = np.ones((1, 2), np.float32)
-    plan = toy_plan(Known(), KNOWN_PARAMS, [Rule(".*", Scheme(8, channel_axis=-1), A8)], x, T)
-    calib = toy_calibration(Known(), KNOWN_PARAMS, plan, [0], x, T)
-    with pytest.raises(InputError, match=rf"'dense' was calibrated with a kernel of shape \(2, 2\).*{what}"):
-        quantize({"dense": change(KNOWN_PARAMS["dense"])}, calib)
-    with pytest.raises(InputError, match="no such kernel"):
-        quantize({}, calib)
-
-
 def test_a_calibration_is_data(calib):
     doubled = jax.tree.map(lambda leaf: leaf * 2, calib)
     assert doubled.plan is calib.plan
     np.testing.assert_array_equal(doubled.acts.scale, 2 * calib.acts.scale)
     assert dataclasses.replace(calib, acts=doubled.acts).plan is calib.plan
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_kernel_that_is_not_finite_is_named(calib, bad):
-    broken = {**PARAMS, "key": {**PARAMS["key"], "kernel": PARAMS["key"]["kernel"].at[0, 0].set(bad)}}
-    with pytest.raises(InputError, match="kernel of 'key' holds NaN or infinity"):
-        quantize(broken, calib)
 
 
 def test_no_calibration_is_refused():

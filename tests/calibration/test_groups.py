@@ -124,6 +124,7 @@ def test_one_group_is_the_cheapest_grid_for_all_steps(name, table):
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)
+@pytest.mark.filterwarnings("ignore:only:jaxdq.InputWarning")  # on purpose
 def test_without_quantized_activations_groups_are_empty(name):
     weights_only = work(weights_only_rules)
     found = CALIBRATORS[name](2)(weights_only, KEY)

@@ -127,6 +127,7 @@ def test_zero_points_stay_codes():
     np.testing.assert_array_equal(with_ranges(work(), wild).acts.zero_point, [[-8, 4], [7, -2]])
 
 
+@pytest.mark.filterwarnings("ignore:only:jaxdq.InputWarning")  # on purpose
 def test_without_quantized_activations_weights_learn_alone():
     weights_only = work(lambda sites: [Rule(".*", Scheme(4, channel_axis=-1))])
     found = learn_ranges(SHORT)(weights_only, KEY)

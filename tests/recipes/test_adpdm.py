@@ -139,6 +139,7 @@ def guided_denoiser():
         pytest.param(guided_denoiser, id="guided", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.filterwarnings("ignore:only:jaxdq.InputWarning")  # on purpose
 def test_networks_that_take_one_time_are_learned_too(make):
     # Two rows in an update, as many as the first layer has channels: a vector t would broadcast over those.
     recipe = adpdm(

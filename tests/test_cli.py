@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from toys import UNET2D_CONFIG, toy_params
 
 import jaxdq
-from jaxdq import cli, run
+from jaxdq import InputError, InputWarning, cli, run
 from jaxdq._settings import command_of
 from jaxdq.unet import save_unet_folder, unet2d_from_config
 
@@ -411,3 +412,19 @@ def test_usage_errors_exit_with_2(capsys, words):
 
 def test_backend_is_named(made):
     assert strict((made / "metrics.json").read_text())["backend"] == jax.default_backend()
+
+
+@pytest.mark.filterwarnings("always")
+def test_our_warnings_are_one_sentence_on_stderr_and_those_of_others_as_they_are(monkeypatch, capsys, tmp_path):
+    def evaluate(folder, **options):
+        warnings.warn("only 9% of the arithmetic.", InputWarning, stacklevel=2)
+        warnings.warn("old.", FutureWarning, stacklevel=2)
+        raise InputError("that was all.")
+
+    monkeypatch.setattr("jaxdq.run.evaluate_run", evaluate)
+    others = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *place: others.append(str(message)))
+    assert code_of(["evaluate", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["jaxdq: warning: only 9% of the arithmetic.", "jaxdq: that was all."]
+    assert others == ["old."]

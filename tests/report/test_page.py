@@ -129,3 +129,11 @@ def test_shows_the_activations_that_move_most():
 )
 def test_bytes_in_three_figures(count, said):
     assert _page.nice_bytes(count) == said
+
+
+def test_warnings_stand_above_the_figures(measured, tmp_path):
+    metrics = {**measured.metrics, "calibration": {"coverage": {"warning": "only 9% of <the> arithmetic."}}}
+    report.write_pages(tmp_path, metrics, measured.evaluation, measured.denoiser.params, measured.qparams)
+    page = (tmp_path / "report.html").read_text()
+    assert "Warning:</strong> only 9% of &lt;the&gt; arithmetic.</p>" in page
+    assert page.index("Warning:") < page.index('class="tiles"')

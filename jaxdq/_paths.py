@@ -70,6 +70,16 @@ def local_path(path: Any) -> Path:
     return found
 
 
+def user_cache() -> Path:
+    """Where jaxdq keeps what it can make again: `JAXDQ_CACHE`, else its folder in the user's cache.
+
+    Raises:
+        RuntimeError: A user without a home.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("JAXDQ_CACHE") or Path(base) / "jaxdq")
+
+
 def is_remote(path: Any) -> bool:
     """Whether a path that `path_of` returned is not on this machine."""
     # By its exact class: those registered with epath may be subclasses of pathlib's.

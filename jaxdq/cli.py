@@ -18,11 +18,14 @@ import typer
 from rich.console import Console
 
 from jaxdq._arguments import pairs
+from jaxdq._compile_cache import use_compile_cache
 from jaxdq._errors import InputError, InputWarning
 from jaxdq._paths import local_path, path_of, reaching
 
 app = typer.Typer(
     help="Post-training quantization of diffusion models, as real integers.",
+    epilog="quantize, sample and evaluate keep compiled programs for the next call, in ~/.cache/jaxdq/xla and 1 GiB at "
+    "most; JAXDQ_COMPILE_CACHE=0 switches that off, and JAX_COMPILATION_CACHE_DIR names another folder.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # a defect keeps its plain traceback
@@ -66,7 +69,7 @@ def quantize(
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
     images: Annotated[int, typer.Option(help="Images to evaluate on.")] = 64,
     calibration_images: Annotated[int, typer.Option(help="Images to calibrate on.")] = 32,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
     prompts: Annotated[
         Path | None, typer.Option(help="Of a text-to-image model: a text file, one prompt a line.")
     ] = None,
@@ -78,6 +81,7 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL and write a run folder: checkpoint, metrics.json, samples.png, report.html."""
+    use_compile_cache()
     from jaxdq import run
 
     settings = run.Settings(
@@ -120,6 +124,7 @@ def sample(
     out: Annotated[Path | None, typer.Option(help="A PNG file; DIR/drawn.png if not given.")] = None,
 ) -> None:
     """Draw images from the quantized model of a run; the float model is not needed."""
+    use_compile_cache()
     from jaxdq import report, run
 
     report.read_metrics(folder)  # refuses what is no run before anything else is looked at
@@ -147,6 +152,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run again, or on other noise, with more images or steps. The run folder stays as it is."""
+    use_compile_cache()
     from jaxdq import run
 
     found = run.evaluate_run(folder, model=model, images=images, steps=steps, seed=seed, classes=classes)

@@ -5,15 +5,15 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._errors import InputError
 from jaxdq.decoding import Decode, decoded
 from jaxdq.diffusion import Denoiser, Sampler
-from jaxdq.linen import QuantizedParams, apply
+from jaxdq.linen import QuantizedParams
 from jaxdq.metrics import frechet_distance, mean_of_worst, pooled_pixels, psnr_db, psnr_per_image_db, ratio_db
-from jaxdq.sampling import BATCH_SIZE, Trajectories, batch_at, check_arguments, sample, trajectories
+from jaxdq.sampling import BATCH_SIZE, Trajectories, batches_of, check_arguments, trajectories
+from jaxdq.walk import predict, walk
 
 FEATURES = "{}, area-averaged to 8 x 8"
 
@@ -108,8 +108,9 @@ def evaluate(
     if num_images < 2:
         raise InputError(f"num_images is {num_images}; a Fréchet distance needs at least 2 images.")
     check_arguments(denoiser, qparams, sampler, key)
-    draw = functools.partial(sample, sampler=sampler, num_images=num_images, batch_size=batch_size)
     denoiser, rows = denoiser.spread(num_images, key)
+    float_run = functools.partial(trajectories, denoiser, denoiser.params, sampler=sampler, batch_size=batch_size)
+    walk_of = functools.partial(walk, denoiser, sampler, num_images=num_images, batch_size=batch_size)
     key_images, key_floor = jax.random.split(key)
     seconds, start = dict[str, float](), time.perf_counter()
 
@@ -118,17 +119,16 @@ def evaluate(
         now = time.perf_counter()
         seconds[phase], start = now - start, now
 
-    data = trajectories(
-        denoiser, denoiser.params, sampler=sampler, num_images=num_images, key=key_images, batch_size=batch_size
-    )
+    # One program of each network for all of it: the float one's trajectories, and one call of the quantized one.
+    data = float_run(num_images=num_images, key=key_images)
     lap("sample float")
     energies = noise_energies(denoiser, qparams, data, batch_size=batch_size)
     lap("noise error")
-    quantized = np.asarray(draw(denoiser, qparams, key=key_images))
+    quantized = walk_of(key=key_images).draw(qparams)
     lap("sample quantized")
-    floor = np.asarray(draw(denoiser, denoiser.params, key=key_floor))
+    floor = float_run(num_images=num_images, key=key_floor).images
     lap("sample float floor")
-    other = np.asarray(draw(denoiser, qparams, key=key_floor))
+    other = walk_of(key=key_floor).draw(qparams)
     lap("sample quantized floor")
     _refuse_nan(quantized, other)
     drawn = [data.images, quantized, floor, other]
@@ -187,26 +187,11 @@ def noise_energies(denoiser: Denoiser, params: Any, data: Trajectories, *, batch
     Returns:
         f64[2, S]: `sum eps^2` and `sum (eps - eps_q)^2`, over the images and pixels of each step.
     """
-    sums = np.zeros((2, data.num_steps))
-    size = min(batch_size, data.num_images)
-    # Parts of one size: the rest of N / size comes last and is traced on its own.
-    for start in range(0, data.num_images, size):
-        images = slice(start, start + size)
-        args = batch_at(denoiser, data, 0, images).args
-        squares = _squares(denoiser.module, params, data.states[:, images], data.outputs[:, images], data.t, args)
-        sums += np.asarray(squares)  # added as a jax array, it would make the sums float32
-    return sums
+    batches = batches_of(data.num_images, batch_size, None)
 
+    def of_step(step: int) -> list[float]:
+        found = predict(denoiser, params, data.states[step], data.t[step], data.image_index, batches)
+        target = np.float64(data.outputs[step])
+        return [np.sum(target**2), np.sum((target - found) ** 2)]
 
-@functools.partial(jax.jit, static_argnums=0)
-def _squares(
-    module: Any, params: Any, states: jax.Array, outputs: jax.Array, t: jax.Array, args: tuple[jax.Array, ...]
-) -> jax.Array:
-    """f32[2, S]: sums of squares of the float outputs, and of what the quantized ones miss them by."""
-
-    def of_step(step: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        x, target, t = step
-        error = target - apply(module, params, x, t, *args).astype(jnp.float32)
-        return jnp.stack([jnp.sum(target**2), jnp.sum(error**2)])
-
-    return jax.lax.map(of_step, (states, outputs, t)).T
+    return np.array([of_step(step) for step in range(data.num_steps)]).T

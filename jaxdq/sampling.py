@@ -16,7 +16,7 @@ from jaxdq._progress import track
 from jaxdq.diffusion import Coefficients, Denoiser, Sampler, check_key, check_sampler
 from jaxdq.linen import Calibration, QuantizedParams, Switch, apply, check_belongs, noise_std_of
 
-BATCH_SIZE = 64
+BATCH_SIZE = 32  # of calibration, sampling and evaluation alike, so that one program serves all three
 
 
 class Trajectories(NamedTuple):
@@ -97,7 +97,7 @@ def sample(
     fixed = replicate((params, sampler.coefficients(denoiser.schedule), key), mesh)
     images = []
     for index in track(batches_of(num_images, batch_size, mesh), "sample"):
-        rows = shard((index, denoiser.args(index)), mesh)
+        rows = shard((index, denoiser.args(jnp.asarray(index))), mesh)
         images.append(gather(_sample_batch(denoiser.module, sampler, denoiser.shape, *fixed, *rows), mesh))
     return jnp.clip(jnp.concatenate(images)[:num_images], *_bounds(denoiser))
 
@@ -150,7 +150,7 @@ def trajectories(
     fixed = replicate((params, coefficients, key), mesh)
     parts = []
     for index in track(batches_of(num_images, batch_size, mesh), "trajectories"):
-        rows = shard((index, denoiser.args(index)), mesh)
+        rows = shard((index, denoiser.args(jnp.asarray(index))), mesh)
         part = _trajectory_batch(denoiser.module, sampler, denoiser.shape, *fixed, *rows)
         parts.append(jax.tree.map(np.asarray, gather(part, mesh)))
     all_images, all_states, all_outputs = zip(*parts, strict=True)
@@ -169,7 +169,7 @@ def _bounds(denoiser: Denoiser) -> tuple[float, float]:
     return (-np.inf, np.inf) if clip_range is None else (-clip_range, clip_range)
 
 
-def batches_of(num_images: int, batch_size: int, mesh: Mesh | None) -> list[jax.Array]:
+def batches_of(num_images: int, batch_size: int, mesh: Mesh | None) -> list[np.ndarray]:
     """Image indices in batches of one size, so that one program serves all of them."""
     whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in (num_images, batch_size))
     if not whole or num_images < 1 or batch_size < 1:
@@ -177,7 +177,7 @@ def batches_of(num_images: int, batch_size: int, mesh: Mesh | None) -> list[jax.
     # Even batches: 65 images at 64 at a time are two batches of 33, not one of 64 and one of 64 with 63 thrown away.
     count = -(-num_images // round_up(batch_size, mesh))
     size = round_up(-(-num_images // count), mesh)
-    return [jnp.arange(start, start + size, dtype=jnp.int32) for start in range(0, count * size, size)]
+    return [np.arange(start, start + size, dtype=np.int32) for start in range(0, count * size, size)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -14,7 +14,7 @@ network a step and batch, and never a sweep from the noise. Programs are compile
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from jaxdq import diffusion
 from jaxdq._devices import gather, replicate, shard
 from jaxdq._errors import InputError
+from jaxdq._progress import track
 from jaxdq.diffusion import Coefficients, Denoiser, Sampler
 from jaxdq.linen import apply
 from jaxdq.sampling import BATCH_SIZE, batches_of, with_noise_of
@@ -48,7 +49,7 @@ class Walk(NamedTuple):
     coefficients: Coefficients
     key: jax.Array
     num_images: int
-    batches: tuple[jax.Array, ...]
+    batches: tuple[np.ndarray, ...]
     mesh: Mesh | None = None
 
     @property
@@ -74,12 +75,9 @@ class Walk(NamedTuple):
             x: The latents.
             step: 0 is the noisiest.
         """
-        params, t = replicate((params, jnp.asarray(self.t[self._checked(step)])), self.mesh)
-
-        def call(index: jax.Array, x: jax.Array) -> jax.Array:
-            return _output(self.denoiser.module, params, x, t, shard(self.denoiser.args(index), self.mesh))
-
-        return self._by_batch(call, x)
+        t = self.t[self._checked(step)]
+        index = np.arange(self.num_images, dtype=np.int32)
+        return predict(self.denoiser, params, x, t, index, self.batches, mesh=self.mesh)
 
     def advance(self, x: np.ndarray, output: np.ndarray, step: int, params: Any = None) -> np.ndarray:
         """The latents after the sampler's step, with each image's own fresh noise; no network is called.
@@ -91,8 +89,8 @@ class Walk(NamedTuple):
             params: Whose correction says how much fresh noise enters, where it does; None leaves it to the sampler.
         """
         coefficients = self.coefficients if params is None else with_noise_of(params, self.coefficients)
-        numbers = jax.tree.map(lambda leaf: jnp.asarray(leaf[self._checked(step)]), coefficients)
-        fixed = replicate((numbers, self.key, jnp.int32(step)), self.mesh)
+        numbers = jax.tree.map(lambda leaf: leaf[self._checked(step)], coefficients)
+        fixed = replicate((numbers, self.key, np.int32(step)), self.mesh)
 
         def call(index: jax.Array, *arrays: jax.Array) -> jax.Array:
             return _advance(self.sampler.is_stochastic, *fixed, shard(index, self.mesh), *arrays)
@@ -104,6 +102,17 @@ class Walk(NamedTuple):
         clip_range = self.denoiser.schedule.clip_range
         return x if clip_range is None else np.clip(x, -clip_range, clip_range)
 
+    def draw(self, params: Any) -> np.ndarray:
+        """The images that `jaxdq.sample` draws, one call at a time: `output`'s program serves it, whatever the steps.
+
+        Args:
+            params: Float params, `QuantizedParams` or a `Switch`, with its correction.
+        """
+        x = self.start()
+        for step in track(range(self.num_steps), "sample"):
+            x = self.advance(x, self.output(params, x, step), step, params)
+        return self.images(x)
+
     def _checked(self, step: int) -> int:
         if not 0 <= step < self.num_steps:
             raise InputError(f"step is {step} and the walk has {self.num_steps}; give 0 to {self.num_steps - 1}.")
@@ -112,7 +121,7 @@ class Walk(NamedTuple):
     def _by_batch(self, call: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
         parts = []
         for index in self.batches:
-            rows = np.asarray(index) % self.num_images
+            rows = index % self.num_images
             here = shard(tuple(np.asarray(array)[rows] for array in arrays), self.mesh)
             parts.append(np.asarray(gather(call(index, *here), self.mesh)))
         return np.concatenate(parts)[: self.num_images]
@@ -143,9 +152,42 @@ def walk(
     Raises:
         InputError: num_images or batch_size below 1, a sampler that doesn't fit the schedule, a mesh of more axes.
     """
-    coefficients = sampler.coefficients(denoiser.schedule)
+    coefficients = jax.tree.map(np.asarray, sampler.coefficients(denoiser.schedule))
     batches = tuple(batches_of(num_images, batch_size, mesh))
     return Walk(denoiser, sampler, coefficients, key, num_images, batches, mesh)
+
+
+def predict(
+    denoiser: Denoiser,
+    params: Any,
+    x: np.ndarray,
+    t: np.ndarray,
+    image_index: np.ndarray,
+    batches: Sequence[np.ndarray],
+    *,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """What a network says of N latents at one time: a call for each batch, and one program for all times.
+
+    Args:
+        denoiser: The module and its conditions.
+        params: Float params, `QuantizedParams` or a `Switch`, with its correction.
+        x: f32[N, H, W, C], the latents.
+        t: int32[], the model time.
+        image_index: int32[N], whose conditions these latents have.
+        batches: Positions 0..N-1 in batches of one size (`batches_of`); the last one goes on from 0.
+        mesh: Whose devices share a batch; None is one device.
+
+    Returns:
+        f32[N, H, W, C].
+    """
+    params, t = replicate((params, t), mesh)
+    parts = []
+    for batch in batches:
+        rows = batch % len(x)
+        here, args = shard((x[rows], denoiser.args(jnp.asarray(image_index[rows]))), mesh)
+        parts.append(np.asarray(gather(_output(denoiser.module, params, here, t, args), mesh)))
+    return np.concatenate(parts)[: len(x)]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -11,7 +11,7 @@ FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("
 FLOORS = (
     ("_describe", "_errors"),
     ("_arguments", "_paths", "_progress", "_trees"),
-    ("_folders", "_devices", "_foreign", "grid"),
+    ("_compile_cache", "_folders", "_devices", "_foreign", "grid"),
     ("ops", "observers", "diffusion", "metrics"),
     ("linen",),
     ("_stored",),

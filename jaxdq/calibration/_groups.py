@@ -153,7 +153,7 @@ def search_groups(num_groups: int, settings: SearchSettings = _SEARCH) -> Run:
 
 def _shared(work: Work, proxy: Proxy, group_of_step: np.ndarray, num_groups: int) -> Work:
     scale, zero_point = proxy.grids(group_of_step, num_groups)
-    return with_acts(work, group_of_step, jnp.asarray(scale), jnp.asarray(zero_point))
+    return with_acts(work, group_of_step, scale, zero_point)
 
 
 def _search(

@@ -174,10 +174,11 @@ def learn_ranges(settings: RangeSettings = _LEARNING) -> Run:
 def starting_from(work: Work, settings: RangeSettings = _LEARNING) -> Learned:
     """What is learned, as it stands in the calibration."""
     grids = {path: grid for path, grid in work.calib.weights.items() if isinstance(grid, Grid) and settings.weights}
+    # On the host: eager jnp would compile a program for every shape of a kernel.
     return Learned(
-        jnp.log(work.acts.scale),
-        work.acts.zero_point.astype(jnp.float32),
-        {path: jnp.log(grid.qparams.scale) for path, grid in grids.items()},
+        jnp.asarray(np.log(work.acts.scale)),
+        jnp.asarray(np.float32(work.acts.zero_point)),
+        {path: jnp.asarray(np.log(grid.qparams.scale)) for path, grid in grids.items()},
     )
 
 
@@ -191,11 +192,12 @@ def _tried(errors: list[float]) -> dict[str, Any]:
 def with_ranges(work: Work, learned: Learned) -> Work:
     """Work with these ranges in place of its own."""
     before = work.calib.weights
-    weights = {path: _with_scale(before[path], scale_of(log)) for path, log in learned.weights.items()}
+    scale, scales = _scales((learned.act, learned.weights))
+    weights = {path: _with_scale(before[path], own) for path, own in scales.items()}
     bounds = np.array([scheme.bounds for scheme in schemes_of(work)]).reshape(-1, 2).T
-    zero_point = jnp.clip(jnp.round(learned.zero_point), *bounds)
+    zero_point = np.clip(np.round(learned.zero_point), *bounds)
     work = work.deciding(weights={**before, **weights})
-    return with_acts(work, group_of_step(work), scale_of(learned.act), zero_point)
+    return with_acts(work, group_of_step(work), scale, zero_point)
 
 
 def _with_scale(grid: Any, scale: jax.Array) -> Grid:
@@ -205,6 +207,9 @@ def _with_scale(grid: Any, scale: jax.Array) -> Grid:
 def scale_of(logarithm: jax.Array) -> jax.Array:
     """exp, but never below the smallest scale of a grid: exp(log(x)) of a tiny x is 0."""
     return jnp.maximum(jnp.exp(logarithm), SMALLEST_SCALE)
+
+
+_scales = jax.jit(lambda logarithms: jax.tree.map(scale_of, logarithms))
 
 
 def _optimizer(settings: RangeSettings, start: Learned) -> optax.GradientTransformation:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import export
 
 from jaxdq._errors import InputError
+from jaxdq._paths import user_cache
 from jaxdq._progress import track
 from jaxdq.cost._chips import Chip
 from jaxdq.cost._program import FRAME, Program, read_program
@@ -49,9 +50,8 @@ class Compiled(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where answers of the compiler are kept: `JAXDQ_CACHE`, else jaxdq's folder in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("JAXDQ_CACHE") or Path(base) / "jaxdq") / "compiled"
+    """Where answers of the compiler are kept."""
+    return user_cache() / "compiled"
 
 
 def check_installed() -> None:

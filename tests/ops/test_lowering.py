@@ -43,11 +43,11 @@ def test_golden_forms_on_tpu(shapes, form):
 @pytest.mark.parametrize(
     ("shapes", "form"),
     [
-        (Shapes(batch=8, width=16, channels=24, taps=9, strides=1), "im2col"),
-        (Shapes(batch=8, width=16, channels=3, taps=9, strides=1), "native"),
-        (Shapes(batch=8, width=64, channels=320, taps=9, strides=1), "native"),
-        (Shapes(batch=8, width=16, channels=320, taps=9, strides=2), "native"),
-        (Shapes(batch=1, width=16, channels=32, taps=127, strides=1), "native"),
+        (Shapes(batch=2, width=8, channels=1280, taps=9, strides=1), "im2col"),
+        (Shapes(batch=8, width=16, channels=24, taps=9, strides=1), "native"),
+        (Shapes(batch=8, width=64, channels=640, taps=9, strides=1), "native"),
+        (Shapes(batch=8, width=16, channels=640, taps=9, strides=2), "native"),
+        (Shapes(batch=1, width=16, channels=640, taps=127, strides=1), "native"),
     ],
 )
 def test_golden_forms_on_a_cpu(shapes, form):

@@ -46,7 +46,7 @@ class Evidence(NamedTuple):
     Attributes:
         observer: Made the states, and turns them into grids.
         arrays: Names of the N arrays (`Plan.columns`).
-        states: The observer's states, each leaf with leading axes [S, N].
+        states: The observer's states on the host, each leaf with leading axes [S, N].
     """
 
     observer: Observer
@@ -111,9 +111,8 @@ def gather_evidence(work: Work, observer: Observer, data: Trajectories | None = 
         work = work._replace(problem=work.problem._replace(data=data))
         work = work._replace(facts={kind: fact for kind, fact in work.facts.items() if kind is not Selection})
     arrays, counts = tuple(dict.fromkeys(names_of(work))), counts_of(work)
-    states = jax.tree.map(
-        lambda leaf: jnp.tile(leaf, (work.data.num_steps, len(arrays), *(1,) * leaf.ndim)), observer.init()
-    )
+    shape = (work.data.num_steps, len(arrays))
+    states = jax.tree.map(lambda leaf: np.tile(leaf, (*shape, *(1,) * leaf.ndim)), jax.device_get(observer.init()))
     if arrays:
         states = _observed(work, observer, arrays, counts, states)
     seen = np.flatnonzero(counts)
@@ -144,11 +143,11 @@ def _observed(work: Work, observer: Observer, arrays: tuple[str, ...], counts: n
         here = jax.tree.map(lambda *leaves: jnp.stack(leaves), *columns.values())
         return jax.tree.map(lambda leaf, new: leaf.at[batch.step].set(new), states, here)
 
-    params, states = replicate((work.denoiser.params, states), mesh)
+    params, states = replicate((work.denoiser.params, jax.tree.map(jnp.asarray, states)), mesh)
     batches = one_pass(work.denoiser, work.data, batch_size, counts, mesh=mesh)
     for batch in track(batches, "observe ranges", total=num_batches(counts, batch_size, mesh)):
         states = update(params, states, batch)
-    return jax.tree.map(jnp.asarray, gather(states, mesh))
+    return jax.device_get(gather(states, mesh))
 
 
 def _refuse_non_finite(work: Work, evidence: Evidence) -> None:
@@ -183,21 +182,21 @@ def share(work: Work, group_of_step: np.ndarray, num_groups: int) -> Work:
     """
     evidence, schemes = work.fact(Evidence), schemes_of(work)
     if not schemes:
-        empty = jnp.ones((num_groups, 0), jnp.float32), jnp.zeros((num_groups, 0), jnp.int32)
+        empty = np.ones((num_groups, 0)), np.zeros((num_groups, 0))
         return with_acts(work, group_of_step, *empty)
     # Where an array is the same at every step, all steps are the first group's.
-    same = jnp.isin(jnp.arange(len(schemes)), jnp.asarray(work.plan.step_invariant_columns, int))
-    group_of_column = jnp.where(same, 0, jnp.asarray(group_of_step, jnp.int32)[:, None])
+    same = np.isin(np.arange(len(schemes)), work.plan.step_invariant_columns)
+    group_of_column = np.where(same, 0, np.asarray(group_of_step, np.int32)[:, None])
 
     @jax.jit
-    def tables(states: Any, group_of_column: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def tables(states: Any, group_of_column: Any) -> tuple[jax.Array, jax.Array]:
         merged = _merge_by_group(evidence.observer, states, group_of_column, num_groups)
         return tables_of(evidence.observer, merged, schemes)
 
     return with_acts(work, group_of_step, *tables(evidence.of(names_of(work)), group_of_column))
 
 
-def with_acts(work: Work, group_of_step: np.ndarray, scale: jax.Array, zero_point: jax.Array) -> Work:
+def with_acts(work: Work, group_of_step: np.ndarray, scale: Any, zero_point: Any) -> Work:
     """Work with these grids of the plan's columns and this partition of the sampler's steps.
 
     Where an array is the same at every step, all groups take the grid of the first.
@@ -210,9 +209,9 @@ def with_acts(work: Work, group_of_step: np.ndarray, scale: jax.Array, zero_poin
     """
     group_of_t = diffusion.groups_of_steps(work.data.t, group_of_step, work.denoiser.schedule.num_timesteps)
     same = np.isin(np.arange(scale.shape[1]), work.plan.step_invariant_columns)
-    scale, zero_point = (jnp.where(same, rows[:1], rows) for rows in (scale, zero_point))
-    grids = jnp.asarray(scale, jnp.float32), jnp.asarray(zero_point, jnp.int32)
-    return work.deciding(acts=Acts(*grids, jnp.asarray(group_of_t, jnp.int32), work.plan.columns))
+    scale, zero_point = (np.where(same, rows[:1], rows) for rows in map(np.asarray, (scale, zero_point)))
+    grids = jnp.asarray(np.float32(scale)), jnp.asarray(np.int32(zero_point))
+    return work.deciding(acts=Acts(*grids, jnp.asarray(np.int32(group_of_t)), work.plan.columns))
 
 
 def group_of_step(work: Work) -> np.ndarray:

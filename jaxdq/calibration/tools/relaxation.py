@@ -15,6 +15,7 @@ noise hides what groups can gain, and compiling it was most of the search's time
 asked in the end, of the images (`boundaries`).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -57,6 +58,7 @@ def relative_table(proxy: Proxy) -> jax.Array:
     return jnp.asarray(proxy.table / whole, jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def initial_logits(num_steps: int, num_groups: int, key: jax.Array) -> jax.Array:
     """Logits that lean towards equal spans, with a little noise, so that no two groups start alike."""
     centre = (jnp.arange(num_groups) + 0.5) * num_steps / num_groups

@@ -12,7 +12,8 @@ from jaxdq.calibration._base import Work
 from jaxdq.calibration.tools.propagation import Sensitivity
 from jaxdq.calibration.tools.selection import counts_of
 from jaxdq.linen import Visitor, apply_visited, quantize
-from jaxdq.sampling import sample, turns
+from jaxdq.sampling import turns
+from jaxdq.walk import walk
 
 _quantize = jax.jit(quantize)
 
@@ -136,16 +137,15 @@ def image_error(work: Work, *, num_images: int = 32) -> float:
     judge = work.problem.judge
     num_images = min(num_images, len(judge.images))
     qparams = _quantize(work.denoiser.params, work.calib)
-    images = sample(
+    images = walk(
         work.denoiser,
-        qparams,
-        sampler=work.problem.sampler,
+        work.problem.sampler,
         num_images=num_images,
         key=judge.key,
         batch_size=work.machine.batch_size,
         mesh=work.machine.mesh,
-    )
-    error = np.mean((np.asarray(images, np.float64) - judge.images[:num_images]) ** 2, axis=(1, 2, 3))
+    ).draw(qparams)
+    error = np.mean((np.float64(images) - judge.images[:num_images]) ** 2, axis=(1, 2, 3))
     mean = np.exp(np.mean(np.log(np.maximum(error, np.finfo(np.float32).tiny))))
     # Nothing is less than NaN: it would be kept for ever as the best.
     return float(np.where(np.isnan(mean), np.inf, mean))

@@ -32,10 +32,18 @@ def test_the_library_example_is_twelve_lines():
     assert len(lines) <= 12
 
 
+@pytest.mark.parametrize(("name", "install"), [("run", "pip install ."), ("tests", "pip install -e '.[dev]'")])
+def test_a_newcomer_needs_one_line(name, install):
+    lines = block(name).strip().splitlines()
+    assert len(lines) == 1
+    make, activate, installed, *_ = (part.strip() for part in lines[0].split("&&"))
+    assert (make, activate, installed) == ("python3 -m venv .venv", ". .venv/bin/activate", install)
+
+
 @pytest.mark.slow
 def test_the_main_command_reaches_its_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = shlex.split(block("run"))
+    command = shlex.split(block("run").split("&&")[-1])
     assert command[0] == "jaxdq"
     folder = Path(command[command.index("--out") + 1])
     with pytest.raises(SystemExit) as stop:

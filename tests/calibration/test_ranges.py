@@ -67,6 +67,7 @@ def test_a_network_that_says_nothing_has_a_loss_of_one():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:only:jaxdq.InputWarning")  # on purpose
 def test_an_array_that_is_the_same_at_every_step_keeps_one_grid_while_it_is_learned():
     text = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
     grids = {"weight": Scheme(4, channel_axis=-1), "act": Scheme(4, symmetric=False)}

@@ -40,7 +40,7 @@ def path_of(path: Any) -> Any:
     """
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(f"the path is {path!r}; give text or a pathlib.Path that names a folder or file.")
+        raise InputError(f"the path is {path!r:.60}; give text or a pathlib.Path that names a folder or file.")
     if _URI.fullmatch(text):
         return _from_uri(text)
     if text.startswith("~"):

@@ -68,6 +68,8 @@ def save(path: str | os.PathLike[str], qparams: QuantizedParams | Switch, *, ove
 def check_can_save(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Refuses a path that `save` would refuse, before there is anything to save; args and errors as there."""
     place = path_of(path)
+    if not isinstance(overwrite, bool):
+        raise InputError(f"overwrite is {overwrite!r:.60}; pass True or False.")
     check_place(place)
     with reaching(place):
         _check_free(place, overwrite=overwrite)

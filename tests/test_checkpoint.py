@@ -228,6 +228,8 @@ def test_an_existing_folder_is_refused_and_left_untouched(saved):
     before = contents(saved)
     with pytest.raises(InputError, match="exists already"):
         save(saved, known_quantized(Scheme(8)))
+    with pytest.raises(InputError, match="overwrite is 'no'; pass True or False"):
+        save(saved, known_quantized(Scheme(8)), overwrite="no")
     assert contents(saved) == before
     assert [path.name for path in saved.parent.iterdir()] == ["quantized"]
 

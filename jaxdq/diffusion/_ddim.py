@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxdq._errors import InputError
+from jaxdq.diffusion._numbers import is_real
 from jaxdq.diffusion._sampler import (
     Coefficients,
     build_coefficients,
@@ -41,8 +42,8 @@ class DDIM:
         if self.timesteps is not None:
             check_timesteps(self.timesteps, self.num_steps)
         check_spacing(self.spacing)
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"eta is {self.eta}; pass a number from 0 (no noise) to 1 (as much as DDPM).")
+        if not is_real(self.eta) or not 0 <= self.eta <= 1:
+            raise InputError(f"eta is {self.eta!r:.60}; pass a number from 0 (no noise) to 1 (as much as DDPM).")
 
     @property
     def is_stochastic(self) -> bool:
@@ -127,6 +128,8 @@ def ddim(
         on timestep 0 instead of on the clean image.
     """
     if timesteps is not None:
+        if not hasattr(timesteps, "__len__") or getattr(timesteps, "ndim", 1) != 1:
+            raise InputError(f"timesteps is {timesteps!r:.60}; give a list with one whole number for each step.")
         given = tuple(timesteps)
         return DDIM(len(given) if num_steps is None else num_steps, eta, spacing, given)
     if num_steps is None:

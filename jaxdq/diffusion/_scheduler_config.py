@@ -154,7 +154,10 @@ _KINDS: dict[str, _Kind] = {
     "beta_end": _BETA,
     "beta_schedule": _one_of("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
     "trained_betas": _Kind(
-        lambda value: value is None or (isinstance(value, list | tuple | np.ndarray) and all(map(_fraction, value))),
+        lambda value: (
+            value is None
+            or (isinstance(value, list | tuple | np.ndarray) and np.shape(value) != () and all(map(_fraction, value)))
+        ),
         "null, or a list of betas between 0 and 1, one for each timestep",
     ),
     "prediction_type": _one_of(*get_args(PredictionType)),
@@ -205,6 +208,11 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         >>> schedule_from_config({"_class_name": "DDPMScheduler", "num_train_timesteps": 10}).num_timesteps
         10
     """
+    if not isinstance(config, Mapping) or not all(isinstance(name, str) for name in config):
+        raise InputError(
+            f"The scheduler config is {config!r:.60}; pass the JSON object of a scheduler_config.json: names of fields "
+            "and their values."
+        )
     class_name = str(config.get("_class_name", _DDIM_OR_DDPM))
     if class_name not in _FIELDS and class_name != _DDIM_OR_DDPM:
         raise InputError(

@@ -60,7 +60,7 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         came = "None" if params is None else "a calibration"
         raise InputError(f"params is {came}; pass the float params, or what jaxdq.quantize returned.")
     if isinstance(module, type) or not callable(getattr(module, "apply", None)):
-        raise InputError(f"module is {module!r:.60}; pass the linen module itself, such as denoiser.module.")
+        raise InputError(f"module is a {type(module).__name__}; pass the linen module itself, such as denoiser.module.")
     if isinstance(params, Switch):
         t = time_argument(module, args, kwargs)
         return params.run(lambda choice: apply(module, choice, *args, **kwargs), t)

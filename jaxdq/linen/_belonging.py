@@ -20,7 +20,7 @@ from jaxdq._errors import InputError, InputWarning, described
 from jaxdq._trees import unboxed
 from jaxdq.grid import QTensor
 from jaxdq.linen._parts import Parts
-from jaxdq.linen._tree import TABLE
+from jaxdq.linen._tree import TABLE, has_values
 
 if TYPE_CHECKING:
     from jaxdq.linen._plan import Plan
@@ -147,7 +147,7 @@ def _fault(given: Any, leaf: Leaf, *, is_on_grid: bool) -> str:
     if is_on_grid:
         return "" if jnp.issubdtype(given.qvalue.dtype, jnp.integer) else f"has codes of type {given.qvalue.dtype}"
     dtype = _dtype(given)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact) != jnp.issubdtype(dtype, jnp.inexact):
+    if any(jnp.issubdtype(leaf.dtype, kind) != jnp.issubdtype(dtype, kind) for kind in (jnp.inexact, jnp.floating)):
         return f"holds {dtype.name} and was calibrated with {leaf.dtype}"
     if not _has_values(given):
         return ""
@@ -175,9 +175,7 @@ def _dtype(leaf: Any) -> np.dtype:
 
 def _has_values(leaf: Any) -> bool:
     """Whether the numbers can be looked at: here, now, and all of them."""
-    if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct | QTensor | Parts):
-        return False
-    return bool(getattr(leaf, "is_fully_addressable", True))
+    return not isinstance(leaf, QTensor | Parts) and has_values(leaf)
 
 
 def _digest(leaf: Any) -> str:

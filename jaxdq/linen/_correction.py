@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxdq._errors import InputError
 from jaxdq.linen._switch import Switch
+from jaxdq.linen._tree import check_numbers
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +34,19 @@ class Correction:
     output_shift: jax.Array | None = None
     input_shift: jax.Array | None = None
     noise_std: jax.Array | None = None
+
+    def check(self, num_timesteps: int) -> None:
+        """Refuses what is no table of numbers with a row for each of the T model times."""
+        for field in dataclasses.fields(self):
+            table = getattr(self, field.name)
+            if table is None:
+                continue
+            check_numbers(table, f"the correction's {field.name}", nan=field.name == "noise_std")
+            if not table.ndim or table.shape[0] != num_timesteps:
+                raise InputError(
+                    f"the correction's {field.name} has shape {table.shape} and the network was calibrated for "
+                    f"{num_timesteps} timesteps; give a row for each of them."
+                )
 
     def on_input(self, x: jax.Array, t: jax.Array | np.ndarray) -> jax.Array:
         """The corrected input, in x's dtype."""
@@ -73,8 +87,10 @@ def _at(table: jax.Array, t: jax.Array | np.ndarray, like: jax.Array) -> jax.Arr
     index = jnp.clip(jnp.round(t).astype(jnp.int32), 0, table.shape[0] - 1)
     row = table[index].astype(like.dtype)
     trailing = row.shape[t.ndim :]
-    if len(trailing) >= like.ndim:
+    last = like.shape[like.ndim - len(trailing) :]
+    if len(trailing) >= like.ndim or any(own not in (1, size) for own, size in zip(trailing, last, strict=True)):
         raise InputError(
-            f"a correction has rows of shape {trailing} for arrays of shape {like.shape}; give fewer axes."
+            f"a correction has rows of shape {trailing} for arrays of shape {like.shape}; give rows that broadcast "
+            f"against the last axes of one of them."
         )
     return row.reshape(row.shape[: t.ndim] + (1,) * (like.ndim - t.ndim - len(trailing)) + trailing)

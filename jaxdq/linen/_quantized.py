@@ -113,16 +113,17 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     Example:
         `qparams = jax.jit(jaxdq.quantize, static_argnames="dtype")(denoiser.params, calib, dtype="bfloat16")`
     """
-    if isinstance(calib, Calibration) and calib.instead is not None:
-        own, (other, at) = dataclasses.replace(calib, instead=None), (calib.instead.calib, calib.instead.at)
-        choices = quantize(params, own, dtype=dtype), params if other is None else quantize(params, other, dtype=dtype)
-        return Switch(choices, jnp.asarray(at).astype(jnp.int32))
     if not isinstance(calib, Calibration):
         raise InputError(f"calib is {type(calib).__name__}; pass what jaxdq.calibrate returned.")
     check_dtype(dtype)
     if not isinstance(params, Mapping):
         raise InputError(f"params is a {type(params).__name__}; pass the float params that were calibrated.")
     params = unboxed(params)
+    if calib.instead is not None:
+        _check_instead(calib)
+        own, other = dataclasses.replace(calib, instead=None), calib.instead
+        second = params if other.calib is None else quantize(params, other.calib, dtype=dtype)
+        return Switch((quantize(params, own, dtype=dtype), second), jnp.asarray(other.at).astype(jnp.int32))
     plan = calib.plan.with_tables(calib.tables)
     plan = plan if dtype is None else plan.computing_in(dtype)
     if calib.acts is None:
@@ -130,6 +131,10 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
             "the calibration has no grids for activations yet; end the recipe with a calibrator that fits them, such "
             "as share_uniformly(1)."
         )
+    if calib.correction is not None:
+        if not isinstance(calib.correction, Correction):
+            raise InputError(f"the calibration's correction is a {type(calib.correction).__name__}; give a Correction.")
+        calib.correction.check(calib.acts.group_of_t.shape[0])
     check_belongs(params, calib.plan, "params", "pass the float params that were calibrated, or calibrate these")
     params, quantized = with_leaves(params, calib.params), {}
     for site in plan.sites:
@@ -138,6 +143,20 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     params = with_tables(with_kernels(_cast(params, plan), quantized), calib.tables)
     acts, plan = calib.acts.select(plan.columns), plan.without_digests(calib.params.keys())
     return QuantizedParams(params, acts, plan, calib.variables, calib.correction)
+
+
+def _check_instead(calib: Calibration) -> None:
+    """Refuses another network whose times are not those of this one."""
+    instead = calib.instead
+    if not isinstance(instead, Instead):
+        raise InputError(f"the calibration's instead is a {type(instead).__name__}; give an Instead, or None.")
+    shape, dtype = getattr(instead.at, "shape", None), getattr(instead.at, "dtype", type(instead.at).__name__)
+    if calib.acts is not None and (shape != calib.acts.group_of_t.shape or not jnp.issubdtype(dtype, jnp.bool_)):
+        came = f"of type {dtype}" if shape is None else f"of shape {shape} and type {dtype}"
+        raise InputError(
+            f"the times of the other network (Instead.at) are {came}; give an array of "
+            f"{calib.acts.group_of_t.shape[0]} truth values, one for each timestep."
+        )
 
 
 def check_dtype(dtype: jax.typing.DTypeLike | None) -> None:

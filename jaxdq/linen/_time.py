@@ -38,7 +38,7 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array | n
 
 
 def with_time_per_row(call: Callable, module: Any, args: tuple, kwargs: dict) -> Any:
-    """`call(*args, **kwargs)`; if a module can't take its scalar t, the same call with one t for each row.
+    """`call(*args, **kwargs)`; if a module can't take t as it came, the same call with an array of one for each row.
 
     Many modules are written for t of shape [B] and say so only by failing. What `call` does besides returning must bear
     being done twice.
@@ -127,15 +127,22 @@ def _time_place(module: nn.Module, args: tuple, kwargs: dict) -> str | int:
 
 
 def _with_time_of_rows(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """(args, kwargs) with t of shape [B] where it was a scalar; None where it was none."""
+    """(args, kwargs) with t as an array [B] where it was a scalar or a list; None where there is no other form.
+
+    Raises:
+        InputError: a vector of another length than B.
+    """
     batch = next((leaf.shape[0] for leaf in jax.tree.leaves((args, kwargs)) if getattr(leaf, "ndim", 0) > 1), None)
     try:
         t, place = time_argument(module, args, kwargs), _time_place(module, args, kwargs)
     except (InputError, ValueError):  # no time among the arguments, or a callable without a signature
         return None
-    if batch is None or t.ndim:
+    if batch is not None and t.ndim and t.shape[0] not in (1, batch):
+        raise InputError(f"t has {t.shape[0]} entries and the batch {batch} rows; pass one t per row, or a scalar t.")
+    given = kwargs[place] if isinstance(place, str) else args[place]
+    if batch is None or (t.ndim and hasattr(given, "dtype")):
         return None
-    rows = jnp.broadcast_to(t, (batch,))
+    rows = t if t.ndim else jnp.broadcast_to(t, (batch,))
     if isinstance(place, str):
         return args, {**kwargs, place: rows}
     return (*args[:place], rows, *args[place + 1 :]), kwargs

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxdq._errors import InputError
 
@@ -26,11 +28,35 @@ def with_kernels(params: Any, kernels: dict[str, Any], path: str = "") -> Any:
     return {**out, "kernel": kernels[path]} if path in kernels else out
 
 
+def has_values(leaf: Any) -> bool:
+    """Whether the numbers of an array can be looked at: here, now, and all of them."""
+    abstract = isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
+    return not abstract and bool(getattr(leaf, "is_fully_addressable", True))
+
+
+def check_numbers(array: Any, what: str, *, nan: bool = False) -> None:
+    """Refuses what is no array of numbers and, where they can be looked at, infinity and (unless allowed) NaN.
+
+    Args:
+        array: what a calibration brings.
+        what: what to call it in a sentence.
+        nan: whether NaN stands for "none".
+    """
+    dtype = getattr(array, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        came = f"an array of type {dtype}" if dtype is not None else f"a {type(array).__name__}"
+        raise InputError(f"{what} is {came}; give an array of numbers.")
+    if has_values(array):
+        numbers = np.asarray(array).astype(np.float64)
+        if np.isinf(numbers).any() or (np.isnan(numbers).any() and not nan):
+            raise InputError(f"{what} holds {'infinity' if nan else 'NaN or infinity'}; give finite numbers.")
+
+
 def with_leaves(params: Any, leaves: Mapping[str, jax.Array]) -> Any:
     """A copy of the tree with these leaves, by path, in place of its own and in their dtypes.
 
     Raises:
-        InputError: A path that the tree does not have, or an array of another shape.
+        InputError: A path that the tree does not have, an array of another shape, or what is no array of numbers.
     """
     if not leaves:
         return params
@@ -38,13 +64,16 @@ def with_leaves(params: Any, leaves: Mapping[str, jax.Array]) -> Any:
 
     def replaced(keys: Any, leaf: Any) -> Any:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        new = left.pop(path, None)
-        if new is not None and tuple(new.shape) != tuple(leaf.shape):
+        if path not in left:
+            return leaf
+        new = left.pop(path)
+        check_numbers(new, f"what the calibration puts in place of '{path}'")
+        if tuple(new.shape) != tuple(leaf.shape):
             raise InputError(
                 f"the calibration replaces '{path}' of shape {tuple(leaf.shape)} by an array of shape "
                 f"{tuple(new.shape)}; pass one of the same shape."
             )
-        return leaf if new is None else new.astype(leaf.dtype)
+        return new.astype(leaf.dtype)
 
     out = jax.tree_util.tree_map_with_path(replaced, params)
     if left:

@@ -116,7 +116,7 @@ def test_a_perfect_model_draws_the_image(prediction_type):
 
 
 def test_refuses_what_cannot_be():
-    for eta in (-0.1, 1.5, float("nan")):
+    for eta in (-0.1, 1.5, float("nan"), "0", None, True, np.array([0.5])):
         with pytest.raises(InputError, match="eta"):
             ddim(5, eta=eta)
     with pytest.raises(InputError, match="pure noise"):
@@ -145,6 +145,8 @@ def test_chosen_timesteps_are_walked_through_and_land_on_each_other():
 def test_timesteps_that_can_not_be_walked_through_are_refused(timesteps):
     with pytest.raises(InputError, match=r"give one whole number|steps"):
         ddim(timesteps=timesteps)
+    with pytest.raises(InputError, match="timesteps is 5; give a list"):
+        ddim(timesteps=5)
     with pytest.raises(InputError, match="for 3 steps; give one whole number"):
         ddim(3, timesteps=(4, 0))
     with pytest.raises(InputError, match="start at 20 and the noise schedule has 20"):

@@ -13,6 +13,7 @@ from toys import NUM_TIMESTEPS, SHAPE, Tiny, tiny_quantized, toy_calibration, to
 import jaxdq
 from jaxdq import InputError, Rule, Scheme, apply, quantize, sample
 from jaxdq.diffusion import linear_schedule
+from jaxdq.linen import Correction, Instead
 
 KEY = jax.random.key(0)
 X, T = np.random.default_rng(3).standard_normal((4, *SHAPE)).astype(np.float32), np.int32(0)
@@ -44,6 +45,7 @@ FOREIGN = {
     "infinity in a bias": (changed("dense/bias", lambda b: b.at[0].set(np.inf)), "'dense/bias' holds NaN or infinity"),
     "an integer kernel": (changed("conv/kernel", lambda w: w.astype(jnp.int8)), "'conv/kernel' holds int8"),
     "an integer bias": (changed("conv_in/bias", lambda b: b.astype(jnp.int32)), "'conv_in/bias' holds int32"),
+    "a complex kernel": (changed("conv/kernel", lambda w: w + 1j), "'conv/kernel' holds complex64"),
     "another shape": (changed("conv/kernel", lambda w: w[:1]), r"'conv/kernel' has shape \(1, 3, 8, 8\)"),
     "another shape in float": (changed("conv_in/bias", lambda b: b[:1]), r"'conv_in/bias' has shape \(1,\)"),
     "other weights": (changed("conv_in/kernel", lambda w: w * 1.1), "'conv_in/kernel' holds other numbers"),
@@ -190,6 +192,50 @@ def test_leaves_that_a_calibration_replaces_have_other_numbers_on_purpose():
     denoiser, qparams = tiny_quantized()[0], quantize(tiny_quantized()[0].params, calib)
     np.testing.assert_array_equal(qparams.params["conv_in"]["bias"], bias)
     assert sample(denoiser, qparams, sampler=jaxdq.ddim(2), num_images=1, key=KEY).shape == (1, *SHAPE)
+
+
+ALL, HALF = np.ones(NUM_TIMESTEPS, np.float32), np.arange(NUM_TIMESTEPS) < NUM_TIMESTEPS // 2
+
+
+@pytest.mark.parametrize(
+    ("brought", "message"),
+    [
+        ({"params": {"conv/bias": np.full(8, np.nan)}}, "in place of 'conv/bias' holds NaN or infinity"),
+        ({"params": {"conv/bias": [0.0] * 8}}, "in place of 'conv/bias' is a list"),
+        ({"params": {"conv/bias": None}}, "in place of 'conv/bias' is a NoneType"),
+        ({"params": {"conv/bias": np.ones(8, bool)}}, "in place of 'conv/bias' is an array of type bool"),
+        ({"correction": 2.0}, "correction is a float; give a Correction"),
+        ({"correction": Correction(output_gain=2.0)}, "output_gain is a float"),
+        ({"correction": Correction(output_gain=ALL[:5])}, r"output_gain has shape \(5,\) and .* 20 timesteps"),
+        ({"correction": Correction(input_shift=ALL[0])}, r"input_shift has shape \(\)"),
+        ({"correction": Correction(output_shift=ALL * np.nan)}, "output_shift holds NaN or infinity"),
+        ({"correction": Correction(noise_std=ALL * np.inf)}, "noise_std holds infinity"),
+        ({"instead": calibrated()}, "instead is a Calibration; give an Instead"),
+        ({"instead": Instead(None, HALF[:5])}, r"are of shape \(5,\) and type bool; give an array of 20 truth values"),
+        ({"instead": Instead(None, np.arange(NUM_TIMESTEPS))}, "and type int64; give an array of 20 truth values"),
+        ({"instead": Instead(None, True)}, "are of type bool; give"),
+    ],
+)
+def test_what_a_calibration_brings_beside_its_grids_is_looked_at(brought, message):
+    with pytest.raises(InputError, match=message) as caught:
+        quantize(tiny_quantized()[0].params, dataclasses.replace(calibrated(), **brought))
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_a_correction_that_do_not_fit_the_image_are_told():
+    calib = dataclasses.replace(calibrated(), correction=Correction(output_shift=np.ones((NUM_TIMESTEPS, 3))))
+    qparams = quantize(tiny_quantized()[0].params, calib)
+    with pytest.raises(InputError, match=r"rows of shape \(3,\) for arrays of shape \(4, 8, 8, 2\)"):
+        apply(Tiny(), qparams, X, 3)
+
+
+def test_the_float_network_beside_a_quantized_one_is_taken_out_of_its_boxes(tmp_path):
+    params = tiny_quantized()[0].params
+    boxed = jax.tree.map(lambda leaf: nn.Partitioned(leaf, names=(None,) * leaf.ndim), params)
+    both = quantize(boxed, dataclasses.replace(calibrated(), instead=Instead(None, HALF)))
+    np.testing.assert_allclose(apply(Tiny(), both, X, 3), apply(Tiny(), params, X, 3), rtol=1e-6)
+    jaxdq.save(tmp_path / "both", both)
+    assert jax.tree.structure(jaxdq.restore(tmp_path / "both").choices[1]) == jax.tree.structure(params)
 
 
 def test_a_schedule_of_another_length_is_told():

@@ -119,6 +119,26 @@ def test_a_network_that_takes_one_time_per_row_gets_it(way):
         np.testing.assert_allclose(apply(PerRow(way), params, x=X, t=1), expected, rtol=1e-5, atol=1e-6)
 
 
+class Whole(PerRow):
+    """A network that takes arrays alone: a list of times fails, and so does one of another length."""
+
+    way: str = "index"
+
+    @nn.compact
+    def __call__(self, x, t):
+        return PerRow.__call__(self, x, jnp.broadcast_to(t, x.shape[:1]))
+
+
+def test_a_list_of_times_is_an_array_of_them_and_one_of_another_length_is_told():
+    for params in (PARAMS, quantized()):
+        expected = apply(AnyTime(), params, X, np.array([0.0, 1.0, 0.6]))
+        np.testing.assert_array_equal(apply(Whole(), params, X, [0.0, 1.0, 0.6]), expected)
+        np.testing.assert_array_equal(apply(Whole(), params, x=X, t=(0.0, 1.0, 0.6)), expected)
+        for t in (np.zeros(2), [0, 1], jnp.zeros(4)):
+            with pytest.raises(InputError, match=r"t has \d entries and the batch 3 rows; pass one t per row"):
+                apply(Whole(), params, X, t)
+
+
 def test_what_fails_either_way_fails_with_its_own_words():
     class Broken(nn.Module):
         @nn.compact

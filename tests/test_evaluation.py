@@ -58,6 +58,22 @@ def test_figures_of_single_images():
     assert (found.image_psnr_median_db, found.image_psnr_worst_db, found.image_psnr_worst5_db) == (40, 10, 15)
 
 
+def test_an_evaluation_compiles_each_network_once():
+    shapes = []
+
+    class Counted(Bias):
+        def apply(self, variables, x, t):
+            if isinstance(x, jax.core.Tracer):
+                shapes.append((x.shape, variables["params"]["bias"].dtype))
+            return super().apply(variables, x, t)
+
+    denoiser = Denoiser(Counted(), {"bias": jnp.ones(4)}, linear_schedule(4, 0.1, 0.5, prediction_type="sample"), SHAPE)
+    measure(denoiser, {"bias": jnp.ones(4, jnp.bfloat16)}, batch_size=2)
+    # A scan may trace its body more than once; noise error, images and other noise are one program of the other one.
+    assert shapes.count(((2, *SHAPE), jnp.bfloat16)) == 1
+    assert {shape for shape, _ in shapes} == {(2, *SHAPE)}
+
+
 def test_a_model_beside_itself_has_no_error():
     denoiser = says([0.5, 1.0, 0.0, 0.5], "epsilon")
     found = measure(denoiser, denoiser.params)

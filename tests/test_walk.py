@@ -35,6 +35,15 @@ def test_oracle_a_walk_is_the_trajectory(name):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_oracle_drawing_is_sampling(name):
+    denoiser = toy_denoiser(Tiny())
+    settings = {"num_images": 5, "key": KEY, "batch_size": 2}
+    drawn = walk(denoiser, SAMPLERS[name], **settings).draw(denoiser.params)
+    expected = sample(denoiser, denoiser.params, sampler=SAMPLERS[name], **settings)
+    np.testing.assert_allclose(drawn, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_conditions_belong_to_their_images():
     labels = np.arange(12, dtype=np.float32).reshape(3, 4) / 10
     denoiser = toy_denoiser(Tiny(), (labels,))

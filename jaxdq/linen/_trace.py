@@ -184,6 +184,7 @@ class _Recorder:
         self._batch = batch
         self._depth = 0
         self._is_within_layer = False
+        self._left_alone: list[nn.Module] = []  # whose calls are going on, and may call what they derive from
 
     def visit(self, next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if self._is_within_layer:
@@ -202,16 +203,23 @@ class _Recorder:
         if is_attention(context):
             return module.products(*args, **kwargs)
         kind = kind_of(module) if context.method_name == "__call__" else None
-        if kind is None:
+        if kind is None or any(module is one for one in self._left_alone):
             return next_fun(*args, **kwargs)
         inputs = inputs_of(module, args, kwargs)
         params = dict(module.variables.get("params", {}))
         reason = own_way(module) or kind.unsupported(module, *inputs)
         alone = module.clone(parent=None, name=None)
-        out = next_fun(*args, **kwargs) if reason else self._as_equation(alone, params, inputs)
+        out = self._alone(next_fun, module, args, kwargs) if reason else self._as_equation(alone, params, inputs)
         own, made = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, out))
         self.calls.append(Call(path_of(module), kind, alone, inputs, own, made, self._batch, reason))
         return out
+
+    def _alone(self, next_fun: Callable, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        self._left_alone.append(module)
+        try:
+            return next_fun(*args, **kwargs)
+        finally:
+            self._left_alone.pop()
 
     def _as_equation(self, module: nn.Module, params: Any, inputs: tuple) -> Any:
         def layer(params: Any, *inputs: jax.Array) -> Any:

@@ -84,7 +84,7 @@ def with_leaves(params: Any, leaves: Mapping[str, jax.Array]) -> Any:
     return out
 
 
-TABLE = "time_table"  # the only leaf of a module that a table stands for
+TABLE = "(time table)"  # the only leaf of a module that a table stands for; no name that a network gives
 
 
 def with_tables(params: Any, tables: Mapping[str, jax.Array]) -> Any:

@@ -7,17 +7,19 @@ put in by a calibrator of its own and nothing else changed.
 import dataclasses
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import NUM_TIMESTEPS, SHAPE, Tiny, toy_denoiser
+from toys import NUM_TIMESTEPS, SHAPE, Tiny, toy_calibration, toy_denoiser, toy_params, toy_plan
 
-from jaxdq import InputError, Scheme, apply, calibrate, ddim, quantize, restore, sample, save
+from jaxdq import InputError, Rule, Scheme, apply, calibrate, ddim, quantize, restore, sample, save
 from jaxdq.calibration import Evidence, Recipe, calibrator, fit_weights, observe, share, share_uniformly, weight_grids
 from jaxdq.evaluation import evaluate
 from jaxdq.grid import Grid, QParams, QTensor, dequantize
 from jaxdq.linen import Acts, Correction, Instead, Parts, QuantizedParams, Switch, kernel_at
+from jaxdq.metrics import sqnr_db
 from jaxdq.observers import minmax, minmax_weights
 from jaxdq.recipes import default_rules
 
@@ -253,9 +255,26 @@ def test_a_switch_runs_each_network_at_its_times():
         np.testing.assert_array_equal(RUN(switch, x, jnp.int32(t)), RUN(switch.choices[int(t < 10)], x, jnp.int32(t)))
 
 
+class TimeTables(Tiny):
+    """A network that calls its own arrays and layers as tables over time are called elsewhere."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        learned = self.param("time_table", nn.initializers.normal(), (T, C))
+        return nn.Dense(C, name="tables")(Tiny(name="time table")(x + learned[jnp.asarray(t, int)], t))
+
+
+def test_no_name_in_a_network_is_taken_for_a_table():
+    x, params = jax.random.normal(KEY, (2, *SHAPE)), toy_params(TimeTables(), jnp.zeros((1, *SHAPE)), jnp.int32(0))
+    plan = toy_plan(TimeTables(), params, [Rule(".*", W8, Scheme(8, symmetric=False))], x, np.int32(3))
+    qparams = quantize(params, toy_calibration(TimeTables(), params, plan, np.zeros(T), x, np.int32(3)))
+    expected = TimeTables().apply({"params": params}, x, 3)
+    assert sqnr_db(expected, apply(TimeTables(), qparams, x, 3)) > 25
+
+
 def test_a_table_is_the_layer_it_stands_for(plain):
     _, _, tabled = made("fidelity")
-    assert set(tabled.params["time"]) == {"time_table"} and tabled.plan.by_path["time"].reason
+    assert set(tabled.params["time"]) == {"(time table)"} and tabled.plan.by_path["time"].reason
     one_row = dataclasses.replace(tabled, acts=plain.acts)
     x = jax.random.normal(KEY, (2, *SHAPE))
     float_time = {**plain.params, "time": DENOISER.params["time"]}

@@ -163,6 +163,23 @@ def test_layers_that_compute_in_their_own_way_are_left_to_it(layer, reason):
     assert only_site(Renamed(4), np.zeros((2, 4), np.float32)).unsupported == ""
 
 
+class Shifted(nn.Dense):
+    def __call__(self, inputs, shift):
+        return super().__call__(inputs) + shift
+
+
+def test_a_layer_with_more_arguments_than_the_class_it_derives_from_is_one_call():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, t):
+            return nn.Dense(4, name="dense")(Shifted(4, name="own")(x, t))
+
+    x = np.zeros((2, 4), np.float32)
+    own, dense = find_sites(Network(), toy_params(Network(), x, T0), x, T0)
+    assert (own.path, own.macs, own.unsupported) == ("own", 16, "a subclass of Dense with a __call__ of its own")
+    assert (dense.path, dense.macs, dense.unsupported) == ("dense", 16, "")
+
+
 def test_inputs_may_come_by_name():
     class ByName(nn.Module):
         @nn.compact

@@ -15,6 +15,7 @@ from jaxdq.calibration import (
     structural_risk,
 )
 from jaxdq.observers import percentile
+from jaxdq.recipes._budget import learning_for, search_for
 from jaxdq.recipes._ranges import RangeMethod, chosen
 from jaxdq.recipes._rules import default_rules
 
@@ -50,7 +51,7 @@ def adpdm(
         num_groups: 1 to the sampler's number of steps.
         budget: states in the calibration set, at timesteps chosen by structural risk minimisation; at least as many as
             groups. None is every state that was sampled.
-        search: settings of the search.
+        search: settings of the search; None moves no boundaries at 8 bits.
         ranges: as in `minmax`; "mse" leaves the grids that the search ends with, whose squared errors are weighted by
             what they cost the image; "minmax" and "percentile" are fitted anew to the groups that it found.
         learning: as in `minmax`.
@@ -67,7 +68,7 @@ def adpdm(
 
     Source: Wang et al., arXiv 2305.18723 (CVPR 2024).
     """
-    weights, acts, learn = chosen(ranges, learning)
+    weights, acts, learn = chosen(ranges, learning, learning_for(weight_bits, act_bits))
     if ranges == "minmax":
         acts = percentile(100.0)  # the same ranges, from the histograms that the search needs
     selection: tuple[Calibrator, ...] = ()
@@ -82,7 +83,7 @@ def adpdm(
             *selection,
             observe(acts),
             measure_sensitivity(),
-            search_groups(num_groups, search or SearchSettings()),
+            search_groups(num_groups, search or search_for(weight_bits, act_bits)),
             *((refit_ranges(),) if ranges in ("minmax", "percentile") else ()),
             *learn,
         ),

@@ -1,6 +1,7 @@
 """One static scale per activation: what everyone does, and the baseline."""
 
 from jaxdq.calibration import RangeSettings, Recipe
+from jaxdq.recipes._budget import learning_for
 from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
 from jaxdq.recipes._rules import default_rules
 
@@ -18,7 +19,7 @@ def minmax(
         act_bits: 2 to 8.
         ranges: "minmax" (nothing is clipped), "mse" (least rounding error), "percentile" (all but the outermost
             values) or "learned" (from "mse", by the gradient of the output's error).
-        learning: Settings of the learning, with ranges "learned".
+        learning: Settings of the learning, with ranges "learned"; None takes fewer updates at 8 bits than below.
 
     Returns:
         Recipe.
@@ -32,4 +33,5 @@ def minmax(
 
     Source: Jacob et al. 2018, section 3 (static ranges, nearest rounding); activations there are 8-bit only.
     """
-    return Recipe("minmax", default_rules(weight_bits, act_bits), in_equal_spans(1, ranges, learning))
+    calibrators = in_equal_spans(1, ranges, learning, learning_for(weight_bits, act_bits))
+    return Recipe("minmax", default_rules(weight_bits, act_bits), calibrators)

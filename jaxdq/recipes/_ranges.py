@@ -40,8 +40,8 @@ class Chosen(NamedTuple):
     learn: tuple[Calibrator, ...]
 
 
-def chosen(ranges: RangeMethod, learning: RangeSettings | None) -> Chosen:
-    """The ranges of weights and activations, by name.
+def chosen(ranges: RangeMethod, learning: RangeSettings | None, default: RangeSettings) -> Chosen:
+    """The ranges of weights and activations, by name; `default` settings learn where none are given.
 
     - "minmax": all values; nothing is clipped.
     - "mse": the range of least rounding error, of squared error for activations and of power 2.4 for weights.
@@ -66,11 +66,13 @@ def chosen(ranges: RangeMethod, learning: RangeSettings | None) -> Chosen:
         return Chosen(minmax_weights(), minmax(), ())
     if ranges == "percentile":
         return Chosen(percentile_weights(), percentile(), ())
-    return Chosen(mse_weights(), mse(2.0), (learn_ranges(learning or RangeSettings()),) if ranges == "learned" else ())
+    return Chosen(mse_weights(), mse(2.0), (learn_ranges(learning or default),) if ranges == "learned" else ())
 
 
-def in_equal_spans(num_groups: int, ranges: RangeMethod, learning: RangeSettings | None) -> tuple[Calibrator, ...]:
+def in_equal_spans(
+    num_groups: int, ranges: RangeMethod, learning: RangeSettings | None, default: RangeSettings
+) -> tuple[Calibrator, ...]:
     """Calibrators that fit ranges in each of `num_groups` equal spans of the steps."""
-    weights, acts, learn = chosen(ranges, learning)
+    weights, acts, learn = chosen(ranges, learning, default)
     sensitivity = (measure_sensitivity(),) if learn else ()
     return (fit_weights(weights), observe(acts), *sensitivity, share_uniformly(num_groups), *learn)

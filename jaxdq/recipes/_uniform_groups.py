@@ -1,6 +1,7 @@
 """One scale per activation for each of G equal spans of time."""
 
 from jaxdq.calibration import RangeSettings, Recipe
+from jaxdq.recipes._budget import learning_for
 from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
 from jaxdq.recipes._rules import default_rules
 
@@ -38,5 +39,5 @@ def uniform_groups(
 
     Source: the uniform partition that ADP-DM (arXiv 2305.18723) starts from and is compared with.
     """
-    calibrators = in_equal_spans(num_groups, ranges, learning)
+    calibrators = in_equal_spans(num_groups, ranges, learning, learning_for(weight_bits, act_bits))
     return Recipe("uniform_groups", default_rules(weight_bits, act_bits), calibrators)

@@ -67,7 +67,9 @@ def quantized(loaded):
     """The pipeline after the script's three lines, with fewer groups, steps and images."""
     pipeline, params = loaded
     names = {"jax": jax, "jaxdq": jaxdq, "pipeline": pipeline, "params": params, "prompts": PROMPTS}
-    small = SCRIPT.replace("uniform_groups()", "uniform_groups(num_groups=2)").replace("50)", f"{STEPS}), num_images=2")
+    small = SCRIPT.replace("uniform_groups()", "uniform_groups(num_groups=2, ranges='minmax')").replace(
+        "50)", f"{STEPS}), num_images=2"
+    )
     exec(compile(small, "script", "exec"), names)
     return names["pipeline"], names["params"]
 
@@ -246,7 +248,7 @@ def test_in_bfloat16_kernels_become_the_integers_of_their_values(half):
 def test_in_bfloat16_the_pipeline_is_calibrated_and_draws(half, latents):
     pipeline, params = half
     denoiser = jaxdq.denoiser_from_pipeline(pipeline, params, PROMPTS)
-    recipe = jaxdq.recipes.uniform_groups(num_groups=2)
+    recipe = jaxdq.recipes.uniform_groups(num_groups=2, ranges="minmax")
     calib = jaxdq.calibrate(denoiser, recipe, sampler=jaxdq.ddim(STEPS), key=jax.random.key(0), num_images=2)
     on_integers, new_params = jaxdq.quantize_pipeline(pipeline, params, calib)
     assert jaxdq.stored_bytes(new_params["unet"]) < 0.7 * jaxdq.stored_bytes(params["unet"])

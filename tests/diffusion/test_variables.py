@@ -52,7 +52,7 @@ VARIABLES = {
 def quantized():
     # What init returns holds params too; they have a place of their own.
     denoiser = Denoiser(Positional(), PARAMS, SCHEDULE, SHAPE, variables={**VARIABLES, "params": PARAMS})
-    recipe = jaxdq.recipes.uniform_groups(num_groups=2)
+    recipe = jaxdq.recipes.uniform_groups(num_groups=2, ranges="minmax")
     calib = jaxdq.calibrate(denoiser, recipe, sampler=jaxdq.ddim(2), key=jax.random.key(0), num_images=4)
     return denoiser, jax.jit(jaxdq.quantize)(denoiser.params, calib)
 

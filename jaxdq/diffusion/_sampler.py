@@ -140,7 +140,7 @@ def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: Spacing |
 
 def check_num_steps(num_steps: int) -> None:
     """Refuse a sampler that never calls the model."""
-    if not isinstance(num_steps, int | np.integer) or num_steps < 1:
+    if not isinstance(num_steps, int | np.integer) or isinstance(num_steps, bool) or num_steps < 1:
         raise InputError(f"The sampler takes {num_steps!r} steps; pass a whole number of at least 1.")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdq._errors import InputError
 from jaxdq.linen._plan import Column
+from jaxdq.linen._tree import has_values
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +35,26 @@ class Acts:
     def num_groups(self) -> int:
         """G."""
         return self.scale.shape[0]
+
+    def check(self) -> None:
+        """Refuses tables that don't fit one another; numbers are looked at where they are concrete.
+
+        Raises:
+            InputError: Shapes that differ, a group without a row, a scale that is not finite and above 0.
+        """
+        shape, groups = (self.scale.shape[0] if self.scale.ndim else 0, len(self.columns)), self.group_of_t
+        if self.scale.shape != shape or self.zero_point.shape != shape or groups.ndim != 1:
+            raise InputError(
+                f"the activations' grids have scales of shape {self.scale.shape}, zero points of "
+                f"{self.zero_point.shape} and groups of {groups.shape} for {len(self.columns)} arrays; give [G, A], [G, A] and [T]."
+            )
+        if has_values(groups) and groups.size and not 0 <= np.min(groups) <= np.max(groups) < shape[0]:
+            raise InputError(
+                f"group_of_t runs from {np.min(groups)} to {np.max(groups)} and there are {shape[0]} groups of grids; "
+                f"give groups of 0 to {shape[0] - 1}."
+            )
+        if has_values(self.scale) and not (np.isfinite(self.scale).all() and (np.asarray(self.scale) > 0).all()):
+            raise InputError("a scale of the activations' grids is not finite and above 0; fit the grids again.")
 
     def select(self, columns: tuple[Column, ...]) -> "Acts":
         """The same grids with these columns, in this order.

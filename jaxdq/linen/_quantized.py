@@ -131,6 +131,7 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
             "the calibration has no grids for activations yet; end the recipe with a calibrator that fits them, such "
             "as share_uniformly(1)."
         )
+    calib.acts.check()
     if calib.correction is not None:
         if not isinstance(calib.correction, Correction):
             raise InputError(f"the calibration's correction is a {type(calib.correction).__name__}; give a Correction.")
@@ -156,6 +157,12 @@ def _check_instead(calib: Calibration) -> None:
         raise InputError(
             f"the times of the other network (Instead.at) are {came}; give an array of "
             f"{calib.acts.group_of_t.shape[0]} truth values, one for each timestep."
+        )
+    other = None if instead.calib is None else instead.calib.acts
+    if calib.acts is not None and other is not None and other.group_of_t.shape != calib.acts.group_of_t.shape:
+        raise InputError(
+            f"the other network (Instead.calib) has {other.group_of_t.shape[0]} timesteps and this one "
+            f"{calib.acts.group_of_t.shape[0]}; calibrate both on one schedule."
         )
 
 

@@ -48,12 +48,17 @@ class Switch:
         Raises:
             InputError: A vector t, and an output whose leading axis is not the batch.
         """
-        choice = self.choice_of_t[jnp.clip(jnp.round(t).astype(jnp.int32), 0, self.choice_of_t.shape[0] - 1)]
+        num_timesteps = self.choice_of_t.shape[0]
+        choice = self.choice_of_t[jnp.clip(jnp.round(t).astype(jnp.int32), 0, num_timesteps - 1)]
         first, second = self.choices
         if t.ndim == 0:
-            return jax.lax.cond(choice == 0, lambda: call(first), lambda: call(second))
+            out = jax.lax.cond(choice == 0, lambda: call(first), lambda: call(second))
+            # A quantized network makes NaN of a traced t outside by itself; the float one knows no bounds.
+            inside = (t >= 0) & (t <= num_timesteps)
+            return jax.tree.map(lambda leaf: jnp.where(inside, leaf, jnp.nan), out)
         outputs = call(first), call(second)
         if outputs[0].shape[0] != t.shape[0]:
             raise InputError(f"t has {t.shape[0]} entries and the output shape {outputs[0].shape}; give one t per row.")
         rows = choice.reshape(choice.shape + (1,) * (outputs[0].ndim - 1))
-        return jnp.where(rows == 0, *outputs)
+        inside = ((t >= 0) & (t <= num_timesteps)).reshape(rows.shape)
+        return jnp.where(inside, jnp.where(rows == 0, *outputs), jnp.nan)

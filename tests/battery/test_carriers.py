@@ -272,6 +272,14 @@ def test_no_name_in_a_network_is_taken_for_a_table():
     assert sqnr_db(expected, apply(TimeTables(), qparams, x, 3)) > 25
 
 
+def test_times_outside_are_nan_under_jit_where_the_float_network_runs_too():
+    _, _, relaxed = made("pcr")
+    x = jax.random.normal(KEY, (2, *SHAPE))
+    for t in (jnp.float32(-1), jnp.float32(T + 1)):
+        assert np.isnan(RUN(relaxed, x, t)).all()
+    assert np.isnan(RUN(relaxed, x, jnp.array([-1, 3]))).all(axis=(1, 2, 3)).tolist() == [True, False]
+
+
 def test_a_table_is_the_layer_it_stands_for(plain):
     _, _, tabled = made("fidelity")
     assert set(tabled.params["time"]) == {"(time table)"} and tabled.plan.by_path["time"].reason

@@ -207,3 +207,22 @@ def test_a_plan_that_changed_after_the_grids_were_fitted_is_refused(calib):
     for index, column in enumerate(made.acts.columns):
         np.testing.assert_array_equal(made.acts.scale[:, index], calib.acts.scale[:, columns.index(column)])
     assert len(made.acts.columns) == len(columns) - 1
+
+
+TABLES = {
+    "one row for two groups": (
+        {"group_of_t": jnp.array([0, 1])},
+        "runs from 0 to 1 and there are 1 groups",
+    ),
+    "a group below 0": ({"group_of_t": jnp.array([-1])}, "group_of_t runs from -1"),
+    "groups of two axes": ({"group_of_t": jnp.zeros((1, 1), jnp.int32)}, r"give \[G, A\], \[G, A\] and \[T\]"),
+    "too few columns": ({"scale": jnp.ones((1, 1))}, r"scales of shape \(1, 1\)"),
+    "a scale of NaN": ({"scale": jnp.full((1, len(SCHEMES)), jnp.nan)}, "is not finite and above 0"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_do_not_fit_one_another_are_refused(name, calib):
+    changes, said = TABLES[name]
+    with pytest.raises(InputError, match=said):
+        quantize(PARAMS, dataclasses.replace(calib, acts=dataclasses.replace(calib.acts, **changes)))

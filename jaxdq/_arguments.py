@@ -59,25 +59,19 @@ def typed(make: Callable[..., Any], given: Mapping[str, Any], what: str) -> dict
     return {name: _value(name, hints[name], value) for name, value in given.items()}
 
 
-def as_keywords(make: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What to call the function with: fields of one dataclass together, the others at their defaults.
+def with_fields(make: Callable[..., Any], values: Mapping[str, Any], unset: Callable[[Any], Any]) -> dict[str, Any]:
+    """The arguments that are dataclasses, with these fields set.
 
     Args:
         make: The function.
-        values: As `typed` returns them.
+        values: "argument.field" -> value, as `typed` returns them.
+        unset: A dataclass -> its value where no field is set.
     """
     keywords: dict[str, Any] = {}
-    parameters, hints = inspect.signature(make).parameters, typing.get_type_hints(make)
+    hints = typing.get_type_hints(make)
     for name, value in values.items():
         argument, _, field = name.partition(".")
-        if not field:
-            keywords[name] = value
-            continue
-        settings = keywords.get(argument, parameters[argument].default)
-        cls = _dataclass_of(hints[argument])
-        assert cls is not None
-        if not isinstance(settings, cls):
-            settings = cls()
+        settings = keywords[argument] if argument in keywords else unset(_dataclass_of(hints[argument]))
         keywords[argument] = dataclasses.replace(settings, **{field: value})
     return keywords
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxdq import recipes
-from jaxdq._arguments import as_keywords, typed
+from jaxdq._arguments import typed, with_fields
 from jaxdq._errors import InputError
 from jaxdq._paths import local_path
 from jaxdq.calibration import Recipe
@@ -140,8 +140,7 @@ def make_recipe(settings: Settings) -> Recipe:
         InputError: no such recipe, bits outside 2..8, unknown ranges, or groups for a recipe that has none.
     """
     make = recipe_named(settings.recipe)
-    keywords = as_keywords(make, settings.arguments)
-    keywords |= {"weight_bits": settings.weight_bits, "act_bits": settings.act_bits}
+    keywords: dict[str, Any] = {"weight_bits": settings.weight_bits, "act_bits": settings.act_bits}
     if settings.ranges is not None:
         keywords["ranges"] = settings.ranges
     if settings.groups is not None and _takes_groups(make):
@@ -152,7 +151,22 @@ def make_recipe(settings: Settings) -> Recipe:
             f"recipe '{settings.recipe}' has one scale for all times and can't use {settings.groups} groups; leave "
             f"--groups out, or choose one of {', '.join(with_groups)}."
         )
-    return make(**keywords)
+    fields = {name: value for name, value in settings.arguments.items() if "." in name}
+    keywords |= {name: value for name, value in settings.arguments.items() if name not in fields}
+    recipe = make(**keywords)
+    if not fields:
+        return recipe
+    return make(**keywords, **with_fields(make, fields, lambda cls: _made_with(recipe, cls)))
+
+
+def _made_with(recipe: Recipe, cls: Any) -> Any:
+    """The settings of this class in a recipe, which may depend on its other arguments; the class's own if none are."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    for one in recipe.calibrators:
+        for value in one.settings.values():
+            if isinstance(value, Mapping) and set(value) == names:
+                return cls(**value)
+    return cls()
 
 
 def ranges_of(settings: Settings) -> str:

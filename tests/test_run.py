@@ -81,9 +81,19 @@ def test_arguments_of_the_recipe_take_their_types(name):
 def test_arguments_reach_the_recipe():
     given = {"budget": 64, "search.num_updates": 30, "search.moves": 5, "learning.weights": "false"}
     made = run.make_recipe(run.Settings("digits", weight_bits=4, arguments=given))
-    learning = RangeSettings(weights=False)
+    learning = RangeSettings(weights=False)  # at 4 bits, the settings' own defaults
     search = SearchSettings(num_updates=30, moves=5)
     assert made.settings == recipes.adpdm(4, budget=64, search=search, learning=learning).settings
+
+
+def test_a_field_leaves_the_others_as_the_recipe_has_them():
+    """At 8 bits `adpdm` has other settings than the classes' own."""
+    plain, changed = (
+        {one.name: one.settings.get("settings") for one in run.make_recipe(settings).calibrators}
+        for settings in (run.Settings("digits"), run.Settings("digits", arguments={"search.entropy": 1.5}))
+    )
+    assert plain["search_groups"]["moves"] != SearchSettings().moves, "or this test says nothing"
+    assert changed == {**plain, "search_groups": {**plain["search_groups"], "entropy": 1.5}}
 
 
 def test_arguments_that_have_a_setting_of_their_own_become_it():

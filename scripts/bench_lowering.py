@@ -1,4 +1,4 @@
-"""How fast models run in float and on integers: the table of README, on this machine or modelled for TPUs.
+"""How fast models run in float and on integers: the table of scripts/results, on this machine or modelled for TPUs.
 
     python scripts/bench_lowering.py --models digits v1-4 --batches 2 8 --platforms tpu:v5e
 

@@ -46,7 +46,8 @@ class Acts:
         if self.scale.shape != shape or self.zero_point.shape != shape or groups.ndim != 1:
             raise InputError(
                 f"the activations' grids have scales of shape {self.scale.shape}, zero points of "
-                f"{self.zero_point.shape} and groups of {groups.shape} for {len(self.columns)} arrays; give [G, A], [G, A] and [T]."
+                f"{self.zero_point.shape} and groups of {groups.shape} for {len(self.columns)} arrays; give [G, A], "
+                f"[G, A] and [T]."
             )
         if has_values(groups) and groups.size and not 0 <= np.min(groups) <= np.max(groups) < shape[0]:
             raise InputError(

@@ -11,6 +11,8 @@ from jaxdq.bench import BASELINE, ROWS, bench_model
 from jaxdq.cli import main
 from jaxdq.unet import abstract_params, save_unet_folder, unet2d_from_config
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):

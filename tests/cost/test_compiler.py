@@ -16,6 +16,8 @@ from jaxdq.grid import Scheme
 from jaxdq.linen import Rule, find_sites, make_plan
 from jaxdq.unet import load_denoiser
 
+pytestmark = pytest.mark.optimized
+
 V5E = CHIPS["v5e"]
 
 

@@ -5,6 +5,8 @@ import pytest
 from jaxdq.cost import read_program
 from jaxdq.cost._program import FRAME
 
+pytestmark = pytest.mark.optimized
+
 
 def priced(cycles):
     return f'backend_config={{"bundle_analysis_data":{{"estimated_cycles":"{cycles}"}}}}'

@@ -282,6 +282,7 @@ def test_time_argument_is_else_the_second():
 # --- The program ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.optimized
 def test_integer_sites_hold_integer_contractions_and_no_float_ones(qparams):
     lowered = run.lower(qparams, X, jnp.int32(0))
     assert contractions(jax.make_jaxpr(run)(qparams, X, jnp.int32(0)).jaxpr) == {
@@ -421,6 +422,7 @@ def test_other_dtypes_are_refused(qparams, dtype):
         quantize(PARAMS, calib, dtype=dtype)
 
 
+@pytest.mark.optimized
 def test_what_is_made_of_a_text_is_made_once_and_not_at_every_step():
     x, text = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((2, *SHAPE), (2, 3, 5)))
     params = toy_params(Told(), x, np.int32(0), text)

@@ -50,6 +50,7 @@ def test_blocks_and_products_agree_and_so_do_their_gradients():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.optimized
 def test_the_scores_never_stand_in_memory_as_a_whole():
     args = qkv(4096, 4096, heads=1)
     scores = 2 * 4096 * 4096 * 4

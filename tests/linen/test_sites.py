@@ -348,6 +348,7 @@ def test_a_part_of_the_batch_is_another_array(batch):
     assert {site.path: site.reads for site in sites} == {"alone": "", "all": ""}
 
 
+@pytest.mark.optimized
 def test_one_array_is_quantized_once():
     x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     params = toy_params(Readers(), x, T0)

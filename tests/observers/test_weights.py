@@ -81,6 +81,7 @@ def test_a_percentile_that_is_none_is_refused(p):
         percentile_weights(p)
 
 
+@pytest.mark.optimized
 def test_memory_does_not_grow_with_the_candidates():
     def bytes_of(num_candidates):
         make = mse_weights(2.4, num_candidates)

@@ -185,6 +185,7 @@ def test_bias_and_out_dtype():
         np.testing.assert_array_equal(out, jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_program_holds_integer_convolutions_only(bits, symmetric):
@@ -213,6 +214,7 @@ def test_borders_where_whole_numbers_have_64_bits():
     np.testing.assert_array_equal(found[:, 1:, :3], codes)
 
 
+@pytest.mark.optimized
 def test_borders_are_no_part_of_what_makes_the_codes_on_a_cpu():
     """XLA:CPU would compute the sigmoid element by element in one loop with a pad."""
 

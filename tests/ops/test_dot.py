@@ -180,6 +180,7 @@ def test_the_program_holds_integer_dots_only(bits):
     assert re.search(r"dot_general.*-> tensor<16x32xf32>", twin)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_compiled_program_multiplies_integers(bits):
     lhs, rhs = random_tensor(0, (16, 64)), random_tensor(1, (64, 32), bits, kept=(1,))

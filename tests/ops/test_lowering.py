@@ -63,6 +63,7 @@ def test_a_program_holds_the_form_of_its_platform_alone(platform):
     assert "xi8>" in text and "xi32>" in text and "xf32>" not in text
 
 
+@pytest.mark.optimized
 def test_the_compiled_program_has_no_conditional():
     text = traced((2, 8, 8, 320), (3, 3, 320, 8)).lower().compile().as_text()
     assert " conditional(" not in text

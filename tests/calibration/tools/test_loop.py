@@ -112,19 +112,40 @@ def die(folder, when):
     run(folder, batch_of=batch)
 
 
-@pytest.mark.parametrize("when", ["in an update", "before the renames", "between the renames"])
-def test_resumes_to_the_same_bits_after_a_kill(when, unbroken, tmp_path):
-    call = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; import test_loop; test_loop.die(*sys.argv[1:])"
-    )
-    ended = subprocess.run([sys.executable, "-c", call, str(tmp_path / "state"), when], capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+WHEN = ("in an update", "before the renames", "between the renames")
+
+
+def die_each_way(folder):
+    """One process imports JAX, and one forked from it for each way is killed: before a backend has threads."""
+    for when in WHEN:
+        child = os.fork()
+        if not child:
+            die(str(Path(folder) / when), when)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, when
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    found, call = f"sys.path[:0] = [{str(Path(__file__).parent)!r}]", f"test_loop.die_each_way({str(folder)!r})"
+    program = f"import sys; {found}; import test_loop; {call}"
+    # The same bits need the same compiler.
+    compiler = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.jax_disable_most_optimizations))}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, env=os.environ | compiler, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.mark.parametrize("when", WHEN)
+def test_resumes_to_the_same_bits_after_a_kill(when, unbroken, killed):
     # Between the renames there is no state, and the run starts anew; never half of one.
     kept = 0 if when == "between the renames" else SAVE_EVERY
-    assert (tmp_path / "state").exists() == bool(kept)
+    assert (killed / when).exists() == bool(kept)
     if kept:
-        assert restore_state(tmp_path / "state", initial())[0] == kept
-    state, infos = run(tmp_path / "state")
+        assert restore_state(killed / when, initial())[0] == kept
+    state, infos = run(killed / when)
     assert_same_bits(state, unbroken[0])
     assert_same_bits(infos, unbroken[1][kept:])
 

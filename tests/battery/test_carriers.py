@@ -37,7 +37,7 @@ from jaxdq.recipes import default_rules
 T, C = NUM_TIMESTEPS, SHAPE[-1]
 KEY, SAMPLER = jax.random.key(0), ddim(2, eta=1.0)
 DENOISER = toy_denoiser(Tiny())
-TIMES = jnp.arange(T, dtype=jnp.float32)
+TIMES = np.arange(T, dtype=np.float32)
 W8, W4 = Scheme(8, channel_axis=-1), Scheme(4, channel_axis=-1)
 
 
@@ -127,6 +127,7 @@ def split(sizes, has_own_inputs=False, low_rank=0, input_scale=False, path="conv
     return run
 
 
+ONES = np.ones((T, C), np.float32)
 HALF = Instead(None, TIMES < T / 2)
 METHODS = {
     "ptqd": Method(
@@ -134,8 +135,8 @@ METHODS = {
             deciding(
                 correction=Correction(
                     output_gain=1 / (1 + 0.01 * TIMES / T),
-                    output_shift=0.001 * jnp.ones((T, C)),
-                    noise_std=jnp.where(TIMES > 5, 0.1, jnp.nan),
+                    output_shift=0.001 * ONES,
+                    noise_std=np.where(TIMES > 5, 0.1, np.nan),
                 )
             ),
         ),
@@ -144,7 +145,7 @@ METHODS = {
     "step-aware bits": Method(
         (deciding(instead=lambda work: Instead(dataclasses.replace(work.calib, acts=row_for_every_t(work)), HALF.at)),)
     ),
-    "tac": Method((deciding(correction=Correction(1 + 0.01 * jnp.ones((T, C)), None, 0.001 * jnp.ones((T, C)))),)),
+    "tac": Method((deciding(correction=Correction(1 + 0.01 * ONES, None, 0.001 * ONES)),)),
     "pcr": Method((deciding(acts=row_for_every_t), deciding(instead=HALF)._replace(name="relax"))),
     "fidelity": Method((deciding(acts=row_for_every_t, tables=time_table),)),
     "qdiffusion": Method(
@@ -152,7 +153,7 @@ METHODS = {
             deciding(
                 weights=lambda work: {
                     **work.calib.weights,
-                    "dense": codes_of(work, "dense", lambda q: jnp.clip(q.astype(int) + 1, -127, 127)),
+                    "dense": codes_of(work, "dense", lambda q: np.clip(q.astype(int) + 1, -127, 127)),
                 }
             ),
             split((3, 5), has_own_inputs=True),
@@ -163,7 +164,7 @@ METHODS = {
             deciding(
                 weights=lambda work: {
                     **work.calib.weights,
-                    "conv": codes_of(work, "conv", lambda q: jnp.where(abs(q.astype(int)) > 40, q.astype(int), 0)),
+                    "conv": codes_of(work, "conv", lambda q: np.where(abs(q.astype(int)) > 40, q.astype(int), 0)),
                 },
                 params={"conv/bias": DENOISER.params["conv"]["bias"] + 0.01},
             ),

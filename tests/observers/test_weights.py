@@ -7,7 +7,7 @@ from jaxdq._errors import InputError
 from jaxdq.grid import Scheme, fake_quantize
 from jaxdq.observers import minmax_weights, mse_weights, percentile_weights
 
-W = jax.random.normal(jax.random.key(0), (3, 3, 16, 8)) * jnp.logspace(-3, 3, 8)
+W = (np.random.default_rng(0).standard_normal((3, 3, 16, 8)) * np.logspace(-3, 3, 8)).astype(np.float32)
 
 
 def error(make, scheme, p):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,11 +87,13 @@ def test_a_scalar_t_equals_a_vector_t():
     assert relative_error(apply({"params": params}, x, jnp.asarray([500, 500]), *rest), np.asarray(scalar)) < 1e-5
 
 
-V1_4, V2_1, XL_BASE = script("count_stable_diffusion").MODELS.values()
+MODELS = dict(zip(("v1-4", "v2-1", "xl-base"), script("count_stable_diffusion").MODELS.values(), strict=True))
 
 
-def abstract_sites(config):
+@functools.cache
+def abstract_sites(name):
     """The sites of a network at its own size, and its parameters' shapes; nothing is computed."""
+    config = MODELS[name]
     module = unet2d_condition_from_config(config)
     params = abstract_params(module)
     side = config["sample_size"]
@@ -100,15 +104,15 @@ def abstract_sites(config):
 
 # Parameters as counted by diffusers; two products for each attention, two attentions for each transformer block.
 @pytest.mark.parametrize(
-    ("config", "num_params", "num_blocks"),
+    ("name", "num_params", "num_blocks"),
     [
-        pytest.param(V1_4, 859_520_964, 16, id="v1-4"),
-        pytest.param(V2_1, 865_910_724, 16, id="v2-1", marks=pytest.mark.slow),
-        pytest.param(XL_BASE, 2_567_463_684, 70, id="xl-base", marks=pytest.mark.slow),
+        ("v1-4", 859_520_964, 16),
+        pytest.param("v2-1", 865_910_724, 16, marks=pytest.mark.slow),
+        pytest.param("xl-base", 2_567_463_684, 70, marks=pytest.mark.slow),
     ],
 )
-def test_golden_every_contraction_is_a_site(config, num_params, num_blocks):
-    sites, params = abstract_sites(config)
+def test_golden_every_contraction_is_a_site(name, num_params, num_blocks):
+    sites, params = abstract_sites(name)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     assert sum(leaf.size for _, leaf in leaves) == num_params
     kernels = {
@@ -125,7 +129,7 @@ def test_golden_every_contraction_is_a_site(config, num_params, num_blocks):
 
 
 def test_nearly_all_of_v1_4_runs_on_integers():
-    sites, params = abstract_sites(V1_4)
+    sites, params = abstract_sites("v1-4")
     rules = default_rules(weight_bits=8, act_bits=8)(sites)
     products = [Rule(".*", kind="product", act=Scheme(8)), *(rule for rule in rules if rule.kind != "product")]
     without, with_products = (make_plan(each, sites, params).integer_mac_fraction for each in (rules, products))

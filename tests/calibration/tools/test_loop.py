@@ -131,7 +131,7 @@ def killed(tmp_path_factory):
     found, call = f"sys.path[:0] = [{str(Path(__file__).parent)!r}]", f"test_loop.die_each_way({str(folder)!r})"
     program = f"import sys; {found}; import test_loop; {call}"
     # The same bits need the same compiler.
-    compiler = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.jax_disable_most_optimizations))}
+    compiler = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.read("jax_disable_most_optimizations")))}
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, env=os.environ | compiler, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

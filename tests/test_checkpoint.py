@@ -112,6 +112,7 @@ def test_images_are_equal_to_the_bit(tiny, saved):
     np.testing.assert_array_equal(sample(denoiser, qparams, **draw), sample(denoiser, restore(saved), **draw))
 
 
+@pytest.mark.optimized  # by both processes: the same bits need the same compiler
 def test_opens_in_a_process_that_knows_only_jaxdq_and_the_module(tmp_path):
     qparams = known_quantized(Scheme(4, channel_axis=-1))
     save(tmp_path / "q", qparams)

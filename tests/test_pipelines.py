@@ -294,5 +294,5 @@ def test_refuses_what_is_no_calibration_and_no_prompts(loaded):
 def test_refuses_params_that_are_replicated(loaded, quantized):
     plan = quantized[1]["unet"].plan
     calib = jaxdq.Calibration({}, unfitted_acts(plan.columns, 1000), plan)
-    with pytest.raises(InputError, match="pass the params of the calibrated network"):
+    with pytest.raises(InputError, match="pass the float params that were calibrated"):
         jaxdq.quantize_pipeline(loaded[0], replicate(loaded[1]), calib)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
-from jaxdq.linen._trace import Found, Trace, body_of
+from jaxdq.linen._trace import Found, Trace, body_of, scan_parts
 
 Visitor = Callable[[str, jax.Array], jax.Array]
 
@@ -64,7 +64,7 @@ def _bind(equation: Any, given: list[Any]) -> list[Any]:
 def _run_scan(equation: Any, given: list[Any], found: dict[int, Found], visitor: Visitor) -> list[Any]:
     """A scan step by step."""
     body, length = equation.params["jaxpr"], equation.params["length"]
-    first, after = equation.params["num_consts"], equation.params["num_consts"] + equation.params["num_carry"]
+    first, after = scan_parts(equation)
     carry, made = given[first:after], []
     order = range(length)[::-1] if equation.params["reverse"] else range(length)
     for step in order:

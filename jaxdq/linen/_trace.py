@@ -310,6 +310,15 @@ def body_of(equation: Any) -> Any:
     return equation.params["jaxpr"].jaxpr if name == "scan" else None
 
 
+def scan_parts(equation: Any) -> tuple[int, int]:
+    """Where the carry of a scan begins among its operands, and where what it goes through does."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, _ = map(len, params["ft_in"].unpack())  # since JAX 0.12
+    return consts, consts + carry
+
+
 def _length(equation: Any) -> int:
     return equation.params["length"] if equation.primitive.name == "scan" else 1
 
@@ -317,7 +326,7 @@ def _length(equation: Any) -> int:
 def _given_to_body(equation: Any, given: list[_Origin | None], traced: Trace) -> list[_Origin | None]:
     if equation.primitive.name != "scan":
         return given
-    first, after = equation.params["num_consts"], equation.params["num_consts"] + equation.params["num_carry"]
+    first, after = scan_parts(equation)
     traced.read.update(origin.path for origin in given[first:after] if origin)  # they may change from step to step
     sliced = [origin and origin.sliced() for origin in given[after:]]
     return [*given[:first], *[None] * (after - first), *sliced]

@@ -29,7 +29,7 @@ from jaxdq.calibration import (
 )
 from jaxdq.evaluation import evaluate
 from jaxdq.grid import Grid, QParams, QTensor, dequantize
-from jaxdq.linen import Acts, Correction, Instead, Parts, QuantizedParams, Switch, kernel_at
+from jaxdq.linen import Acts, Correction, Instead, Parts, Switch, kernel_at
 from jaxdq.metrics import sqnr_db
 from jaxdq.observers import minmax, minmax_weights
 from jaxdq.recipes import default_rules
@@ -231,8 +231,7 @@ def test_runs_under_jit_and_a_vector_of_times_is_each_of_them(row, plain):
     np.testing.assert_allclose(vector, row_by_row(qparams, X, TIMES_OF_ROWS), rtol=1e-4, atol=1e-5)
     exact = RUN(DENOISER.params, X, TIMES_OF_ROWS)
     assert np.isfinite(vector).all() and abs(vector - exact).max() < 0.3 * abs(exact).max()
-    other = isinstance(qparams, QuantizedParams) and qparams.correction is not None and qparams.correction.noise_std
-    assert abs(vector - RUN(plain, X, TIMES_OF_ROWS)).max() > LEAST_CHANGE or other is not None
+    assert abs(vector - RUN(plain, X, TIMES_OF_ROWS)).max() > LEAST_CHANGE, "the stub changes nothing"
 
 
 def test_samples_saves_restores_bit_for_bit(row, tmp_path):

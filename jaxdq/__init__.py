@@ -7,8 +7,9 @@ from jaxdq import metrics as metrics
 from jaxdq import observers as observers
 from jaxdq import ops as ops
 from jaxdq import recipes as recipes
-from jaxdq._errors import InputError as InputError
-from jaxdq._errors import InputWarning as InputWarning
+from jaxdq._common.errors import InputError as InputError
+from jaxdq._common.errors import InputWarning as InputWarning
+from jaxdq._version import __version__ as __version__
 from jaxdq.calibration import Recipe as Recipe
 from jaxdq.calibration import calibrate as calibrate
 from jaxdq.checkpoint import restore as restore
@@ -33,9 +34,7 @@ from jaxdq.linen import QuantizedParams as QuantizedParams
 from jaxdq.linen import Rule as Rule
 from jaxdq.linen import apply as apply
 from jaxdq.linen import quantize as quantize
-from jaxdq.pipelines import denoiser_from_pipeline as denoiser_from_pipeline
-from jaxdq.pipelines import quantize_pipeline as quantize_pipeline
+from jaxdq.models.pipelines import denoiser_from_pipeline as denoiser_from_pipeline
+from jaxdq.models.pipelines import quantize_pipeline as quantize_pipeline
+from jaxdq.models.unet import load_denoiser as load_denoiser
 from jaxdq.sampling import sample as sample
-from jaxdq.unet import load_denoiser as load_denoiser
-
-__version__ = "0.1.0"

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdq._errors import InputError, described
-from jaxdq._folders import building, check_place
-from jaxdq._paths import at_hand, path_of, reaching
-from jaxdq._stored import from_arrays, plan_from, plan_values, to_arrays
+from jaxdq._common.errors import InputError, described
+from jaxdq._common.folders import building, check_place
+from jaxdq._common.paths import at_hand, path_of, reaching
 from jaxdq.linen import QuantizedParams, Switch, check_belongs
+from jaxdq.linen._stored import from_arrays, plan_from, plan_values, to_arrays
 
 # 1 knew no activations that share a grid; 2 no nn.scan, no variables, and kept the tables of grids beside the params.
 FORMAT = 3
@@ -136,7 +136,7 @@ def restore(path: str | os.PathLike[str]) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on: jaxdq, jax, flax and orbax."""
-    from jaxdq import __version__
+    from jaxdq._version import __version__
 
     return {"jaxdq": __version__, "jax": jax.__version__, "flax": flax.__version__, "orbax": ocp.__version__}
 

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdq._errors import InputError
-from jaxdq.decoding import Decode, decoded
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.linen import QuantizedParams
 from jaxdq.metrics import frechet_distance, mean_of_worst, pooled_pixels, psnr_db, psnr_per_image_db, ratio_db
-from jaxdq.sampling import BATCH_SIZE, Trajectories, batches_of, check_arguments, trajectories
-from jaxdq.walk import predict, walk
+from jaxdq.models.decoding import Decode, decoded
+from jaxdq.sampling import BATCH_SIZE, Trajectories, batches_of, check_arguments, predict, trajectories, walk
 
 FEATURES = "{}, area-averaged to 8 x 8"
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 
 
 def sqnr_db(reference: Any, approximation: Any, axis: int | tuple[int, ...] | None = None) -> jax.Array:

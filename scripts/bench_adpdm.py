@@ -35,8 +35,8 @@ from jaxdq.recipes import default_rules
 
 ROOT = Path(__file__).parents[1]
 DECIDING = (
-    *("jaxdq/grid", "jaxdq/ops", "jaxdq/observers", "jaxdq/diffusion", "jaxdq/linen", "jaxdq/unet"),
-    *("jaxdq/sampling.py", "jaxdq/metrics.py", "jaxdq/evaluation.py", "jaxdq/calibration", "jaxdq/recipes"),
+    *("jaxdq/grid", "jaxdq/ops", "jaxdq/observers", "jaxdq/diffusion", "jaxdq/linen", "jaxdq/models/unet"),
+    *("jaxdq/sampling", "jaxdq/metrics.py", "jaxdq/evaluation.py", "jaxdq/calibration", "jaxdq/recipes"),
     "scripts/adpdm_rows.py",
 )
 FIRST_BITS = ("W6A6", "W4A4")

@@ -24,8 +24,8 @@ import jaxdq
 from jaxdq.cost import CHIPS, Variant, Ways, compile_for, export_framed, modelled, network_of
 from jaxdq.grid import Grid, QParams, Scheme
 from jaxdq.linen import Calibration, Plan, Rule, find_sites, make_plan, unfitted_acts
-from jaxdq.unet._blocks import ResnetBlock, Style
-from jaxdq.unet._transformer import TORCH, TransformerBlock
+from jaxdq.models.unet._blocks import ResnetBlock, Style
+from jaxdq.models.unet._transformer import TORCH, TransformerBlock
 
 STYLE = Style(32, 1e-5, False)
 # Name -> (block, shape of x, shape of what else it takes: the embedding of the time, or of the text).

@@ -17,7 +17,7 @@ from typing import Any
 from bench_stable_diffusion import SCHEDULER
 from count_stable_diffusion import MODELS
 
-from jaxdq.bench import BASELINE, bench_model
+from jaxdq.cost.bench import BASELINE, bench_model
 
 RESULTS = Path(__file__).parent / "results" / "bench_lowering.json"
 

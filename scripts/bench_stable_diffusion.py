@@ -23,7 +23,7 @@ import numpy as np
 from count_stable_diffusion import MODELS
 
 import jaxdq
-from jaxdq.unet import abstract_params, load_denoiser, save_unet_folder, unet2d_condition_from_config
+from jaxdq.models.unet import abstract_params, load_denoiser, save_unet_folder, unet2d_condition_from_config
 
 UNET = {"_class_name": "UNet2DConditionModel", **MODELS["v1-4"]}
 SCHEDULER = {

@@ -25,10 +25,10 @@ import models
 
 import jaxdq
 from jaxdq import InputError
-from jaxdq._arguments import pairs
-from jaxdq._conditions import load_model, with_classes
+from jaxdq.app.arguments import pairs
+from jaxdq.app.conditions import load_model, with_classes
+from jaxdq.app.run import Settings, make_recipe, make_sampler
 from jaxdq.checkpoint import check_can_save
-from jaxdq.run import Settings, make_recipe, make_sampler
 
 
 def main(argv: list[str] | None = None) -> None:

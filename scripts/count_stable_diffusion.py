@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 import jaxdq
-from jaxdq.prospect import prospect_of
-from jaxdq.unet import abstract_params, unet2d_condition_from_config
+from jaxdq.app.inspection import inspection_of
+from jaxdq.models.unet import abstract_params, unet2d_condition_from_config
 
 MODELS: dict[str, dict[str, Any]] = {  # unet/config.json where it differs from the class's defaults
     "v1-4": {  # CompVis/stable-diffusion-v1-4
@@ -61,7 +61,7 @@ def count(config: dict[str, Any]) -> dict[str, Any]:
     denoiser = jaxdq.Denoiser(
         module, abstract_params(module), jaxdq.linear_schedule(), (side, side, 4), module.abstract_conditions()
     )
-    found = prospect_of(denoiser)
+    found = inspection_of(denoiser)
     sizes = {"float32": found.float32_bytes, **found.bytes_at}
     return {
         "params": found.num_params,

@@ -1,6 +1,6 @@
 """Train the bundled model `digits` on scikit-learn's 8x8 scans of handwritten digits, drawn at 16x16.
 
-    python scripts/train_digits.py --out jaxdq/bundled/digits
+    python scripts/train_digits.py --out jaxdq/models/bundled/digits
 
 Forty minutes on two idle CPU cores. The state is saved every 250 updates under --work; the same command continues from
 there and ends with the same weights, because every update draws its batch and noise from its own number.
@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jaxdq.diffusion import schedule_from_config
-from jaxdq.unet import save_unet_folder, unet2d_from_config
+from jaxdq.models.unet import save_unet_folder, unet2d_from_config
 
 SIZE = 16
 NUM_HELD_OUT = 297

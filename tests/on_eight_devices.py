@@ -11,7 +11,7 @@ from toys import SHAPE, Tiny, toy_denoiser
 
 import jaxdq
 from jaxdq import ddpm, recipes
-from jaxdq._devices import replicate, replicated, shard
+from jaxdq._common.devices import replicate, replicated, shard
 from jaxdq.calibration import RangeSettings, SearchSettings
 from jaxdq.linen import shard_by_output
 from jaxdq.observers import minmax, mse

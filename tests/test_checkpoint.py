@@ -250,7 +250,7 @@ def fail_to(name):
 
 
 @pytest.mark.parametrize(
-    "where", ["checkpoint.to_arrays", "checkpoint._checksums", "checkpoint._digest", "_folders._move_into_place"]
+    "where", ["checkpoint.to_arrays", "checkpoint._checksums", "checkpoint._digest", "_common.folders._move_into_place"]
 )
 def test_an_interrupted_save_leaves_the_old_checkpoint(saved, monkeypatch, where):
     before = contents(saved)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.metrics import (
     frechet_distance,
     mean_of_worst,

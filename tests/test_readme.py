@@ -10,7 +10,7 @@ import pytest
 from readme import block
 
 import jaxdq
-from jaxdq.cli import main
+from jaxdq.app.command import main
 
 
 @pytest.mark.slow

@@ -25,8 +25,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdq._describe import describe
-from jaxdq._errors import InputError
+from jaxdq._common.describe import describe
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.grid import Grid
 from jaxdq.linen import Acts, Calibration, Plan

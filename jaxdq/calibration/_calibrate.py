@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdq._describe import describe
-from jaxdq._devices import is_first_process
-from jaxdq._errors import InputError, InputWarning, described
-from jaxdq._paths import path_of, reaching
+from jaxdq._common.describe import describe
+from jaxdq._common.devices import is_first_process
+from jaxdq._common.errors import InputError, InputWarning, described
+from jaxdq._common.paths import path_of, reaching
 from jaxdq.calibration._base import Calibrator, Judge, Machine, Problem, Work, check_order
 from jaxdq.calibration.tools.selection import check_num_groups
 from jaxdq.checkpoint import versions

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdq._devices import replicate
-from jaxdq._errors import InputError
+from jaxdq._common.devices import replicate
+from jaxdq._common.errors import InputError
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least, check_not_negative
 from jaxdq.calibration.tools.boundaries import move_boundaries
 from jaxdq.calibration.tools.evidence import Evidence, names_of, with_acts

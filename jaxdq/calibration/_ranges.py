@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdq._devices import replicate
+from jaxdq._common.devices import replicate
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least, check_not_negative
 from jaxdq.calibration.tools.evidence import group_of_step, schemes_of, with_acts
 from jaxdq.calibration.tools.loop import learn

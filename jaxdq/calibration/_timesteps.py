@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least
 from jaxdq.calibration.tools.evidence import Evidence, gather_evidence, grids_by_step, names_of, schemes_of
 from jaxdq.calibration.tools.propagation import Sensitivity, sensitivity

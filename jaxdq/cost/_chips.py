@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 
 
 class Chip(NamedTuple):

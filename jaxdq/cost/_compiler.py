@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jaxdq._errors import InputError
-from jaxdq._paths import user_cache
-from jaxdq._progress import track
+from jaxdq._common.errors import InputError
+from jaxdq._common.paths import user_cache
+from jaxdq._common.progress import track
 from jaxdq.cost._chips import Chip
 from jaxdq.cost._program import FRAME, Program, read_program
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._errors import InputError
-from jaxdq._trees import unboxed
+from jaxdq._common.errors import InputError
+from jaxdq._common.trees import unboxed
 from jaxdq.diffusion._check import check_params, checked_conditions
 from jaxdq.diffusion._schedule import NoiseSchedule
 from jaxdq.diffusion._variables import checked_variables, with_variables

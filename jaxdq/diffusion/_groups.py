@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 
 
 def groups_of_steps(t_of_step: Any, group_of_step: Any, num_timesteps: int) -> np.ndarray:

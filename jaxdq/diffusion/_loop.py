@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion._sampler import Coefficients, Sampler, step
 
 Model = Callable[[jax.Array, jax.Array], jax.Array]

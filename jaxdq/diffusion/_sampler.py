@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion._schedule import NoiseSchedule, Spacing
 
 

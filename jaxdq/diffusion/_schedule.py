@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion._numbers import is_integer, is_real
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion._numbers import is_integer, is_real
 from jaxdq.diffusion._schedule import (
     NoiseSchedule,

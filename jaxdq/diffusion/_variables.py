@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:

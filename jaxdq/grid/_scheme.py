@@ -5,7 +5,7 @@ import operator
 
 import jax.numpy as jnp
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 
 MIN_BITS, MAX_BITS = 2, 8
 

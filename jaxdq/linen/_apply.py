@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdq._errors import InputError
-from jaxdq._trees import unboxed
+from jaxdq._common.errors import InputError
+from jaxdq._common.trees import unboxed
 from jaxdq.grid import QParams, qparams_from_tensor
 from jaxdq.linen._attention import attend_as_in_diffusers, attends_as_in_diffusers
 from jaxdq.linen._belonging import calling, check_belongs

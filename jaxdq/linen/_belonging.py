@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import errors
 
-from jaxdq._errors import InputError, InputWarning, described
-from jaxdq._trees import unboxed
+from jaxdq._common.errors import InputError, InputWarning, described
+from jaxdq._common.trees import unboxed
 from jaxdq.grid import QTensor
 from jaxdq.linen._parts import Parts
 from jaxdq.linen._tree import TABLE, has_values

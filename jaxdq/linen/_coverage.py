@@ -1,6 +1,6 @@
 """How much of a network a plan puts on integers, and what it leaves in float and why."""
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.linen._plan import Plan
 
 _REASONS_SHOWN = 3

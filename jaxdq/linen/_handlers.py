@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._kinds import inputs_of, kind_of, layer_fault

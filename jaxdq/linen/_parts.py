@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import Grid, QParams, QTensor, Scheme, dequantize, quantize
 from jaxdq.linen._kinds import DenseKind, kind_of
 

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdq._errors import InputError
-from jaxdq._trees import unboxed
+from jaxdq._common.errors import InputError
+from jaxdq._common.trees import unboxed
 from jaxdq.grid import QTensor, Scheme
 from jaxdq.linen._belonging import Leaf, leaves_of
 from jaxdq.linen._parts import bounds_of

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdq._errors import InputError
-from jaxdq._trees import unboxed
+from jaxdq._common.errors import InputError
+from jaxdq._common.trees import unboxed
 from jaxdq.grid import Grid, QTensor
 from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._acts import Acts

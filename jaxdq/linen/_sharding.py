@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.linen._plan import SitePlan
 from jaxdq.linen._quantized import QuantizedParams
 

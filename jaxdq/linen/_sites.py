@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdq._trees import unboxed
+from jaxdq._common.trees import unboxed
 from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.linen._einsum import Einsum
 from jaxdq.linen._kinds import DenseKind, einsum_dims, plain

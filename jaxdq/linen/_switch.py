@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 
 
 @jax.tree_util.register_dataclass

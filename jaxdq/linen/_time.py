@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.linen._acts import Acts
 
 TIME_NAMES = ("t", "timestep", "timesteps", "time")

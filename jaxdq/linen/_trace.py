@@ -17,7 +17,7 @@ import jax
 from flax.errors import ModifyScopeVariableError, ScopeCollectionNotFound, ScopeVariableNotFoundError
 from jax.extend.core import Literal
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import QTensor, dequantize
 from jaxdq.linen._kinds import Kind, inputs_of, is_attention, kind_of, own_way, path_of
 from jaxdq.linen._macs import count_macs

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 from flax.core.tracers import current_trace
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 
 IsUnit = Callable[[nn.Module], bool]
 

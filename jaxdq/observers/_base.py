@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import QParams, Scheme
 
 State = Any  # a pytree of arrays, of the shapes that init() gives

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import QParams, Scheme, qparams_from_range
 from jaxdq.observers import _histogram
 from jaxdq.observers._base import Observer

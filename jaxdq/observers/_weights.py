@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import SMALLEST_SCALE, QParams, Scheme, fake_quantize, qparams_from_range
 from jaxdq.observers._base import WeightQParams, check_search, power, search_range
 

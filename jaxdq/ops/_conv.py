@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import QTensor, dequantize
 from jaxdq.ops._dot import code_sum
 from jaxdq.ops._epilogue import check_leaves_contraction, check_terms, finish

@@ -10,7 +10,7 @@ so scales leave the contraction only where they do not vary along it. The terms 
 import jax
 import jax.numpy as jnp
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import QTensor
 
 

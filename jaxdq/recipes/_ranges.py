@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple, get_args
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.calibration import (
     Calibrator,
     RangeSettings,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jaxdq.cost import bytes_of, network_of
 from jaxdq.linen import DotProductAttention, count_macs
-from jaxdq.unet import load_denoiser
+from jaxdq.models.unet import load_denoiser
 
 
 class Block(nn.Module):

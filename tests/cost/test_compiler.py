@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.cost import CHIPS, Ways, check_installed, chip_of, compile_for, network_of, unit_of
 from jaxdq.cost import _compiler as compiler
 from jaxdq.grid import Scheme
 from jaxdq.linen import Rule, find_sites, make_plan
-from jaxdq.unet import load_denoiser
+from jaxdq.models.unet import load_denoiser
 
 pytestmark = pytest.mark.optimized
 

@@ -18,9 +18,9 @@ from jaxdq.cost._compiler import NEEDS, _Worker
 from jaxdq.cost._program import _CALLED, _computations
 from jaxdq.grid import QParams, QTensor, Scheme, quantize
 from jaxdq.linen import Calibration, unfitted_acts
+from jaxdq.models.unet._blocks import ResnetBlock
+from jaxdq.models.unet._transformer import TORCH, TransformerBlock
 from jaxdq.observers import minmax_weights
-from jaxdq.unet._blocks import ResnetBlock
-from jaxdq.unet._transformer import TORCH, TransformerBlock
 
 pytestmark = [
     pytest.mark.slow,

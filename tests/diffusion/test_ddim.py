@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion import (
     Coefficients,
     NoiseSchedule,

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion import Denoiser, check_finite, linear_schedule
 
 SCHEDULE = linear_schedule(10)

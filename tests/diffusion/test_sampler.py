@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion import Coefficients, ddim, ddpm, linear_schedule, step
 from jaxdq.diffusion._sampler import spaced_timesteps
 

@@ -4,7 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion import (
     NoiseSchedule,
     linear_schedule,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.diffusion import ddim, ddpm, linear_schedule, scaled_linear_schedule, schedule_from_config
 from jaxdq.diffusion._scheduler_config import _FIELDS
 

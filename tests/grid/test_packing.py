@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import Scheme, pack, unpack
 
 BITS = range(2, 9)

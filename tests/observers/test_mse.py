@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import Scheme, fake_quantize, qparams_from_range
 from jaxdq.observers import minmax, mse
 

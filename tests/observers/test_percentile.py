@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import Scheme
 from jaxdq.observers import _histogram, percentile
 from jaxdq.observers._percentile import _without_tails

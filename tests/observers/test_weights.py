@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import Scheme, fake_quantize
 from jaxdq.observers import minmax_weights, mse_weights, percentile_weights
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from jax import lax
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.ops import Window, conv_general_dilated, conv_general_dilated_float
 from jaxdq.ops._conv import _pad_with_code

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.ops import dot_general, dot_general_float
 

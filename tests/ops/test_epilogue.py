@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdq._errors import InputError
+from jaxdq._common.errors import InputError
 from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.ops._epilogue import check_leaves_contraction, check_terms, finish
 

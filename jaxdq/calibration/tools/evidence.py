@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq import diffusion
-from jaxdq._devices import gather, replicate, replicated
-from jaxdq._errors import InputError
-from jaxdq._progress import track
+from jaxdq._common.devices import gather, replicate, replicated
+from jaxdq._common.errors import InputError
+from jaxdq._common.progress import track
 from jaxdq.calibration._base import Work, kind
 from jaxdq.calibration.tools.selection import Selection, counts_of
 from jaxdq.grid import Scheme

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdq._devices import gather, is_first_process, is_same_everywhere, replicate, replicated
-from jaxdq._errors import InputError
-from jaxdq._progress import track
+from jaxdq._common.devices import gather, is_first_process, is_same_everywhere, replicate, replicated
+from jaxdq._common.errors import InputError
+from jaxdq._common.progress import track
 from jaxdq.checkpoint import has_state, restore_state, save_state
 
 SAVE_EVERY = 20

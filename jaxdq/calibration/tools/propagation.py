@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._devices import gather, replicate, round_up, shard
+from jaxdq._common.devices import gather, replicate, round_up, shard
 from jaxdq.calibration._base import Work, kind
 from jaxdq.calibration.tools.evidence import indices
 from jaxdq.diffusion import Coefficients, step

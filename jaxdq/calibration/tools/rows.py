@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdq._devices import round_up, shard
+from jaxdq._common.devices import round_up, shard
 from jaxdq.calibration._base import Work
 from jaxdq.calibration.tools.propagation import Sensitivity
 from jaxdq.calibration.tools.selection import counts_of
 from jaxdq.linen import Visitor, apply_visited, quantize
-from jaxdq.sampling import turns
-from jaxdq.walk import walk
+from jaxdq.sampling import turns, walk
 
 _quantize = jax.jit(quantize)
 

@@ -1,0 +1,1 @@
+"""Where denoisers come from and what surrounds them: diffusers' UNets, text encoders, decoders, Flax pipelines."""

@@ -1,0 +1,49 @@
+"""Which network a configuration describes, and the shapes of its parameters."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxdq.models.unet._config import complete_config
+from jaxdq.models.unet._config_condition import complete_condition_config
+from jaxdq.models.unet._unet2d import UNet2D, unet2d_from_config
+from jaxdq.models.unet._unet2d_condition import UNet2DCondition, unet2d_condition_from_config
+
+UNet = UNet2D | UNet2DCondition
+
+
+class Family(NamedTuple):
+    """What belongs to one of diffusers' classes.
+
+    Attributes:
+        class_name: of the PyTorch class, which a pickle is converted with.
+        complete: checks a configuration and fills in what it leaves out.
+        build: makes the module that a configuration describes.
+    """
+
+    class_name: str
+    complete: Callable[[Mapping[str, Any]], dict[str, Any]]
+    build: Callable[[Mapping[str, Any]], UNet]
+
+
+_UNET2D = Family("UNet2DModel", complete_config, unet2d_from_config)
+_CONDITION = Family("UNet2DConditionModel", complete_condition_config, unet2d_condition_from_config)
+FAMILIES = {
+    "UNet2DModel": _UNET2D,
+    "UNet2DConditionModel": _CONDITION,
+    "FlaxUNet2DConditionModel": _CONDITION,
+}
+"""The ``_class_name`` of a config.json -> what belongs to it."""
+
+
+def abstract_params(module: UNet) -> Any:
+    """Return the shapes of the module's parameters without making them.
+
+    Args:
+        module: from ``unet2d_from_config`` or ``unet2d_condition_from_config``.
+
+    Returns:
+        The parameter tree with ``jax.ShapeDtypeStruct`` leaves, all float32.
+    """
+    return jax.eval_shape(module.init, jax.random.key(0), *module.abstract_inputs())["params"]

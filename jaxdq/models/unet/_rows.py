@@ -1,0 +1,173 @@
+"""Rows of blocks: what a UNet does at one resolution on the way down, at the bottom and on the way up.
+
+Attention, where a row has it, is the maker of a layer: called as ``attention(name=...)`` it returns a module that takes
+the image and then the row's ``context``, which is empty for attention over pixels alone.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdq._common.errors import InputError
+from jaxdq.models.unet._blocks import Downsample, ResnetBlock, Size, Style, Upsample
+
+AttentionMaker = Callable[..., nn.Module]
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, each followed by attention if asked for, and then a downsampler unless it is the last row.
+
+    Attributes:
+        channels: output channels.
+        num_layers: number of residual blocks.
+        style: what all blocks of the network share.
+        attention: makes the layer after each residual block (``AttnDownBlock2D``, ``CrossAttnDownBlock2D``), or None
+            (``DownBlock2D``).
+        downsample: "conv", "resnet" or None.
+        downsample_padding: padding of the "conv" downsampler, 0 or 1.
+    """
+
+    channels: int
+    num_layers: int
+    style: Style
+    attention: AttentionMaker | None
+    downsample: str | None
+    downsample_padding: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array, *context: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to the result and all that the way up will need."""
+        style = self.style
+        skips = []
+        for i in range(self.num_layers):
+            x = ResnetBlock(self.channels, style, name=f"resnets_{i}")(x, temb)
+            if self.attention is not None:
+                x = self.attention(name=f"attentions_{i}")(x, *context)
+            skips.append(x)
+        if self.downsample == "conv":
+            x = Downsample(self.downsample_padding, name="downsamplers_0")(x)
+        elif self.downsample == "resnet":
+            x = ResnetBlock(self.channels, style, resample="down", name="downsamplers_0")(x, temb)
+        return x, skips if self.downsample is None else [*skips, x]
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention if asked for, residual block, at the lowest resolution.
+
+    Attributes:
+        style: what all blocks of the network share.
+        attention: makes the layer between the two residual blocks (``UNetMidBlock2D``, ``UNetMidBlock2DCrossAttn``),
+            or None.
+        output_scale: divisor of the sum of each residual block.
+    """
+
+    style: Style
+    attention: AttentionMaker | None
+    output_scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array, *context: jax.Array) -> jax.Array:
+        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to float[B, H, W, C]."""
+        style, scale = self.style, self.output_scale
+        x = ResnetBlock(x.shape[-1], style, scale, name="resnets_0")(x, temb)
+        if self.attention is not None:
+            x = self.attention(name="attentions_0")(x, *context)
+        return ResnetBlock(x.shape[-1], style, scale, name="resnets_1")(x, temb)
+
+
+class UpBlock(nn.Module):
+    """Residual blocks that each take one skip, with attention if asked for, and an upsampler unless it is the last row.
+
+    Attributes:
+        channels: output channels.
+        style: what all blocks of the network share.
+        num_layers: number of residual blocks.
+        attention: makes the layer after each residual block (``AttnUpBlock2D``, ``CrossAttnUpBlock2D``), or None
+            (``UpBlock2D``).
+        upsample: "conv", "resnet" or None.
+    """
+
+    channels: int
+    num_layers: int
+    style: Style
+    attention: AttentionMaker | None
+    upsample: str | None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, skips: list[jax.Array], temb: jax.Array, *context: jax.Array, size: Size | None = None
+    ) -> jax.Array:
+        """Map x and its skips to the next row's input.
+
+        Args:
+            x: float[B, H, W, C].
+            skips: float[B, H, W, ...], the last first to be used.
+            temb: float[B or 1, E].
+            *context: what attention takes besides the image.
+            size: (H', W') that the upsampler goes to; None is (2H, 2W).
+
+        Returns:
+            float[B, H', W', channels].
+        """
+        style = self.style
+        for i, skip in enumerate(reversed(skips)):
+            x = ResnetBlock(self.channels, style, name=f"resnets_{i}")(jnp.concatenate([x, skip], axis=-1), temb)
+            if self.attention is not None:
+                x = self.attention(name=f"attentions_{i}")(x, *context)
+        if self.upsample == "conv":
+            x = Upsample(name="upsamplers_0")(x, size)
+        elif self.upsample == "resnet":
+            x = ResnetBlock(self.channels, style, resample="up", name="upsamplers_0")(x, temb, size)
+        return x
+
+
+def run_rows(
+    x: jax.Array,
+    temb: jax.Array,
+    context: tuple[jax.Array, ...],
+    rows: tuple[Sequence[DownBlock], MidBlock | None, Sequence[UpBlock]],
+) -> jax.Array:
+    """Run a UNet between its first and its last convolution.
+
+    Args:
+        x: float[B, H, W, C], after the first convolution.
+        temb: float[B or 1, E], the embedding of time.
+        context: what attention takes besides the image.
+        rows: the way down, the middle and the way up; each row up has as many layers as it takes skips.
+
+    Returns:
+        float[B, H, W, C].
+    """
+    down, middle, up = rows
+    skips = [x]
+    for row in down:
+        x, made = row(x, temb, *context)
+        skips += made
+    if middle is not None:
+        x = middle(x, temb, *context)
+    for row_up in up:
+        own, skips = skips[-row_up.num_layers :], skips[: -row_up.num_layers]
+        # An odd size was rounded on the way down: the way up goes back to what the next row's skips have.
+        size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
+        x = row_up(x, own, temb, *context, size=size)
+    return x
+
+
+def check_inputs(x: jax.Array, t_shape: tuple[int, ...], in_channels: int, *, multiple: int, smallest: int) -> None:
+    """Raise InputError where the shapes of ``x`` and ``t`` do not fit a network.
+
+    Args:
+        x: what should be float[B, H, W, in_channels].
+        t_shape: of the time.
+        in_channels: of the network.
+        multiple: a divisor of H and W.
+        smallest: H and W, at least.
+    """
+    height_width = x.shape[1:3]
+    if x.ndim != 4 or x.shape[-1] != in_channels or any(n % multiple or n < smallest for n in height_width):
+        sizes = f"multiples of {multiple}" if multiple > 1 else f"at least {smallest}"
+        raise InputError(f"The UNet's x has shape {x.shape}; give [B, H, W, {in_channels}] with H and W {sizes}.")
+    if t_shape not in ((), (1,), (x.shape[0],)):
+        raise InputError(f"The UNet's t has shape {t_shape}; give a scalar or one time per image, [{x.shape[0]}].")

@@ -1,0 +1,192 @@
+"""Prompts, what a model's text encoders make of them, and runs of text-to-image models."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlaxStableDiffusionXLPipeline
+from small_pipelines import text_config, write_pipeline
+from transformers import CLIPTextModel, CLIPTokenizer
+
+import jaxdq
+from jaxdq import InputError
+from jaxdq.app.command import main
+from jaxdq.models.text import check_prompts, load_text_denoiser, load_with_conditions, read_prompts, save_conditions
+
+PROMPTS = ["a cat", "a dog on a hill"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A pipeline's folder; tests that change it take a copy."""
+    return write_pipeline(tmp_path_factory.mktemp("text") / "model")
+
+
+def test_prompts_are_lines_and_empty_ones_are_ignored(tmp_path):
+    (tmp_path / "prompts.txt").write_text("\ufeffa cat\n\n  a dog, \r\n \t\nein Fuß", encoding="utf-8")
+    assert read_prompts(tmp_path / "prompts.txt") == ["a cat", "a dog,", "ein Fuß"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "are empty"), (b" \n\n", "are empty"), (b"\xff\xfe\x00", "UTF-8")]
+)
+def test_refuses_files_without_prompts(tmp_path, content, message):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_prompts(tmp_path / "prompts.txt")
+
+
+def test_refuses_what_is_no_file(tmp_path):
+    for path in (tmp_path, tmp_path / "none.txt"):
+        with pytest.raises(InputError, match="can't read the prompts"):
+            read_prompts(path)
+
+
+@pytest.mark.parametrize("prompts", ["a cat", [], [1], None])
+def test_refuses_what_is_no_list_of_texts(prompts):
+    with pytest.raises(InputError, match="pass a list of one text"):
+        check_prompts(prompts)
+
+
+@pytest.mark.slow
+def test_a_folders_text_encoder_and_the_pipelines_make_the_same_conditions(tmp_path):
+    folder = write_pipeline(tmp_path / "model", xl=True)
+    denoiser = load_text_denoiser(folder, PROMPTS, guidance_scale=3.0)
+    pipeline, params = FlaxStableDiffusionXLPipeline.from_pretrained(folder)
+    twin = jaxdq.denoiser_from_pipeline(pipeline, params, PROMPTS, guidance_scale=3.0)
+    assert denoiser.shape == twin.shape and denoiser.module.guidance_scale == twin.module.guidance_scale
+    np.testing.assert_array_equal(denoiser.schedule.alphas_cumprod, twin.schedule.alphas_cumprod)
+    for ours, theirs in zip(denoiser.conditions, twin.conditions, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_oracle_text_encoders_of_pytorch_are_read_from_safetensors(tmp_path):
+    folder = write_pipeline(tmp_path / "model")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    network = CLIPTextModel(text_config(len(tokenizer))).eval()
+    shutil.rmtree(folder / "text_encoder")
+    network.save_pretrained(folder / "text_encoder")
+    ids = tokenizer(["", PROMPTS[0]], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = network(ids).last_hidden_state.numpy()
+    without, given = load_text_denoiser(folder, PROMPTS[:1]).conditions
+    np.testing.assert_allclose(np.concatenate([without, given]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_saved_conditions_guide_the_model_again_without_its_text_encoder(tmp_path):
+    folder = write_pipeline(tmp_path / "model")
+    denoiser = load_text_denoiser(folder, PROMPTS, guidance_scale=3.0)
+    shutil.rmtree(folder / "text_encoder")
+    save_conditions(denoiser, tmp_path)
+    again = load_with_conditions(folder, tmp_path, weights=False)
+    assert again.module == denoiser.module
+    for ours, saved in zip(again.conditions, denoiser.conditions, strict=True):
+        np.testing.assert_array_equal(ours, saved)
+    (tmp_path / "conditions.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(InputError, match=r"conditions.npz' can't be read"):
+        load_with_conditions(folder, tmp_path)
+
+
+def test_models_without_guidance_have_no_conditions_to_save(tmp_path):
+    save_conditions(jaxdq.load_denoiser("digits"), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert load_with_conditions("digits", tmp_path).conditions == ()
+
+
+def test_refuses_folders_without_a_text_encoder(tmp_path):
+    folder = write_pipeline(tmp_path / "model")
+    (folder / "text_encoder" / "flax_model.msgpack").write_bytes(b"\x00 damaged")
+    with pytest.raises(InputError, match="can't be read"):
+        load_text_denoiser(folder, PROMPTS)
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(InputError, match="no tokenizer and text_encoder folders"):
+        load_text_denoiser(folder, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("text_encoder/config.json", "", "not readable JSON"),
+        ("text_encoder/config.json", "[]", "holds a JSON list"),
+        ("text_encoder/config.json", "{}", "no usable hidden_size, intermediate_size"),
+        ("text_encoder/config.json", '{"hidden_size": "wide"}', "no usable hidden_size"),
+        ("tokenizer/vocab.json", "{", "can't be read"),
+        ("tokenizer/vocab.json", "[]", "can't be read"),
+        ("tokenizer/tokenizer_config.json", "{", "can't be read"),
+        ("vae/config.json", "{", "not readable JSON"),
+        ("vae/config.json", "{}", "no usable block_out_channels"),
+    ],
+)
+def test_a_damaged_part_is_one_sentence(small, tmp_path, file, content, message):
+    folder = shutil.copytree(small, tmp_path / "model")
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_text_denoiser(folder, PROMPTS)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_a_hub_id_brings_its_text_encoders(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    download = SimpleNamespace(snapshot_download=lambda hub_id, allow_patterns: str(small))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", download)
+    ours, again = (load_text_denoiser(model, PROMPTS) for model in ("someone/model", small))
+    for given, expected in zip(ours.conditions, again.conditions, strict=True):
+        np.testing.assert_array_equal(given, expected)
+
+
+def test_says_what_to_install_where_transformers_has_no_flax_classes(tmp_path, monkeypatch):
+    folder = write_pipeline(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace())
+    with pytest.raises(InputError, match=r"pip install 'jaxdq\[diffusers\]'"):
+        load_text_denoiser(folder, PROMPTS)
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_prompts_from_a_file_and_reads_its_run_back(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_pipeline(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    options = "--recipe minmax --steps 2 --images 2 --calibration-images 2 --json".split()
+    with pytest.raises(SystemExit) as stop:
+        main(["quantize", "model", "--prompts", "prompts.txt", "--guidance", "2", *options, "--out", "run"])
+    assert not stop.value.code
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["prompts"] == "prompts.txt" and metrics["guidance"] == 2.0
+    assert "--guidance 2.0" in metrics["command"]
+    assert metrics["noise_sqnr_db"]["mean"] > 20
+    assert (metrics["image_space"], metrics["no_decoder"]) == ("pixels", ""), "the folder's vae made images"
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "run", "--json"])
+    assert not stop.value.code
+    assert json.loads(capsys.readouterr().out)["image_psnr_db"] == pytest.approx(metrics["image_psnr_db"], abs=1e-3)
+    shutil.rmtree("model")
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", "run", "--images", "3", "--out", "drawn.png"])
+    assert not stop.value.code and Path("drawn.png").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompts", "none.txt"], "can't read the prompts 'none.txt'"),
+        (["--prompts", "empty.txt"], "the prompts 'empty.txt' are empty"),
+        ([], "--prompts FILE"),
+    ],
+)
+def test_the_command_line_refuses_in_one_sentence(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_pipeline(tmp_path / "model")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["quantize", "model", *options, "--out", "run"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not Path("run").exists()

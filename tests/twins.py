@@ -1,5 +1,7 @@
 """Our network and diffusers' PyTorch one with the same, thoroughly random weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,16 @@ SMALL = {
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
     "norm_num_groups": 4,
 }
+TINY = SMALL | {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "add_attention": False}
+SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 100, "clip_sample": True}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@functools.cache
+def tiny_params(num_classes=None):
+    rng = np.random.default_rng(0)
+    shapes = abstract_params(unet2d_from_config(TINY | {"num_class_embeds": num_classes}))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
 def torch_network(config, seed=0):

@@ -1,15 +1,22 @@
-import functools
 import json
 import shutil
 from pathlib import Path
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from twins import SMALL, compiled, images, relative_error, torch_output
+from twins import (
+    SCHEDULER,
+    TINY,
+    WEIGHTS,
+    compiled,
+    images,
+    relative_error,
+    tiny_params,
+    torch_output,
+)
 
 import jaxdq.models.unet
 from jaxdq._common.errors import InputError
@@ -22,17 +29,6 @@ from jaxdq.models.unet import (
     unet2d_from_config,
     write_configs,
 )
-
-TINY = SMALL | {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "add_attention": False}
-SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 100, "clip_sample": True}
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@functools.cache
-def tiny_params(num_classes=None):
-    rng = np.random.default_rng(0)
-    shapes = abstract_params(unet2d_from_config(TINY | {"num_class_embeds": num_classes}))
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
 @pytest.fixture(scope="module")

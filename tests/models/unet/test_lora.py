@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from twins import SMALL
-from unet.test_folder import SCHEDULER, WEIGHTS
+from twins import SCHEDULER, SMALL, WEIGHTS
 
 import jaxdq.models.unet
 from jaxdq._common.errors import InputError

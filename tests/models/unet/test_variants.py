@@ -6,7 +6,7 @@ import chex
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from unet.test_folder import SCHEDULER, TINY, WEIGHTS, tiny_params
+from twins import SCHEDULER, TINY, WEIGHTS, tiny_params
 
 from jaxdq._common.errors import InputError
 from jaxdq.models.unet import load_denoiser, load_unet_folder, save_unet_folder

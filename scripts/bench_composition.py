@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import export
 
 import jaxdq
-from jaxdq.cost import CHIPS, Variant, Ways, compile_for, export_framed, modelled, network_of
+from jaxdq.cost import CHIPS, ExecutionMode, Variant, compile_for, export_framed, modelled, network_of
 from jaxdq.grid import Grid, QParams, Scheme
 from jaxdq.linen import Calibration, Plan, Rule, find_sites, make_plan, unfitted_acts
 from jaxdq.models.unet._blocks import ResnetBlock, Style
@@ -35,7 +35,7 @@ BLOCKS: dict[str, tuple[nn.Module, tuple[int, ...], tuple[int, ...]]] = {
     "transformer 640, 1 x 1024": (TransformerBlock(8, TORCH.approximate_gelu), (1, 1024, 640), (1, 77, 768)),
     "transformer 1280, 8 x 256": (TransformerBlock(8, TORCH.approximate_gelu), (8, 256, 1280), (8, 77, 768)),
 }
-WAYS = {"bfloat16": Ways(), "W8A8": Ways(quantized=True, act="static")}
+MODES = {"bfloat16": ExecutionMode(), "W8A8": ExecutionMode(quantized=True, act="static")}
 
 
 class Timed(nn.Module):
@@ -59,21 +59,21 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rows: dict[str, Any] = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     for name in args.blocks:
-        for variant, ways in WAYS.items():
+        for variant, mode in MODES.items():
             key = f"{name}, {variant}, {args.chip}"
             if key in rows:
                 continue
-            rows[key] = priced(*BLOCKS[name], ways, args.chip, args.limit)
+            rows[key] = priced(*BLOCKS[name], mode, args.chip, args.limit)
             if args.json:
                 args.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(json.dumps({"unit": "milliseconds of schedule", "rows": rows}))
 
 
 def priced(
-    block: nn.Module, shape: tuple[int, ...], other: tuple[int, ...], ways: Ways, chip: str, limit_s: float
+    block: nn.Module, shape: tuple[int, ...], other: tuple[int, ...], mode: ExecutionMode, chip: str, limit_s: float
 ) -> dict[str, Any]:
     """One row."""
-    whole, variant = assembled(block, shape, other, ways, Scheme(8, symmetric=False))
+    whole, variant = assembled(block, shape, other, mode, Scheme(8, symmetric=False))
     (answer,) = compile_for([whole], CHIPS[chip], limit_s=limit_s)
     summed = modelled({"": variant}, CHIPS[chip])[""]
     return {
@@ -87,7 +87,7 @@ def priced(
 
 
 def assembled(
-    block: nn.Module, shape: tuple[int, ...], other: tuple[int, ...], ways: Ways, act: Scheme
+    block: nn.Module, shape: tuple[int, ...], other: tuple[int, ...], mode: ExecutionMode, act: Scheme
 ) -> tuple[export.Exported, Variant]:
     """A block as one program, and as what `modelled` takes apart."""
     network = Timed(block)
@@ -99,14 +99,14 @@ def assembled(
     rules = [Rule("block/time_emb_proj|.*/(scores|values)", reason="as the recipes leave them")]
     rules.append(Rule(".*", Scheme(8, channel_axis=-1), act))
     plan = make_plan(rules, find_sites(network, params, x, time, context))
-    given = jax.eval_shape(lambda p: quantized(p, plan), params) if ways.quantized else params
+    given = jax.eval_shape(lambda p: quantized(p, plan), params) if mode.quantized else params
 
     def call(inputs: tuple, given: Any) -> Any:
         params, t = given
         return jaxdq.apply(network, params, inputs[0], t, inputs[1])
 
     whole = export_framed(call, inputs, (given, time))
-    return whole, Variant(network_of(network, params, x, time, context), ways, plan)
+    return whole, Variant(network_of(network, params, x, time, context), mode, plan)
 
 
 def quantized(params: Any, plan: Plan) -> Any:

@@ -19,8 +19,8 @@ from jaxdq.cost._compiler import export_framed as export_framed
 from jaxdq.cost._compose import Modelled as Modelled
 from jaxdq.cost._compose import Variant as Variant
 from jaxdq.cost._compose import modelled as modelled
+from jaxdq.cost._lowered import ExecutionMode as ExecutionMode
+from jaxdq.cost._lowered import LoweredCall as LoweredCall
+from jaxdq.cost._lowered import lowered_call as lowered_call
 from jaxdq.cost._program import Program as Program
 from jaxdq.cost._program import read_program as read_program
-from jaxdq.cost._units import Unit as Unit
-from jaxdq.cost._units import Ways as Ways
-from jaxdq.cost._units import unit_of as unit_of

@@ -12,23 +12,31 @@ import jax.numpy as jnp
 from jaxdq.cost._calls import Call, Network
 from jaxdq.cost._chips import Chip
 from jaxdq.cost._compiler import Compiled, compile_for
-from jaxdq.cost._units import ATTEMPTS, Unit, Ways, ends_bytes, unit_of, unit_of_function, unit_of_look_up
+from jaxdq.cost._lowered import (
+    ATTEMPTS,
+    ExecutionMode,
+    LoweredCall,
+    ends_bytes,
+    lowered_call,
+    lowered_function,
+    lowered_look_up,
+)
 from jaxdq.linen import Plan
 
 BETWEEN, LOOK_UP = "between modules", "look-up"
 
 
 class Variant(NamedTuple):
-    """A network in one of the ways that it can run.
+    """A network and the mode it runs in.
 
     Attributes:
         network: what `network_of` found in the variant's dtype.
-        ways: how its calls run.
+        mode: how its calls run.
         plan: which sites are quantized, where the variant quantizes.
     """
 
     network: Network
-    ways: Ways
+    mode: ExecutionMode
     plan: Plan
 
 
@@ -76,17 +84,17 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
         jobs: compilers at a time; None is one for each processor.
     """
     wanted = {
-        name: [(call, _same(call, ways, plan)) for call in map(functools.partial(_on_codes, ways, plan), network.calls)]
-        for name, (network, ways, plan) in variants.items()
+        name: [(call, _same(call, mode, plan)) for call in map(functools.partial(_on_codes, mode, plan), network.calls)]
+        for name, (network, mode, plan) in variants.items()
     }
     distinct = {
-        same: (call, ways, plan.by_path.get(call.path))
-        for name, (_, ways, plan) in variants.items()
+        same: (call, mode, plan.by_path.get(call.path))
+        for name, (_, mode, plan) in variants.items()
         for call, same in wanted[name]
     }
-    priced: dict[Any, tuple[Unit, Compiled]] = {}
+    priced: dict[Any, tuple[LoweredCall, Compiled]] = {}
     for attempt in range(len(ATTEMPTS)):
-        units = {same: unit_of(*distinct[same], attempt) for same in distinct if _unsure(priced.get(same))}
+        units = {same: lowered_call(*distinct[same], attempt) for same in distinct if _unsure(priced.get(same))}
         answers = compile_for([unit.exported for unit in units.values()], chip, jobs=jobs)
         for (same, unit), answer in zip(units.items(), answers, strict=True):
             if same not in priced or not answer.program.guessed:
@@ -95,59 +103,59 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
         name: _sum(
             [(call, *priced[same]) for call, same in wanted[name]],
             network,
-            ways,
+            mode,
             chip,
             _elementwise_cycles(network, chip, jobs),
-            _look_up_cycles(ways, plan, chip),
+            _look_up_cycles(mode, plan, chip),
         )
-        for name, (network, ways, plan) in variants.items()
+        for name, (network, mode, plan) in variants.items()
     }
 
 
 def _elementwise_cycles(network: Network, chip: Chip, jobs: int | None) -> float:
     """Of what is computed between the calls."""
     functions = [(*key, elements) for key, elements in network.computed if key[0] != "arithmetic"]
-    units = [unit_of_function(*function) for function in functions]
+    units = [lowered_function(*function) for function in functions]
     answers = compile_for([unit.exported for unit in units], chip, jobs=jobs)
     each = [unit.ratio * sum(answer.program.cycles.values()) for unit, answer in zip(units, answers, strict=True)]
     return sum(each) + sum(elements for key, elements in network.computed if key[0] == "arithmetic") / chip.lanes
 
 
-def _look_up_cycles(ways: Ways, plan: Plan, chip: Chip) -> float:
+def _look_up_cycles(mode: ExecutionMode, plan: Plan, chip: Chip) -> float:
     """Of the grids' tables at the call's time, where they are static."""
-    if not ways.quantized or ways.act != "static" or not plan.columns:
+    if not mode.quantized or mode.act != "static" or not plan.columns:
         return 0.0
-    (answer,) = compile_for([unit_of_look_up(plan).exported], chip)
+    (answer,) = compile_for([lowered_look_up(plan).exported], chip)
     return float(sum(answer.program.cycles.values()))
 
 
-def _on_codes(ways: Ways, plan: Plan, call: Call) -> Call:
+def _on_codes(mode: ExecutionMode, plan: Plan, call: Call) -> Call:
     """The call, with codes for its input where an earlier call makes them of the same array on the same grid."""
-    is_made = ways.quantized and ways.act == "static" and plan.has_codes_of_another(call.path)
+    is_made = mode.quantized and mode.act == "static" and plan.has_codes_of_another(call.path)
     if not is_made or call.kind != "dense layers":  # convolutions may pad their codes first
         return call
     return dataclasses.replace(call, inputs=(jax.ShapeDtypeStruct(call.inputs[0].shape, jnp.int8),))
 
 
-def _unsure(found: tuple[Unit, Compiled] | None) -> bool:
+def _unsure(found: tuple[LoweredCall, Compiled] | None) -> bool:
     """Whether no schedule was simulated for all of a call."""
     return found is None or found[1].program.guessed > 0
 
 
-def _same(call: Call, ways: Ways, plan: Plan) -> tuple:
+def _same(call: Call, mode: ExecutionMode, plan: Plan) -> tuple:
     """What two calls have in common that are one program."""
     site = plan.by_path.get(call.path)
-    schemes = (site.weight, site.act) if site is not None and ways.quantized else (None, None)
+    schemes = (site.weight, site.act) if site is not None and mode.quantized else (None, None)
     shapes = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((call.inputs, call.params))]
-    how = ways if schemes != (None, None) else ways._replace(quantized=False, act="float")
+    how = mode if schemes != (None, None) else mode._replace(quantized=False, act="float")
     how = how if call.kind == "attention" else how._replace(blocked=True)
     return (repr(call.module), call.equation, tuple(shapes), *map(str, schemes), str(how))
 
 
 def _sum(
-    calls: Sequence[tuple[Call, Unit, Compiled]],
+    calls: Sequence[tuple[Call, LoweredCall, Compiled]],
     network: Network,
-    ways: Ways,
+    mode: ExecutionMode,
     chip: Chip,
     between: float = 0.0,
     look_up: float = 0.0,
@@ -157,13 +165,13 @@ def _sum(
     contractions: collections.Counter[str] = collections.Counter()
     schedule, total_bytes, cycles, guessed, inside = 0.0, network.moved_bytes, 0.0, 0.0, 0
     for call, unit, answer in calls:
-        own, moved = sum(answer.program.cycles.values()), unit.param_bytes + ends_bytes(call, ways)
+        own, moved = sum(answer.program.cycles.values()), unit.param_bytes + ends_bytes(call, mode)
         seconds = unit.ratio * own / chip.clock
         parts[call.kind] += max(seconds, moved / chip.bandwidth) * 1e3
         schedule += seconds * 1e3
         total_bytes += moved
         cycles, guessed = cycles + unit.ratio * own, guessed + unit.ratio * answer.program.guessed
-        inside = max(inside, _scores_bytes(call, ways))
+        inside = max(inside, _scores_bytes(call, mode))
         if call.kind != "norms":
             contractions.update(answer.program.contractions)
     cycles += between + look_up
@@ -187,6 +195,6 @@ def _sum(
     )
 
 
-def _scores_bytes(call: Call, ways: Ways) -> int:
+def _scores_bytes(call: Call, mode: ExecutionMode) -> int:
     """What is alive within a call of attention that makes its scores whole."""
-    return (ends_bytes(call, ways) - ends_bytes(call, ways._replace(blocked=True))) // 2
+    return (ends_bytes(call, mode) - ends_bytes(call, mode._replace(blocked=True))) // 2

@@ -16,7 +16,7 @@ from jaxdq import cost, recipes
 from jaxdq._common.errors import InputError
 from jaxdq._common.progress import track
 from jaxdq.calibration import plan_for, weight_grids
-from jaxdq.cost import Ways
+from jaxdq.cost import ExecutionMode
 from jaxdq.diffusion import Denoiser
 from jaxdq.grid import stored_bytes
 from jaxdq.linen import Calibration, Plan, apply, apply_dynamic, is_attention, quantize, unfitted_acts
@@ -27,31 +27,31 @@ BASELINE = "bfloat16, whole scores"
 MEASURED = ("cpu", "gpu", "tpu")
 
 
-class Row(NamedTuple):
+class VariantSpec(NamedTuple):
     """One variant that is compared.
 
     Attributes:
-        ways: how it runs; its dtype is that of activations where the platform is fast in bfloat16.
+        mode: how it runs; its dtype is that of activations where the platform is fast in bfloat16.
         weight_bits: of kernels.
         act_bits: of inputs.
         what: for readers.
     """
 
-    ways: Ways
+    mode: ExecutionMode
     weight_bits: int
     act_bits: int
     what: str
 
 
-_STATIC, _BLOCKS = Ways(quantized=True, act="static"), Ways()
+_STATIC, _BLOCKS = ExecutionMode(quantized=True, act="static"), ExecutionMode()
 ROWS = {
-    "float32": Row(Ways(dtype=jnp.float32), 32, 32, "as checkpoints come"),
-    BASELINE: Row(Ways(blocked=False), 16, 16, "as diffusers' Flax classes run"),
-    "bfloat16": Row(_BLOCKS, 16, 16, "attention in blocks of queries"),
-    "W8A8": Row(_STATIC, 8, 8, "what jaxdq.quantize makes"),
-    "W4A8": Row(_STATIC, 4, 8, "what jaxdq.quantize makes"),
-    "W8A8 dynamic": Row(Ways(quantized=True, act="dynamic"), 8, 8, "ranges measured at every call"),
-    "W8A16": Row(Ways(quantized=True), 8, 16, "kernels made float again at every call"),
+    "float32": VariantSpec(ExecutionMode(dtype=jnp.float32), 32, 32, "as checkpoints come"),
+    BASELINE: VariantSpec(ExecutionMode(blocked=False), 16, 16, "as diffusers' Flax classes run"),
+    "bfloat16": VariantSpec(_BLOCKS, 16, 16, "attention in blocks of queries"),
+    "W8A8": VariantSpec(_STATIC, 8, 8, "what jaxdq.quantize makes"),
+    "W4A8": VariantSpec(_STATIC, 4, 8, "what jaxdq.quantize makes"),
+    "W8A8 dynamic": VariantSpec(ExecutionMode(quantized=True, act="dynamic"), 8, 8, "ranges measured at every call"),
+    "W8A16": VariantSpec(ExecutionMode(quantized=True), 8, 16, "kernels made float again at every call"),
 }
 
 
@@ -111,13 +111,13 @@ def _modelled(denoiser: Denoiser, names: Sequence[str], batch_size: int, chip: c
     variants, argument_bytes = {}, {}
     for name in names:
         row = ROWS[name]
-        plan, params = _plan(denoiser, row), _cast(denoiser.params, row.ways.dtype)
-        x, t, *args = _inputs(denoiser, batch_size, row.ways.dtype)
-        variants[name] = cost.Variant(cost.network_of(denoiser.module, params, x, t, *args), row.ways, plan)
+        plan, params = _plan(denoiser, row), _cast(denoiser.params, row.mode.dtype)
+        x, t, *args = _inputs(denoiser, batch_size, row.mode.dtype)
+        variants[name] = cost.Variant(cost.network_of(denoiser.module, params, x, t, *args), row.mode, plan)
         kept = params
-        if row.ways.quantized:
+        if row.mode.quantized:
             # Scales and zero points of activations are part of what runs, one of each here.
-            made = functools.partial(quantize, dtype=row.ways.dtype)
+            made = functools.partial(quantize, dtype=row.mode.dtype)
             kept = jax.eval_shape(lambda p, plan=plan, made=made: made(p, _calibration(p, plan)), denoiser.params)
         argument_bytes[name] = stored_bytes((kept, x, t, args))
     found = cost.modelled(variants, chip)
@@ -169,17 +169,17 @@ def _measured(denoiser: Denoiser, names: Sequence[str], batch_size: int, rounds:
     return rows
 
 
-def _runnable(denoiser: Denoiser, row: Row, batch_size: int) -> tuple[Callable, tuple]:
+def _runnable(denoiser: Denoiser, row: VariantSpec, batch_size: int) -> tuple[Callable, tuple]:
     """(function, its arguments) of one variant, to be compiled for the default device."""
     # Where bfloat16 is slow, as on a CPU, what an integer network leaves in float runs in float32.
     is_cpu = next(iter(jnp.zeros(()).devices())).platform == "cpu"
-    dtype = jnp.float32 if is_cpu and row.ways.quantized else row.ways.dtype
+    dtype = jnp.float32 if is_cpu and row.mode.quantized else row.mode.dtype
     params, module = denoiser.params, denoiser.module
     inputs = tuple(_filled(shape) for shape in _inputs(denoiser, batch_size, dtype))
-    if not row.ways.quantized:
-        return (_float if row.ways.blocked else _float_whole)(module), (_cast(params, dtype), *inputs)
+    if not row.mode.quantized:
+        return (_float if row.mode.blocked else _float_whole)(module), (_cast(params, dtype), *inputs)
     qparams = quantize(params, _calibration(params, _plan(denoiser, row)), dtype=dtype)
-    call = apply_dynamic if row.ways.act == "dynamic" else apply
+    call = apply_dynamic if row.mode.act == "dynamic" else apply
     return (lambda qparams, *args: call(module, qparams, *args)), (qparams, *inputs)
 
 
@@ -198,11 +198,11 @@ def _float_whole(module: Any) -> Callable:
     return function
 
 
-def _plan(denoiser: Denoiser, row: Row) -> Plan:
+def _plan(denoiser: Denoiser, row: VariantSpec) -> Plan:
     """The recipes' own plan at these bits; kernels alone where activations stay in float."""
-    act = row.act_bits if row.ways.act != "float" else 8
-    plan = plan_for(denoiser, recipes.minmax(row.weight_bits if row.ways.quantized else 8, act))
-    if row.ways.act != "float":
+    act = row.act_bits if row.mode.act != "float" else 8
+    plan = plan_for(denoiser, recipes.minmax(row.weight_bits if row.mode.quantized else 8, act))
+    if row.mode.act != "float":
         return plan
     sites = tuple(dataclasses.replace(site, act=None, reason=site.reason or "weights only") for site in plan.sites)
     return dataclasses.replace(plan, sites=sites)

@@ -35,7 +35,7 @@ class Shapes(NamedTuple):
     strides: int
 
 
-class Row(NamedTuple):
+class FormRule(NamedTuple):
     """One line of the table.
 
     Attributes:
@@ -52,21 +52,21 @@ class Row(NamedTuple):
 
 
 TABLE = (
-    Row("tpu", lambda s: s.taps == 1, "im2col", "a dot; the same program as the 1x1 convolution"),
-    Row("tpu", lambda s: s.batch < 8 and s.width <= 8, "im2col", "2x8x1280: 18 kcyc, native 234, bfloat16 53"),
+    FormRule("tpu", lambda s: s.taps == 1, "im2col", "a dot; the same program as the 1x1 convolution"),
+    FormRule("tpu", lambda s: s.batch < 8 and s.width <= 8, "im2col", "2x8x1280: 18 kcyc, native 234, bfloat16 53"),
     # Shifted dots have 27, but leave sums of int32 as large as the output in memory: seven at 8x64x320.
-    Row("tpu", lambda s: s.channels % LANES != 0, "padded", "8x16x320: 28 kcyc, native 47"),
-    Row("tpu", lambda s: s.batch < 8 and s.width <= 16, "im2col", "2x16x640: 21 kcyc, native 26"),
+    FormRule("tpu", lambda s: s.channels % LANES != 0, "padded", "8x16x320: 28 kcyc, native 47"),
+    FormRule("tpu", lambda s: s.batch < 8 and s.width <= 16, "im2col", "2x16x640: 21 kcyc, native 26"),
     # The dot of the patches takes 0.2 s of CPU to compile, native 0.04 (`digits`: 13.1 s, native 4.9): it has to gain
     # milliseconds a call. Narrower layers run as fast natively; wider images and larger windows gain nothing.
-    Row(
+    FormRule(
         "cpu",
         lambda s: s.channels >= 640 and s.width <= 16 and s.taps <= 9 and s.strides == 1,
         "im2col",
         "2x8x1280: 36 ms, native 47; 2x16x640: 32, native 39",
     ),
-    Row("cuda", lambda s: True, "im2col", "cuDNN knows few patterns of s8 convolutions; cuBLAS has s8 dots"),
-    Row("rocm", lambda s: True, "im2col", "as cuda"),
+    FormRule("cuda", lambda s: True, "im2col", "cuDNN knows few patterns of s8 convolutions; cuBLAS has s8 dots"),
+    FormRule("rocm", lambda s: True, "im2col", "as cuda"),
 )
 OTHERWISE = "native"
 

@@ -10,7 +10,7 @@ import pytest
 from jax import export
 
 from jaxdq._common.errors import InputError
-from jaxdq.cost import CHIPS, Ways, check_installed, chip_of, compile_for, network_of, unit_of
+from jaxdq.cost import CHIPS, ExecutionMode, check_installed, chip_of, compile_for, lowered_call, network_of
 from jaxdq.cost import _compiler as compiler
 from jaxdq.grid import Scheme
 from jaxdq.linen import Rule, find_sites, make_plan
@@ -169,10 +169,10 @@ def test_units_of_a_network_hold_what_their_variant_says(act, bits):
     x, t = jnp.zeros((2, *denoiser.shape)), jnp.int32(0)
     sites = find_sites(denoiser.module, denoiser.params, x, t)
     plan = make_plan([Rule(".*", Scheme(bits, channel_axis=-1), Scheme(8, symmetric=False))], sites)
-    ways = Ways(jnp.float32, quantized=True, act=act)
+    mode = ExecutionMode(jnp.float32, quantized=True, act=act)
     for call in network_of(denoiser.module, denoiser.params, x, t).calls[2:12]:
         site = plan.by_path.get(call.path)
-        text = unit_of(call, ways, site).exported.mlir_module()
+        text = lowered_call(call, mode, site).exported.mlir_module()
         contracted = [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|convolution)", line)]
         integers = [line for line in contracted if re.search(r"xi8>, tensor<\S*xi8>\) -> tensor<\S*xi32>", line)]
         assert integers == (contracted if site is not None and act != "float" else [])

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdq.cost import CHIPS, Call, Compiled, Network, Program, Ways
+from jaxdq.cost import CHIPS, Call, Compiled, ExecutionMode, Network, Program
 from jaxdq.cost import _compose as compose
-from jaxdq.cost._units import Unit, _shrunk, macs_of, unit_of
+from jaxdq.cost._lowered import LoweredCall, _shrunk, lowered_call, macs_of
 from jaxdq.grid import Scheme
 from jaxdq.linen import DotProductAttention, Plan, Rule, Site, make_plan
 
@@ -67,11 +67,11 @@ def test_a_sum_by_hand():
     chip = CHIPS["v5e"]._replace(clock=1e6, bandwidth=1e6)  # a cycle and a byte take a microsecond each
     calls = [dense(1, 10, 4, 4), dense(1, 10, 4, 4)]
     programs = [Program({"matrix": 1000}, 1000, {"s8 x s8": 1}, 0), Program({"other": 1000}, 0, {}, 0)]
-    units = [Unit(None, 64.0, 32), Unit(None, 1.0, 50_000)]
+    units = [LoweredCall(None, 64.0, 32), LoweredCall(None, 1.0, 50_000)]
     rows = [
         (call, unit, Compiled(program, 0, 5, 1.0)) for call, unit, program in zip(calls, units, programs, strict=True)
     ]
-    found = compose._sum(rows, Network(tuple(calls), 2000, 7), Ways(), chip)
+    found = compose._sum(rows, Network(tuple(calls), 2000, 7), ExecutionMode(), chip)
     ends = 2 * (10 * 4 * 2)
     assert found.parts == pytest.approx({"dense layers": 64 + (50_000 + ends) / 1e3, compose.BETWEEN: 2})
     assert found.milliseconds == pytest.approx(sum(found.parts.values()))
@@ -84,9 +84,9 @@ def test_a_sum_by_hand():
 def test_scores_that_are_made_whole_cost_bytes_and_memory():
     call = attention(2, 4096, 4096)
     scores = 2 * 8 * 4096 * 4096 * 2
-    row = (call, Unit(None, 1.0, 0), Compiled(Program({}, 0, {}, 0), 0, 0, 0.0))
+    row = (call, LoweredCall(None, 1.0, 0), Compiled(Program({}, 0, {}, 0), 0, 0, 0.0))
     whole, blocks = (
-        compose._sum([row], Network((call,), 0, 0), Ways(blocked=way), CHIPS["v5e"]) for way in (False, True)
+        compose._sum([row], Network((call,), 0, 0), ExecutionMode(blocked=way), CHIPS["v5e"]) for way in (False, True)
     )
     assert whole.memory_bytes - blocks.memory_bytes == 2 * scores
     assert (whole.temp_bytes, blocks.temp_bytes) == (scores, 0)
@@ -95,8 +95,10 @@ def test_scores_that_are_made_whole_cost_bytes_and_memory():
 def test_calls_that_differ_in_nothing_but_their_place_are_one_program():
     call = dense(1, 10, 4, 4)
     elsewhere = dataclasses.replace(call, path="elsewhere")
-    assert compose._same(call, Ways(), Plan(())) == compose._same(elsewhere, Ways(), Plan(()))
-    assert compose._same(call, Ways(), Plan(())) != compose._same(dense(2, 10, 4, 4), Ways(), Plan(()))
+    assert compose._same(call, ExecutionMode(), Plan(())) == compose._same(elsewhere, ExecutionMode(), Plan(()))
+    assert compose._same(call, ExecutionMode(), Plan(())) != compose._same(
+        dense(2, 10, 4, 4), ExecutionMode(), Plan(())
+    )
 
 
 def test_what_is_computed_between_the_calls_costs_its_cycles_where_they_are_more_than_its_bytes(monkeypatch):
@@ -106,8 +108,8 @@ def test_what_is_computed_between_the_calls_costs_its_cycles_where_they_are_more
     network = Network((), 1000, 0, ((("tanh", "float32"), 2**21), (("arithmetic", "float32"), 5000)))
     cycles = compose._elementwise_cycles(network, chip, None)
     assert cycles == 2 * 2000 + 5
-    assert compose._sum([], network, Ways(), chip, cycles).parts == {compose.BETWEEN: pytest.approx(4.005)}
-    assert compose._sum([], network, Ways(), chip, 10).parts == {compose.BETWEEN: pytest.approx(1)}
+    assert compose._sum([], network, ExecutionMode(), chip, cycles).parts == {compose.BETWEEN: pytest.approx(4.005)}
+    assert compose._sum([], network, ExecutionMode(), chip, 10).parts == {compose.BETWEEN: pytest.approx(1)}
 
 
 def test_grids_are_looked_up_once_a_call_where_they_are_static(monkeypatch):
@@ -116,9 +118,9 @@ def test_grids_are_looked_up_once_a_call_where_they_are_static(monkeypatch):
     monkeypatch.setattr(compose, "compile_for", lambda programs, chip, **_: asked.extend(programs) or [once])
     site = Site("q", "dense", (128, 128), (1,), 64, 64 * 128 * 128)
     plan = make_plan([Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))], [site])
-    static, dynamic = (Ways(quantized=True, act=act) for act in ("static", "dynamic"))
+    static, dynamic = (ExecutionMode(quantized=True, act=act) for act in ("static", "dynamic"))
     chip = CHIPS["v5e"]
-    assert [compose._look_up_cycles(ways, plan, chip) for ways in (static, dynamic, Ways())] == [4000, 0, 0]
+    assert [compose._look_up_cycles(mode, plan, chip) for mode in (static, dynamic, ExecutionMode())] == [4000, 0, 0]
     assert compose._look_up_cycles(static, Plan(()), chip) == 0
     looked_up = compose._sum([], Network((), 10**6, 0), static, chip, 0.0, 4000.0)
     assert looked_up.parts[compose.LOOK_UP] == pytest.approx(4000 / chip.clock * 1e3)
@@ -133,11 +135,11 @@ def test_a_call_that_shares_its_input_is_priced_on_the_codes_of_the_first():
     site = Site("q", "dense", (128, 128), (1,), 64, 64 * 128 * 128)
     sites = [site, dataclasses.replace(site, path="k", reads="q")]
     plan = make_plan([Rule(".*", Scheme(8, channel_axis=-1), Scheme(8, symmetric=False))], sites)
-    static, dynamic = (Ways(quantized=True, act=act) for act in ("static", "dynamic"))
-    for ways, wanted in ((static, jnp.int8), (dynamic, jnp.bfloat16), (Ways(), jnp.bfloat16)):
-        first, second = (compose._on_codes(ways, plan, call) for call in (q, k))
+    static, dynamic = (ExecutionMode(quantized=True, act=act) for act in ("static", "dynamic"))
+    for mode, wanted in ((static, jnp.int8), (dynamic, jnp.bfloat16), (ExecutionMode(), jnp.bfloat16)):
+        first, second = (compose._on_codes(mode, plan, call) for call in (q, k))
         assert first == q and second.inputs[0].dtype == wanted
-    text = [unit_of(compose._on_codes(static, plan, call), static, plan.by_path[call.path]) for call in (q, k)]
+    text = [lowered_call(compose._on_codes(static, plan, call), static, plan.by_path[call.path]) for call in (q, k)]
     assert ["round_nearest_even" in unit.exported.mlir_module() for unit in text] == [True, False]
     of_conv = dataclasses.replace(conv(8, 32, 640, 640), path="k")
     assert compose._on_codes(static, plan, of_conv) == of_conv  # it may pad its codes first

@@ -13,7 +13,7 @@ from jaxdq.models.unet._unet2d_condition import UNet2DCondition, unet2d_conditio
 UNet = UNet2D | UNet2DCondition
 
 
-class Family(NamedTuple):
+class ModelClass(NamedTuple):
     """What belongs to one of diffusers' classes.
 
     Attributes:
@@ -27,9 +27,9 @@ class Family(NamedTuple):
     build: Callable[[Mapping[str, Any]], UNet]
 
 
-_UNET2D = Family("UNet2DModel", complete_config, unet2d_from_config)
-_CONDITION = Family("UNet2DConditionModel", complete_condition_config, unet2d_condition_from_config)
-FAMILIES = {
+_UNET2D = ModelClass("UNet2DModel", complete_config, unet2d_from_config)
+_CONDITION = ModelClass("UNet2DConditionModel", complete_condition_config, unet2d_condition_from_config)
+MODEL_CLASSES = {
     "UNet2DModel": _UNET2D,
     "UNet2DConditionModel": _CONDITION,
     "FlaxUNet2DConditionModel": _CONDITION,

@@ -44,16 +44,16 @@ def describe(name_or_path: str | Path, expected: Any) -> ModelFiles:
         InputError: there is no such model, or one of its configurations is damaged.
     """
     layout = locate(name_or_path, weights=False)
-    family, config = read_unet_config(layout.unet)
+    model_class, config = read_unet_config(layout.unet)
     scheduler = read_json(layout.scheduler)
     weights: StoredWeights | None = None
     no_weights = ""
     try:
-        weights = stored_weights(layout.unet, expected, family.class_name)
+        weights = stored_weights(layout.unet, expected, model_class.class_name)
     except InputError as error:
         no_weights = str(error)
     return ModelFiles(
-        unet_class=str(config.get("_class_name", family.class_name)),
+        unet_class=str(config.get("_class_name", model_class.class_name)),
         scheduler_class=str(scheduler.get("_class_name", "DDIMScheduler")),
         beta_schedule=str(scheduler.get("beta_schedule", "")),
         parts=_parts(layout.root),

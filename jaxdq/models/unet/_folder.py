@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from jaxdq._common.errors import InputError
 from jaxdq._common.paths import local_path
 from jaxdq.diffusion import Denoiser, schedule_from_config
-from jaxdq.models.unet._build import FAMILIES, Family, UNet, abstract_params
+from jaxdq.models.unet._build import MODEL_CLASSES, ModelClass, UNet, abstract_params
 from jaxdq.models.unet._files import read_json, read_params
 from jaxdq.models.unet._hub import download, download_parts, is_hub_id
 from jaxdq.models.unet._unet2d_condition import UNet2DCondition
@@ -69,14 +69,14 @@ def load_denoiser(
         (16, 16, 1)
     """
     layout = locate(name_or_path, weights=weights)
-    family, config = read_unet_config(layout.unet)
+    model_class, config = read_unet_config(layout.unet)
     schedule = schedule_from_config(read_json(layout.scheduler))
-    module = family.build(config)
-    shape = _image_shape(family.complete(config), layout.unet)
+    module = model_class.build(config)
+    shape = _image_shape(model_class.complete(config), layout.unet)
     rows = _conditions(module, weights) if conditions is None else tuple(conditions)
     params = abstract_params(module)
     if weights:
-        params = read_params(layout.unet, params, family.class_name)
+        params = read_params(layout.unet, params, model_class.class_name)
     return Denoiser(module, params, schedule, shape, rows, name=layout.name)
 
 
@@ -93,9 +93,9 @@ def load_unet_folder(path: str | Path) -> tuple[UNet, dict[str, Any], dict[str, 
         InputError: a file is absent, damaged or does not fit the others, or the model is of an unsupported kind.
     """
     path = local_path(path)
-    family, config = read_unet_config(path)
-    module = family.build(config)
-    return module, read_params(path, abstract_params(module), family.class_name), family.complete(config)
+    model_class, config = read_unet_config(path)
+    module = model_class.build(config)
+    return module, read_params(path, abstract_params(module), model_class.class_name), model_class.complete(config)
 
 
 def save_unet_folder(
@@ -114,7 +114,9 @@ def save_unet_folder(
     """
     path = local_path(path)
     tensors = torch_from_params(params)
-    params_from_torch(tensors, abstract_params(_family(module_config, path).build(module_config)), "The parameter tree")
+    params_from_torch(
+        tensors, abstract_params(_model_class(module_config, path).build(module_config)), "The parameter tree"
+    )
     _write_configs(path, module_config, scheduler_config)
     save_file(tensors, path / "unet" / WEIGHTS_FILE, metadata={"format": "pt"})
 
@@ -136,15 +138,15 @@ def write_configs(source: str | Path, path: str | Path) -> None:
 
 def _write_configs(path: Path, module_config: Mapping[str, Any], scheduler_config: Mapping[str, Any]) -> None:
     schedule_from_config(scheduler_config)
-    family = _family(module_config, path)
+    model_class = _model_class(module_config, path)
     scheduler_class = scheduler_config.get("_class_name", "DDIMScheduler")
     files = {
         # The name that came is kept: a Flax class computes a little differently.
         "unet/config.json": {"_class_name": module_config.get("_class_name", UNET_CLASS)}
-        | family.complete(module_config),
+        | model_class.complete(module_config),
         "scheduler/scheduler_config.json": {"_class_name": scheduler_class} | dict(scheduler_config),
     }
-    if family.class_name == UNET_CLASS:  # a text-to-image pipeline has parts that are not here, so no index for it
+    if model_class.class_name == UNET_CLASS:  # a text-to-image pipeline has parts that are not here, so no index for it
         files["model_index.json"] = {
             "_class_name": "DDPMPipeline" if scheduler_class == "DDPMScheduler" else "DDIMPipeline",
             "scheduler": ["diffusers", scheduler_class],
@@ -218,7 +220,7 @@ def _about_folder(root: Path, unet: Path) -> str:
     if described and unet == root:
         return (
             f"{pipeline}: its network is in {', '.join(described)}, which is no UNet; jaxdq reads pipelines with "
-            f"{' or '.join(FAMILIES)}: write the network in flax and build jaxdq.Denoiser(module, params, schedule, "
+            f"{' or '.join(MODEL_CLASSES)}: write the network in flax, build jaxdq.Denoiser(module, params, schedule, "
             "shape) by hand."
         )
     held = sorted(path.name for path in unet.iterdir())
@@ -248,22 +250,22 @@ def model_folder(name_or_path: str | Path, parts: Sequence[str]) -> Path:
     return locate(name, weights=False).root
 
 
-def read_unet_config(folder: Path) -> tuple[Family, dict[str, Any]]:
-    """Read the configuration of the UNet in a folder, and find the family that its class belongs to."""
+def read_unet_config(folder: Path) -> tuple[ModelClass, dict[str, Any]]:
+    """Read the configuration of the UNet in a folder, and find which of our model classes it names."""
     if folder.is_file():
         raise InputError(_about_file(folder))
     config = read_json(folder / "config.json")
-    return _family(config, folder), config
+    return _model_class(config, folder), config
 
 
-def _family(config: Mapping[str, Any], folder: str | Path) -> Family:
+def _model_class(config: Mapping[str, Any], folder: str | Path) -> ModelClass:
     class_name = config.get("_class_name", UNET_CLASS)
-    if class_name not in FAMILIES:
+    if class_name not in MODEL_CLASSES:
         raise InputError(
-            f"{Path(folder) / 'config.json'} describes a {class_name}; jaxdq reads {', '.join(FAMILIES)} folders; "
+            f"{Path(folder) / 'config.json'} describes a {class_name}; jaxdq reads {', '.join(MODEL_CLASSES)} folders; "
             "write another network in flax and build jaxdq.Denoiser(module, params, schedule, shape) by hand."
         )
-    return FAMILIES[class_name]
+    return MODEL_CLASSES[class_name]
 
 
 def _image_shape(complete: Mapping[str, Any], folder: Path) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""A call as a program of its own, in each of the ways that it can run: what the compiler is asked about."""
+"""A call as a program of its own, in each execution mode: what the compiler is asked about."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ GROUPS, TIMESTEPS = 8, 1000
 ATTEMPTS = (1, 2, 4, 8)
 
 
-class Ways(NamedTuple):
+class ExecutionMode(NamedTuple):
     """How a variant of the network runs its calls.
 
     Attributes:
@@ -53,7 +53,7 @@ class Ways(NamedTuple):
     act: str = "float"
 
 
-class Unit(NamedTuple):
+class LoweredCall(NamedTuple):
     """What one call costs beside its program's cycles.
 
     Attributes:
@@ -67,30 +67,30 @@ class Unit(NamedTuple):
     param_bytes: int
 
 
-def unit_of(call: Call, ways: Ways, site: SitePlan | None, attempt: int = 0) -> Unit:
+def lowered_call(call: Call, mode: ExecutionMode, site: SitePlan | None, attempt: int = 0) -> LoweredCall:
     """The program of a call as this variant runs it.
 
     Args:
         call: which; of int8 where it is called with codes that an earlier one made.
-        ways: how the variant runs.
+        mode: how the variant runs.
         site: the plan's; None where it has none.
         attempt: which of `ATTEMPTS`.
     """
     small, ratio = _shrunk(call, ATTEMPTS[attempt])
-    function, params = _function(small, ways, site)
-    param_bytes = stored_bytes(_function(call, ways, site)[1])
+    function, params = _function(small, mode, site)
+    param_bytes = stored_bytes(_function(call, mode, site)[1])
     with ops.lowered_as(call.inputs[0].shape):
-        return Unit(export_framed(function, small.inputs, params), ratio, param_bytes)
+        return LoweredCall(export_framed(function, small.inputs, params), ratio, param_bytes)
 
 
-def unit_of_function(name: str, dtype: str, elements: int) -> Unit:
+def lowered_function(name: str, dtype: str, elements: int) -> LoweredCall:
     """The program of a function of one element, such as "tanh", that is computed between calls."""
     x = jax.ShapeDtypeStruct((_MATRIX_ROWS, 8 * _LANES), dtype)
     exported = export_framed(lambda inputs, _: getattr(jax.lax, name)(inputs[0]), (x,))
-    return Unit(exported, elements / math.prod(x.shape), 0)
+    return LoweredCall(exported, elements / math.prod(x.shape), 0)
 
 
-def unit_of_look_up(plan: Plan) -> Unit:
+def lowered_look_up(plan: Plan) -> LoweredCall:
     """The program that picks the grids of a plan's activations at a time, once a call, from tables of `GROUPS` rows."""
     acts = jax.eval_shape(lambda: unfitted_acts(plan.columns, TIMESTEPS, num_groups=GROUPS))
     x, t = _array((8, _LANES), jnp.float32), _array((), jnp.int32)
@@ -99,27 +99,27 @@ def unit_of_look_up(plan: Plan) -> Unit:
         scale, zero_point = grids_at(*given)
         return inputs[0] * scale[0] + zero_point[-1]  # some layer's numbers, as scalars
 
-    return Unit(export_framed(function, (x,), (acts, t)), 1.0, stored_bytes(acts))
+    return LoweredCall(export_framed(function, (x,), (acts, t)), 1.0, stored_bytes(acts))
 
 
 def macs_of(call: Call) -> int:
     """Multiply-accumulates of a call."""
-    function, params = _function(call, Ways(), None)
+    function, params = _function(call, ExecutionMode(), None)
     return count_macs(jax.make_jaxpr(function)(call.inputs, params).jaxpr)
 
 
-def _function(call: Call, ways: Ways, site: SitePlan | None) -> tuple[Callable, Any]:
+def _function(call: Call, mode: ExecutionMode, site: SitePlan | None) -> tuple[Callable, Any]:
     """(function of the inputs and of further arguments, shapes of those)."""
     module = call.module
     if module is None:
         return lambda inputs, _: jax.lax.dot_general(inputs[0], inputs[1], call.equation), ()
     if isinstance(module, DotProductAttention):
-        method = "__call__" if ways.blocked else "products"
+        method = "__call__" if mode.blocked else "products"
         return lambda inputs, _: module.apply({}, *inputs, method=method), ()
-    if not ways.quantized or site is None or site.weight is None:
+    if not mode.quantized or site is None or site.weight is None:
         return lambda inputs, params: module.apply({"params": params}, *inputs), call.params
     params = call.params | {"kernel": _kernel(call.params["kernel"], site, site.weight)}
-    if ways.act == "float" or site.act is None:
+    if mode.act == "float" or site.act is None:
         dtype = call.params["kernel"].dtype
 
         def weight_only(inputs: tuple, params: Any) -> jax.Array:
@@ -133,12 +133,12 @@ def _function(call: Call, ways: Ways, site: SitePlan | None) -> tuple[Callable, 
 
     def integer(inputs: tuple, given: Any) -> jax.Array:
         params, grid = given
-        grids = [qparams_from_tensor(x, scheme) if ways.act == "dynamic" else grid for x in inputs]
+        grids = [qparams_from_tensor(x, scheme) if mode.act == "dynamic" else grid for x in inputs]
 
         def visit(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
             if args[0].dtype == jnp.int8:  # made by an earlier call
-                return call_on_codes(context.module, [QTensor(args[0], grids[0], scheme)], ways.dtype)
-            return call_on_integers(context.module, args, grids, scheme, ways.dtype)
+                return call_on_codes(context.module, [QTensor(args[0], grids[0], scheme)], mode.dtype)
+            return call_on_integers(context.module, args, grids, scheme, mode.dtype)
 
         with nn.intercept_methods(visit):
             return jnp.asarray(module.apply({"params": params}, *inputs))
@@ -162,14 +162,14 @@ def _array(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def ends_bytes(call: Call, ways: Ways) -> int:
+def ends_bytes(call: Call, mode: ExecutionMode) -> int:
     """What a call reads and writes beside its params; scores that are made whole are written, and read again.
 
     Codes that an earlier call made are counted where they are read, as written too: no more than they cost.
     """
     codes = [x for x in call.inputs if x.dtype == jnp.int8]
     ends = bytes_of(*call.inputs, *codes, call.output)
-    if isinstance(call.module, DotProductAttention) and not ways.blocked:
+    if isinstance(call.module, DotProductAttention) and not mode.blocked:
         batch, queries, heads, _ = call.inputs[0].shape
         return ends + 2 * batch * heads * queries * call.inputs[1].shape[1] * call.inputs[0].dtype.itemsize
     return ends

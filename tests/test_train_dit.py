@@ -39,6 +39,7 @@ def test_outliers_are_loud_and_quiet_channels(params):
             np.testing.assert_array_equal(rows, gain)
 
 
+@pytest.mark.slow
 def test_a_trained_folder_is_a_model_of_every_script(tmp_path):
     folder = tmp_path / "dit"
     words = "--width 8 --depth 1 --updates 2 --batch-size 4".split()

@@ -299,8 +299,8 @@ def test_no_name_in_a_network_is_taken_for_a_table():
     x, params = jax.random.normal(KEY, (2, *SHAPE)), toy_params(TimeTables(), jnp.zeros((1, *SHAPE)), jnp.int32(0))
     plan = toy_plan(TimeTables(), params, [Rule(".*", W8, Scheme(8, symmetric=False))], x, np.int32(3))
     qparams = quantize(params, toy_calibration(TimeTables(), params, plan, np.zeros(T), x, np.int32(3)))
-    expected = TimeTables().apply({"params": params}, x, 3)
-    assert sqnr_db(expected, apply(TimeTables(), qparams, x, 3)) > 25
+    expected = jax.jit(TimeTables().apply)({"params": params}, x, 3)
+    assert sqnr_db(expected, jax.jit(functools.partial(apply, TimeTables()))(qparams, x, 3)) > 25
 
 
 def test_times_outside_are_nan_under_jit_where_the_float_network_runs_too():

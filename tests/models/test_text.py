@@ -101,8 +101,8 @@ def test_models_without_guidance_have_no_conditions_to_save(tmp_path):
     assert load_with_conditions("digits", tmp_path).conditions == ()
 
 
-def test_refuses_folders_without_a_text_encoder(tmp_path):
-    folder = write_pipeline(tmp_path / "model")
+def test_refuses_folders_without_a_text_encoder(small, tmp_path):
+    folder = Path(shutil.copytree(small, tmp_path / "model"))
     (folder / "text_encoder" / "flax_model.msgpack").write_bytes(b"\x00 damaged")
     with pytest.raises(InputError, match="can't be read"):
         load_text_denoiser(folder, PROMPTS)
@@ -142,11 +142,10 @@ def test_a_hub_id_brings_its_text_encoders(small, tmp_path, monkeypatch):
         np.testing.assert_array_equal(given, expected)
 
 
-def test_says_what_to_install_where_transformers_has_no_flax_classes(tmp_path, monkeypatch):
-    folder = write_pipeline(tmp_path / "model")
+def test_says_what_to_install_where_transformers_has_no_flax_classes(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace())
     with pytest.raises(InputError, match=r"pip install 'jaxdq\[diffusers\]'"):
-        load_text_denoiser(folder, PROMPTS)
+        load_text_denoiser(small, PROMPTS)
 
 
 @pytest.mark.slow

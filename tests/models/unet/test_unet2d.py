@@ -65,6 +65,7 @@ def test_oracle_equals_diffusers(changes):
     assert twin_error(SMALL | changes, np.array([3, 951])) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_oracle_cifar10_structure():
     small = CIFAR10 | {"sample_size": 16, "block_out_channels": [8, 16, 16, 16], "norm_num_groups": 4}
     assert twin_error(small, np.array([0, 999])) < TOLERANCE

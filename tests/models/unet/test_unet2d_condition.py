@@ -59,17 +59,19 @@ THREE = V1 | {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 }
-SIZES = {  # diffusers goes back up to the sizes of the way down; a multiple of 4 needs none of it
-    "9 x 7": (THREE, (9, 7)),
-    "one odd side": (THREE, (8, 6)),
-    "smaller than its rows": (THREE, (3, 2)),
-    "a single row of pixels": (V1, (1, 5)),
-    "asymmetric downsampling": (THREE | {"downsample_padding": 0}, (9, 7)),
-    "resampling in residual blocks": (V1 | RESNET | {"resnet_time_scale_shift": "scale_shift"}, (6, 8)),
-}
+SIZES = [  # diffusers goes back up to the sizes of the way down; a multiple of 4 needs none of it
+    pytest.param(THREE, (9, 7), id="9 x 7"),
+    pytest.param(THREE, (8, 6), id="one odd side", marks=pytest.mark.slow),
+    pytest.param(THREE, (3, 2), id="smaller than its rows", marks=pytest.mark.slow),
+    pytest.param(V1, (1, 5), id="a single row of pixels"),
+    pytest.param(THREE | {"downsample_padding": 0}, (9, 7), id="asymmetric downsampling", marks=pytest.mark.slow),
+    pytest.param(
+        V1 | RESNET | {"resnet_time_scale_shift": "scale_shift"}, (6, 8), id="resampling in residual blocks"
+    ),
+]
 
 
-@pytest.mark.parametrize(("config", "size"), SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize(("config", "size"), SIZES)
 def test_oracle_at_any_size(config, size):
     network = torch_condition_network(config)
     module, params = jax_condition_network(config, network)

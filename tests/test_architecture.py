@@ -73,7 +73,7 @@ def test_imports_point_down(name):
 
 @every_module
 def test_recipes_and_observers_do_not_know_their_siblings(name):
-    part, shared = part_of(name), ("_base", "_rules", "_histogram", "_minmax", "_ranges", "_budget")
+    part, shared = part_of(name), ("_base", "_rules", "_histogram", "_minmax", "_ranges", "_budget", "_weights")
     if part in ("recipes", "observers") and not name.endswith("__init__.py"):
         inside = [
             imported.split(".")[2] for imported in imports_of(TREES[name]) if imported.startswith(f"jaxdq.{part}.")

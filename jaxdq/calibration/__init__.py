@@ -19,6 +19,8 @@ from jaxdq.calibration._observe import observe as observe
 from jaxdq.calibration._ranges import RangeSettings as RangeSettings
 from jaxdq.calibration._ranges import learn_ranges as learn_ranges
 from jaxdq.calibration._refit import refit_ranges as refit_ranges
+from jaxdq.calibration._rounding import RoundingMethod as RoundingMethod
+from jaxdq.calibration._rounding import compensate_rounding as compensate_rounding
 from jaxdq.calibration._sensitivity import measure_sensitivity as measure_sensitivity
 from jaxdq.calibration._timesteps import Policy as Policy
 from jaxdq.calibration._timesteps import normal_timesteps as normal_timesteps

@@ -46,6 +46,11 @@ from jaxdq.linen._quantized import Instead as Instead
 from jaxdq.linen._quantized import QuantizedParams as QuantizedParams
 from jaxdq.linen._quantized import check_dtype as check_dtype
 from jaxdq.linen._quantized import quantize as quantize
+from jaxdq.linen._rows import kernel_from_matrix as kernel_from_matrix
+from jaxdq.linen._rows import kernel_matrix as kernel_matrix
+from jaxdq.linen._rows import layers_of as layers_of
+from jaxdq.linen._rows import rows_of as rows_of
+from jaxdq.linen._rows import without_rows as without_rows
 from jaxdq.linen._sharding import shard_by_output as shard_by_output
 from jaxdq.linen._sites import Site as Site
 from jaxdq.linen._sites import find_sites as find_sites

@@ -18,6 +18,7 @@ from jaxdq.observers import percentile
 from jaxdq.recipes._budget import learning_for, search_for
 from jaxdq.recipes._ranges import RangeMethod, chosen
 from jaxdq.recipes._rules import default_rules
+from jaxdq.recipes._weights import WeightRounding, rounding
 
 
 def adpdm(
@@ -28,6 +29,7 @@ def adpdm(
     budget: int | None = None,
     search: SearchSettings | None = None,
     ranges: RangeMethod = "learned",
+    weights: WeightRounding = "nearest",
     learning: RangeSettings | None = None,
 ) -> Recipe:
     """Accurate post-training quantization of diffusion models: searched time groups on an integer path.
@@ -54,6 +56,7 @@ def adpdm(
         search: settings of the search; None moves no boundaries at 8 bits.
         ranges: as in `minmax`; "mse" leaves the grids that the search ends with, whose squared errors are weighted by
             what they cost the image; "minmax" and "percentile" are fitted anew to the groups that it found.
+        weights: as in `minmax`.
         learning: as in `minmax`.
 
     Returns:
@@ -68,9 +71,9 @@ def adpdm(
 
     Source: Wang et al., arXiv 2305.18723 (CVPR 2024).
     """
-    weights, acts, learn = chosen(ranges, learning, learning_for(weight_bits, act_bits))
+    weight_range, act_range, learn = chosen(ranges, learning, learning_for(weight_bits, act_bits))
     if ranges == "minmax":
-        acts = percentile(100.0)  # the same ranges, from the histograms that the search needs
+        act_range = percentile(100.0)  # the same ranges, from the histograms that the search needs
     selection: tuple[Calibrator, ...] = ()
     if budget is not None:
         check_budget(budget, num_groups)
@@ -79,12 +82,13 @@ def adpdm(
         name="adpdm",
         rules=default_rules(weight_bits, act_bits),
         calibrators=(
-            fit_weights(weights),
+            fit_weights(weight_range),
             *selection,
-            observe(acts),
+            observe(act_range),
             measure_sensitivity(),
             search_groups(num_groups, search or search_for(weight_bits, act_bits)),
             *((refit_ranges(),) if ranges in ("minmax", "percentile") else ()),
             *learn,
+            *rounding(weights),
         ),
     )

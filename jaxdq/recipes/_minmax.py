@@ -4,10 +4,16 @@ from jaxdq.calibration import RangeSettings, Recipe
 from jaxdq.recipes._budget import learning_for
 from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
 from jaxdq.recipes._rules import default_rules
+from jaxdq.recipes._weights import WeightRounding, rounding
 
 
 def minmax(
-    weight_bits: int = 8, act_bits: int = 8, *, ranges: RangeMethod = "minmax", learning: RangeSettings | None = None
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    *,
+    ranges: RangeMethod = "minmax",
+    weights: WeightRounding = "nearest",
+    learning: RangeSettings | None = None,
 ) -> Recipe:
     """Min-max ranges over all timesteps, one scale per activation.
 
@@ -19,13 +25,15 @@ def minmax(
         act_bits: 2 to 8.
         ranges: "minmax" (nothing is clipped), "mse" (least rounding error), "percentile" (all but the outermost
             values) or "learned" (from "mse", by the gradient of the output's error).
+        weights: "nearest" rounding, or "gptq" or "obq", which let the other weights of a layer make up for each
+            weight's rounding error, and need the layer's inputs: below 8 bits of weights far closer images.
         learning: Settings of the learning, with ranges "learned"; None takes fewer updates at 8 bits than below.
 
     Returns:
         Recipe.
 
     Raises:
-        InputError: Bits outside; unknown ranges; settings of a learning that does not take place.
+        InputError: Bits outside; unknown ranges or rounding; settings of a learning that does not take place.
 
     Example:
         >>> minmax(8, 8).name
@@ -34,4 +42,4 @@ def minmax(
     Source: Jacob et al. 2018, section 3 (static ranges, nearest rounding); activations there are 8-bit only.
     """
     calibrators = in_equal_spans(1, ranges, learning, learning_for(weight_bits, act_bits))
-    return Recipe("minmax", default_rules(weight_bits, act_bits), calibrators)
+    return Recipe("minmax", default_rules(weight_bits, act_bits), (*calibrators, *rounding(weights)))

@@ -4,6 +4,7 @@ from jaxdq.calibration import RangeSettings, Recipe
 from jaxdq.recipes._budget import learning_for
 from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
 from jaxdq.recipes._rules import default_rules
+from jaxdq.recipes._weights import WeightRounding, rounding
 
 
 def uniform_groups(
@@ -12,6 +13,7 @@ def uniform_groups(
     num_groups: int = 8,
     *,
     ranges: RangeMethod = "mse",
+    weights: WeightRounding = "nearest",
     learning: RangeSettings | None = None,
 ) -> Recipe:
     """Ranges in each of `num_groups` equal spans of the sampler's steps.
@@ -25,6 +27,7 @@ def uniform_groups(
         act_bits: 2 to 8.
         num_groups: 1 to the sampler's number of steps.
         ranges: As in `minmax`.
+        weights: As in `minmax`.
         learning: As in `minmax`.
 
     Returns:
@@ -40,4 +43,4 @@ def uniform_groups(
     Source: the uniform partition that ADP-DM (arXiv 2305.18723) starts from and is compared with.
     """
     calibrators = in_equal_spans(num_groups, ranges, learning, learning_for(weight_bits, act_bits))
-    return Recipe("uniform_groups", default_rules(weight_bits, act_bits), calibrators)
+    return Recipe("uniform_groups", default_rules(weight_bits, act_bits), (*calibrators, *rounding(weights)))

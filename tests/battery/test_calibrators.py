@@ -13,6 +13,7 @@ from jaxdq.calibration import (
     RangeSettings,
     Recipe,
     SearchSettings,
+    compensate_rounding,
     fit_weights,
     learn_ranges,
     measure_sensitivity,
@@ -46,6 +47,7 @@ CALIBRATORS = {
         search_groups(GROUPS, SearchSettings(num_updates=UPDATES, moves=1)),
         refit_ranges(),
         learn_ranges(RangeSettings(num_updates=UPDATES, judge_every=2, rows=3)),
+        compensate_rounding(num_images=2),
     )
 }
 LEARNS = ("search_groups", "learn_ranges")  # keep their state in a folder

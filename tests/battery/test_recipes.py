@@ -27,11 +27,13 @@ RECIPES = {
     "minmax-percentile": recipes.minmax(ranges="percentile"),
     "uniform_groups": recipes.uniform_groups(num_groups=2),
     "uniform_groups-learned": recipes.uniform_groups(num_groups=2, ranges="learned", learning=LEARNING),
+    "uniform_groups-gptq": recipes.uniform_groups(num_groups=2, weights="gptq"),
+    "uniform_groups-obq": recipes.uniform_groups(num_groups=2, weights="obq"),
     "adpdm": recipes.adpdm(num_groups=2, search=SEARCH, learning=LEARNING),
     "adpdm-minmax": recipes.adpdm(num_groups=2, search=SEARCH, ranges="minmax"),
 }
 # Variants of recipes whose own rows cover most of them: in CI.
-SLOW = {"minmax-percentile", "uniform_groups-learned", "adpdm-minmax"}
+SLOW = {"minmax-percentile", "uniform_groups-obq", "uniform_groups-learned", "adpdm-minmax"}
 # The least mean SQNR in dB. Rounding a layer's inputs to b bits over a range of k deviations is 6.02 b + 10.8 -
 # 20 log10 k below the signal; with k = 10 and its weights alike (3 dB), 6.02 * 4 + 10.8 - 20 - 3 for the layer of 4
 # bits, beside which that of 8 counts for nothing; and 2 dB for luck with 8 images.

@@ -65,9 +65,7 @@ SIZES = [  # diffusers goes back up to the sizes of the way down; a multiple of 
     pytest.param(THREE, (3, 2), id="smaller than its rows", marks=pytest.mark.slow),
     pytest.param(V1, (1, 5), id="a single row of pixels"),
     pytest.param(THREE | {"downsample_padding": 0}, (9, 7), id="asymmetric downsampling", marks=pytest.mark.slow),
-    pytest.param(
-        V1 | RESNET | {"resnet_time_scale_shift": "scale_shift"}, (6, 8), id="resampling in residual blocks"
-    ),
+    pytest.param(V1 | RESNET | {"resnet_time_scale_shift": "scale_shift"}, (6, 8), id="resampling in residual blocks"),
 ]
 
 

@@ -1,0 +1,195 @@
+"""Rounding kernels so that what their layers return, and not each weight, comes closest (Optimal Brain Compression)."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdq._common.devices import gather, replicate, replicated
+from jaxdq._common.errors import InputError
+from jaxdq._common.progress import track
+from jaxdq.calibration._base import Run, Work, calibrator, check_at_least, check_not_negative
+from jaxdq.calibration.tools.compression import rounded_by_error
+from jaxdq.calibration.tools.rows import image_error
+from jaxdq.calibration.tools.selection import counts_of
+from jaxdq.grid import Grid, QTensor, quantize
+from jaxdq.linen import (
+    Acts,
+    SitePlan,
+    apply_visited,
+    kernel_at,
+    kernel_from_matrix,
+    kernel_matrix,
+    layers_of,
+    rows_of,
+    without_rows,
+)
+from jaxdq.sampling import Batch, num_batches, one_pass
+
+RoundingMethod = Literal["gptq", "obq"]
+
+
+class Layer(NamedTuple):
+    """A kernel that is one matrix.
+
+    Attributes:
+        site: its plan.
+        module: the layer alone.
+        grid: that its kernel is rounded to.
+        kernel: f32[G, K, N / G], in float (`kernel_matrix`).
+    """
+
+    site: SitePlan
+    module: Any
+    grid: Grid
+    kernel: jax.Array
+
+    @property
+    def hessian_shape(self) -> tuple[int, int, int]:
+        groups, length, _ = self.kernel.shape
+        return groups, length, length
+
+
+@calibrator(needs=(Grid, Acts), gives=(Grid,))
+def compensate_rounding(
+    method: RoundingMethod = "gptq", damping: float = 0.01, num_images: int = 8, portion_bytes: int = 2**30
+) -> Run:
+    """Rounds every planned kernel to the grid it has, each weight making up for the errors of those before it.
+
+    With the rows x that a kernel w [K, N] multiplies in the float model (patches of a convolution) over all steps, and
+    `H = sum x^T x`, codes are sought for which `|x (w - w^)|^2 = tr((w - w^)^T H (w - w^))` is small (see
+    `tools.compression`). An output channel keeps nearest rounding where that is no worse, and the network keeps it
+    where images of the integer path come closer with it.
+
+    Kernels that are no one matrix (stacked by `nn.scan`, cut into parts, masked, batched) keep nearest rounding and are
+    named in the log, as are codes that were decided before.
+
+    Where we deviate from the source: one Hessian for all timesteps; inputs that are always 0 stay, rounded to nearest.
+
+    Args:
+        method: "gptq", one order of the inputs for all outputs; or "obq", greedy in each, O(N K^3): minutes where K is
+            a thousand.
+        damping: Share of the mean of H's diagonal that is added to it.
+        num_images: Images at each step whose rows are summed.
+        portion_bytes: Hessians of how many bytes are held at a time; each portion is one more pass over the states.
+
+    Returns:
+        A calibrator that puts codes in place of grids.
+
+    Raises:
+        InputError: An unknown method, a negative damping, no images.
+
+    Source: Frantar et al., arXiv 2208.11580 (Optimal Brain Compression) and arXiv 2210.17323 (GPTQ).
+    """
+    if method not in get_args(RoundingMethod):
+        raise InputError(f"method is {method!r}; give one of {', '.join(map(repr, get_args(RoundingMethod)))}.")
+    check_not_negative(damping=damping)
+    check_at_least(1, num_images=num_images, portion_bytes=portion_bytes)
+
+    def run(work: Work, key: jax.Array) -> Work:
+        layers, left = _layers(work)
+        codes: dict[str, QTensor] = {}
+        errors: dict[str, np.ndarray] = {}
+        for portion in _portions(layers, portion_bytes):
+            hessians = gather_hessians(work, portion, num_images)
+            for path, layer in track(portion.items(), f"round by {method}"):
+                codes[path], errors[path] = _rounded(layer, hessians[path], method == "obq", damping)
+        rounded = work.deciding(weights={**work.calib.weights, **codes})
+        tried = {"nearest": image_error(work), method: image_error(rounded)} if codes else {}
+        keep = tried and tried[method] <= tried["nearest"]
+        log: dict[str, Any] = {
+            "tried": tried,
+            "kept": method if keep else "nearest",
+            "layer_error": {path: float(after / max(before, 1e-30)) for path, (before, after) in errors.items()},
+            "left": left,
+        }
+        return (rounded if keep else work).logging("compensate_rounding", log)
+
+    return run
+
+
+def gather_hessians(work: Work, layers: Mapping[str, Layer], num_images: int) -> dict[str, jax.Array]:
+    """Path -> f32[G, K, K], `sum x^T x` of the rows that each layer's kernel multiplies, over steps and images.
+
+    The sum is divided by the number of batches on the way, so that float32 holds it.
+    """
+    module, (batch_size, mesh, _) = work.denoiser.module, work.machine
+    counts = np.minimum(counts_of(work), num_images)
+    total = num_batches(counts, batch_size, mesh)
+
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=replicated(mesh))
+    def update(params: Any, sums: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        sums = dict(sums)
+
+        def visitor(name: str, x: jax.Array) -> jax.Array:
+            if name in sums:
+                rows = rows_of(layers[name].module, x, layers[name].site.site.shape)
+                product = jnp.einsum("grk,grl->gkl", rows, rows, precision=jax.lax.Precision.HIGHEST)
+                sums[name] = sums[name] + product / total
+            return x
+
+        apply_visited(module, params, visitor, batch.x, batch.t, *batch.args)
+        return sums
+
+    sums: Any = {path: jnp.zeros(layer.hessian_shape, jnp.float32) for path, layer in layers.items()}
+    params, sums = replicate((work.denoiser.params, sums), mesh)
+    batches = one_pass(work.denoiser, work.data, batch_size, counts, mesh=mesh)
+    for batch in track(batches, "gather Hessians", total=total):
+        sums = update(params, sums, batch)
+    return gather(sums, mesh)
+
+
+def _layers(work: Work) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The kernels to round, and path -> why another one keeps what it has."""
+    denoiser = work.denoiser
+    x, t = jax.ShapeDtypeStruct((2, *denoiser.shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    modules = layers_of(denoiser.module, denoiser.params, x, t, *denoiser.abstract_args(2))
+    layers, left = {}, {}
+    for site in work.plan.sites:
+        if site.weight is None:
+            continue
+        grid = work.calib.weights[site.path]
+        reason = without_rows(site, modules[site.path]) or ("" if isinstance(grid, Grid) else "it is decided already")
+        if reason or not isinstance(grid, Grid):
+            left[site.path] = reason
+        else:
+            kernel = kernel_matrix(modules[site.path], kernel_at(denoiser.params, site.path).astype(jnp.float32))
+            layers[site.path] = Layer(site, modules[site.path], grid, kernel)
+    return layers, left
+
+
+def _portions(layers: Mapping[str, Layer], portion_bytes: int) -> Iterator[dict[str, Layer]]:
+    """Layers in order, Hessians of at most `portion_bytes` at a time, or one."""
+    portion: dict[str, Layer] = {}
+    size = 0
+    for path, layer in layers.items():
+        own = 4 * int(np.prod(layer.hessian_shape))
+        if portion and size + own > portion_bytes:
+            yield portion
+            portion, size = {}, 0
+        portion[path], size = layer, size + own
+    if portion:
+        yield portion
+
+
+def _rounded(layer: Layer, hessian: jax.Array, greedy: bool, damping: float) -> tuple[QTensor, np.ndarray]:
+    """The kernel in codes, and f64[2]: its error by nearest rounding and now."""
+    shape, scheme, qparams = layer.site.site.shape, layer.grid.scheme, layer.grid.qparams
+    groups = range(layer.kernel.shape[0])
+    columns = jax.tree.map(lambda leaf: kernel_matrix(layer.module, jnp.broadcast_to(leaf, shape))[:, 0], qparams)
+    made = [
+        rounded_by_error(
+            layer.kernel[g],
+            jnp.asarray(hessian[g]),
+            jax.tree.map(lambda leaf, g=g: leaf[g], columns),
+            scheme,
+            greedy=greedy,
+            damping=damping,
+        )
+        for g in groups
+    ]
+    kernel = kernel_from_matrix(layer.module, jnp.stack([rounded for rounded, _ in made]), shape)
+    return quantize(kernel, qparams, scheme), np.sum([np.float64(errors).sum(1) for _, errors in made], axis=0)

@@ -88,7 +88,7 @@ def adpdm(
             measure_sensitivity(),
             search_groups(num_groups, search or search_for(weight_bits, act_bits)),
             *((refit_ranges(),) if ranges in ("minmax", "percentile") else ()),
-            *learn,
             *rounding(weights),
+            *learn,
         ),
     )

@@ -4,7 +4,7 @@ from jaxdq.calibration import RangeSettings, Recipe
 from jaxdq.recipes._budget import learning_for
 from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
 from jaxdq.recipes._rules import default_rules
-from jaxdq.recipes._weights import WeightRounding, rounding
+from jaxdq.recipes._weights import WeightRounding
 
 
 def minmax(
@@ -41,5 +41,5 @@ def minmax(
 
     Source: Jacob et al. 2018, section 3 (static ranges, nearest rounding); activations there are 8-bit only.
     """
-    calibrators = in_equal_spans(1, ranges, learning, learning_for(weight_bits, act_bits))
-    return Recipe("minmax", default_rules(weight_bits, act_bits), (*calibrators, *rounding(weights)))
+    calibrators = in_equal_spans(1, ranges, weights, learning, learning_for(weight_bits, act_bits))
+    return Recipe("minmax", default_rules(weight_bits, act_bits), calibrators)

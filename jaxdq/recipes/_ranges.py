@@ -22,6 +22,7 @@ from jaxdq.observers import (
     percentile,
     percentile_weights,
 )
+from jaxdq.recipes._weights import WeightRounding, rounding
 
 RangeMethod = Literal["minmax", "mse", "percentile", "learned"]
 
@@ -70,9 +71,15 @@ def chosen(ranges: RangeMethod, learning: RangeSettings | None, default: RangeSe
 
 
 def in_equal_spans(
-    num_groups: int, ranges: RangeMethod, learning: RangeSettings | None, default: RangeSettings
+    num_groups: int,
+    ranges: RangeMethod,
+    weights: WeightRounding,
+    learning: RangeSettings | None,
+    default: RangeSettings,
 ) -> tuple[Calibrator, ...]:
-    """Calibrators that fit ranges in each of `num_groups` equal spans of the steps."""
-    weights, acts, learn = chosen(ranges, learning, default)
+    """Calibrators that fit ranges in each of `num_groups` equal spans of the steps, and round the weights."""
+    weight_range, act_range, learn = chosen(ranges, learning, default)
     sensitivity = (measure_sensitivity(),) if learn else ()
-    return (fit_weights(weights), observe(acts), *sensitivity, share_uniformly(num_groups), *learn)
+    spans = (fit_weights(weight_range), observe(act_range), *sensitivity, share_uniformly(num_groups))
+    # Ranges are learned around the codes: weight scales that were learned for nearest rounding suit no other.
+    return (*spans, *rounding(weights), *learn)

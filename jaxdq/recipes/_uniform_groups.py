@@ -4,7 +4,7 @@ from jaxdq.calibration import RangeSettings, Recipe
 from jaxdq.recipes._budget import learning_for
 from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
 from jaxdq.recipes._rules import default_rules
-from jaxdq.recipes._weights import WeightRounding, rounding
+from jaxdq.recipes._weights import WeightRounding
 
 
 def uniform_groups(
@@ -42,5 +42,5 @@ def uniform_groups(
 
     Source: the uniform partition that ADP-DM (arXiv 2305.18723) starts from and is compared with.
     """
-    calibrators = in_equal_spans(num_groups, ranges, learning, learning_for(weight_bits, act_bits))
-    return Recipe("uniform_groups", default_rules(weight_bits, act_bits), (*calibrators, *rounding(weights)))
+    calibrators = in_equal_spans(num_groups, ranges, weights, learning, learning_for(weight_bits, act_bits))
+    return Recipe("uniform_groups", default_rules(weight_bits, act_bits), calibrators)

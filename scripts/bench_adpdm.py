@@ -3,10 +3,11 @@
     python scripts/bench_adpdm.py --model digits DIR DIR --bits W6A6 W4A4 --groups 2 4 8 --seeds 3 --json out/adpdm.json
 
 Rows that decide come first: W6A6 and W4A4, seed 0 of every model; then further seeds; then the other bit widths. A row
-that the JSON already holds is not measured again, so a run that was stopped goes on, unless the sources that decide
-rows (`DECIDING`, without comments and docstrings) or the model have changed since: then it counts as stale and is made
-again. Several processes may share a JSON if they have different models, bit widths, methods or groups. Prints a table
-of each model: mean and standard deviation over seeds. `--show` measures nothing; `--figure` draws the rows.
+that the JSON already holds is not measured again, so a run that was stopped goes on, unless the model or the sources
+behind the row (all that `BEHIND` reaches, without comments and docstrings) have changed since: then it counts as
+stale and is made again. Several processes may share a JSON if they have different models, bit widths, methods or
+groups. Prints a table of each model: mean and standard deviation over seeds. `--show` measures nothing; `--figure`
+draws the rows.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import jax
 import numpy as np
 from adpdm_rows import METHODS, POLICIES, Shared, widths
 from models import HELP, load
-from provenance import digest_of_model, digest_of_sources
+from provenance import digest_of_model, digest_of_sources, sources_behind
 from rich.console import Console
 from rich.table import Table
 
@@ -34,11 +35,7 @@ import jaxdq
 from jaxdq.recipes import default_rules
 
 ROOT = Path(__file__).parents[1]
-DECIDING = (
-    *("jaxdq/grid", "jaxdq/ops", "jaxdq/observers", "jaxdq/diffusion", "jaxdq/linen", "jaxdq/models/unet"),
-    *("jaxdq/sampling", "jaxdq/metrics.py", "jaxdq/evaluation.py", "jaxdq/calibration", "jaxdq/recipes"),
-    "scripts/adpdm_rows.py",
-)
+BEHIND = (ROOT / "scripts" / "adpdm_rows.py", ROOT / "jaxdq" / "diffusion" / "_ddim.py")  # the rows and their sampler
 FIRST_BITS = ("W6A6", "W4A4")
 COLORS = ("#4878a8", "#d98b3a", "#5a9e6f", "#a85a5a")  # a bit width each
 # (figure of a row, head of its column, digits)
@@ -88,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure what is missing, then show all that was asked for."""
     args = parse(argv)
     denoisers = {denoiser.name: denoiser for denoiser in map(load, args.model)}
-    sources = digest_of_sources(ROOT, DECIDING)
+    sources = digest_of_sources(ROOT, sources_behind(ROOT, *BEHIND))
     digests = {name: {"sources": sources, "model": digest_of_model(found)} for name, found in denoisers.items()}
     tasks = tasks_of(args, list(denoisers))
     sampler = jaxdq.ddim(args.steps)

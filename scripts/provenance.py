@@ -3,7 +3,7 @@
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,87 @@ import jax
 import numpy as np
 
 
-def digest_of_sources(root: Path, names: Iterable[str]) -> str:
+def digest_of_sources(root: Path, files: Iterable[Path]) -> str:
     """A digest of what some sources compute, the same on every Python and for every layout, comment and docstring.
 
     Args:
-        root: The folder that the names start from.
-        names: Packages (folders, with all modules below) and modules, such as `jaxdq/grid` or `jaxdq/metrics.py`.
-
-    Raises:
-        FileNotFoundError: A name that is neither: a source that was moved must not drop out silently.
+        root: The folder that the files' places are told from.
+        files: Python sources below it.
     """
     digest = hashlib.sha256()
-    for name in sorted(names):
-        path = root / name
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-        if not files:
-            raise FileNotFoundError(f"'{path}' has no Python sources")
-        for file in files:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            digest.update(f"{file.relative_to(root).as_posix()}\n{_plain(tree)!r}\n".encode())
+    for file in sorted(files):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        digest.update(f"{file.relative_to(root).as_posix()}\n{_plain(tree)!r}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def sources_behind(root: Path, *first: Path) -> set[Path]:
+    """The sources that numbers come from: those that are given, and all that they reach by imports.
+
+    A name that a package only hands on leads to the module that defines it, and not to the package's other modules: a
+    new method beside those that make some rows leaves the rows alone.
+
+    Args:
+        root: The folder that holds the packages.
+        *first: Python sources, whose neighbours they may import too.
+
+    Returns:
+        Files, but for those that do nothing except hand on names.
+    """
+    found: set[Path] = set()
+    waiting = list(first)
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for module, name in _imported(tree):
+            waiting += _defining((root, file.parent), module, name)
+    return {file for file in found if not _hands_on(file)}
+
+
+def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(module, name) of what a source takes from others; of a module that is imported whole, what is read from it."""
+    whole = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield node.module, alias.name
+                whole[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                whole[alias.asname or alias.name] = alias.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in whole:
+            yield whole[ast.unparse(node.value)], node.attr
+
+
+def _defining(roots: tuple[Path, ...], module: str, name: str) -> list[Path]:
+    """Where a module's name is defined; nothing where the module, or the name in it, is not below the roots."""
+    for root in roots:
+        place = root.joinpath(*module.split("."))
+        if place.with_suffix(".py").is_file():
+            return [place.with_suffix(".py")]
+        init = place / "__init__.py"
+        if not init.is_file():
+            continue
+        if not _hands_on(init):
+            return [init]
+        for node in ast.parse(init.read_text(encoding="utf-8")).body:
+            for alias in node.names if isinstance(node, ast.ImportFrom) and node.module != module else ():
+                if (alias.asname or alias.name) == name:
+                    return _defining(roots, str(node.module), alias.name)
+        # A module of the package; of a package within it, what is read from that leads on.
+        inner = (place / name).with_suffix(".py")
+        return [inner] if inner.is_file() else []
+    return []
+
+
+def _hands_on(file: Path) -> bool:
+    """Whether a package's own module does nothing but import."""
+    body = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if not _is_docstring(node)]
+    return file.name == "__init__.py" and all(isinstance(node, ast.ImportFrom) for node in body)
 
 
 def digest_of_model(denoiser: Any) -> str:
@@ -43,7 +104,7 @@ def digest_of_model(denoiser: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode() + content)
     source = inspect.getsourcefile(type(denoiser.module))
     if source is not None:
-        digest.update(digest_of_sources(Path(source).parent, [Path(source).name]).encode())
+        digest.update(digest_of_sources(Path(source).parent, [Path(source)]).encode())
     return digest.hexdigest()[:16]
 
 

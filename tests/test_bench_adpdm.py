@@ -88,8 +88,11 @@ def test_the_table_has_mean_and_deviation_and_gains_in_decibels(tmp_path, made, 
     assert (tmp_path / "rows.png").exists()
 
 
-def test_what_decides_rows_is_there():
-    assert len(bench.digest_of_sources(bench.ROOT, bench.DECIDING)) == 16
+def test_rows_depend_on_what_makes_them_and_on_no_other_method():
+    behind = {file.relative_to(bench.ROOT).as_posix() for file in bench.sources_behind(bench.ROOT, *bench.BEHIND)}
+    assert {"jaxdq/calibration/_groups.py", "jaxdq/ops/_dot.py", "jaxdq/grid/_affine.py"} < behind
+    assert {"jaxdq/diffusion/_ddim.py", "scripts/adpdm_rows.py"} < behind
+    assert not {"jaxdq/recipes/_adpdm.py", "jaxdq/app/run.py", "scripts/bench_adpdm.py"} & behind
 
 
 def test_clipped_baselines_stand_beside_min_max_ones():

@@ -20,7 +20,7 @@ def double(x):
 def digest_of(tmp_path, source, name="part/one.py"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(source)
-    return provenance.digest_of_sources(tmp_path, ["part"])
+    return provenance.digest_of_sources(tmp_path, tmp_path.rglob("*.py"))
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,50 @@ def test_words_leave_a_digest_as_it_is_and_code_does_not(tmp_path, before, after
 def test_a_digest_is_of_every_module_below_and_of_where_it_stands(tmp_path):
     digests = [digest_of(tmp_path, SOURCE), digest_of(tmp_path, "", "part/two.py")]
     (tmp_path / "part" / "two.py").rename(tmp_path / "part" / "three.py")
-    digests.append(provenance.digest_of_sources(tmp_path, ["part"]))
+    digests.append(provenance.digest_of_sources(tmp_path, tmp_path.rglob("*.py")))
     assert len(set(digests)) == 3
 
 
-@pytest.mark.parametrize("name", ["absent", "absent.py", "empty"])
-def test_a_source_that_was_moved_does_not_drop_out_silently(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=name):
-        provenance.digest_of_sources(tmp_path, [name])
+PACKAGE = {
+    "house/__init__.py": '"""Hands on."""\nfrom house import parts as parts\nfrom house.parts import used as used\n',
+    "house/parts/__init__.py": "".join(
+        f"from house.parts._{name} import {name} as {name}\n" for name in ("used", "other")
+    ),
+    "house/parts/_used.py": "from house.low import base\ndef used(): return base()\n",
+    "house/parts/_other.py": "def other(): pass\n",
+    "house/low.py": "import numpy\ndef base(): return 1\n",
+    "scripts/beside.py": "LEFT = 1\n",
+    "scripts/rows.py": "from beside import LEFT\n",
+}
+REACHED = {"house/parts/_used.py", "house/low.py"}
+
+
+@pytest.mark.parametrize(
+    ("source", "reached"),
+    [
+        ("from house.parts import used", REACHED),
+        ("from house import used", REACHED),
+        ("import house\nhouse.used()", REACHED),
+        ("from house import parts\nparts.used()", REACHED),
+        ("import house.parts\nhouse.parts.used()", REACHED),
+        ("def late():\n    from house.parts import other", {"house/parts/_other.py"}),
+        ("from house import low", {"house/low.py"}),
+        ("import numpy", set()),
+    ],
+)
+def test_sources_are_those_that_a_script_reaches(tmp_path, source, reached):
+    for name, text in PACKAGE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    rows = tmp_path / "scripts" / "rows.py"
+    rows.write_text(f"{rows.read_text()}{source}\n")
+    found = {file.relative_to(tmp_path).as_posix() for file in provenance.sources_behind(tmp_path, rows)}
+    assert found == {"scripts/rows.py", "scripts/beside.py", *reached}
+
+
+def test_a_source_that_was_moved_does_not_drop_out_silently(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        provenance.sources_behind(tmp_path, tmp_path / "absent.py")
 
 
 def test_a_model_that_was_trained_again_has_another_digest():

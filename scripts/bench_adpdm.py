@@ -11,30 +11,23 @@ draws the rows.
 """
 
 import argparse
-import fcntl
 import functools
 import itertools
-import json
-import os
-import platform
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from adpdm_rows import METHODS, POLICIES, Shared, widths
+from bench_rows import ROOT, add, digests_of, in_figures, is_fresh, read, spread
 from models import HELP, load
-from provenance import digest_of_model, digest_of_sources, sources_behind
 from rich.console import Console
 from rich.table import Table
 
 import jaxdq
 from jaxdq.recipes import default_rules
 
-ROOT = Path(__file__).parents[1]
 BEHIND = (ROOT / "scripts" / "adpdm_rows.py", ROOT / "jaxdq" / "diffusion" / "_ddim.py")  # the rows and their sampler
 FIRST_BITS = ("W6A6", "W4A4")
 COLORS = ("#4878a8", "#d98b3a", "#5a9e6f", "#a85a5a")  # a bit width each
@@ -85,8 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure what is missing, then show all that was asked for."""
     args = parse(argv)
     denoisers = {denoiser.name: denoiser for denoiser in map(load, args.model)}
-    sources = digest_of_sources(ROOT, sources_behind(ROOT, *BEHIND))
-    digests = {name: {"sources": sources, "model": digest_of_model(found)} for name, found in denoisers.items()}
+    digests = digests_of(denoisers, *BEHIND)
     tasks = tasks_of(args, list(denoisers))
     sampler = jaxdq.ddim(args.steps)
 
@@ -95,15 +87,13 @@ def main(argv: list[str] | None = None) -> None:
         return Shared(denoisers[model], sampler, seed, args.images)
 
     for index, task in enumerate([] if args.show else tasks):
-        if is_fresh(read(args.json), task, digests):
+        if is_fresh(read(args.json), task.label, digests[task.model]):
             continue
         row = shared(task.model, task.seed).row(task.bits, task.method, task.groups, task.budget)
-        machine = f"{platform.machine()}, {os.cpu_count()} cores"  # learning amplifies how sums were rounded
-        made = {"digest": digests[task.model], "jax": jax.__version__, "machine": machine}
-        add(args.json, task.label, {**row, **made})
+        add(args.json, task.label, row, digests[task.model])
         print(f"{index + 1} of {len(tasks)}: {task.label}: {row['noise_sqnr_db']:.2f} dB", file=sys.stderr, flush=True)
     rows = read(args.json)
-    fresh = {task: rows[task.label] for task in tasks if is_fresh(rows, task, digests)}
+    fresh = {task: rows[task.label] for task in tasks if is_fresh(rows, task.label, digests[task.model])}
     stale = sum(task.label in rows for task in tasks) - len(fresh)
     summary = summarise(fresh)
     for name in denoisers:
@@ -121,26 +111,6 @@ def tasks_of(args: argparse.Namespace, models: list[str]) -> list[Task]:
         for model, bits, groups, budget, method, seed in asked
     ]
     return sorted(dict.fromkeys(tasks), key=lambda task: (task.bits not in FIRST_BITS, task.seed))  # stable
-
-
-def is_fresh(rows: dict[str, dict], task: Task, digests: dict[str, dict[str, str]]) -> bool:
-    """Whether these sources and this model made the row; rows without a digest are of before there was one."""
-    return rows.get(task.label, {}).get("digest") == digests[task.model]
-
-
-def read(path: Path) -> dict[str, dict]:
-    """The rows by label."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def add(path: Path, label: str, row: dict[str, Any]) -> None:
-    """Puts a row beside those that are there by now; a kill leaves all of the file or that of before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({**read(path), label: row}, indent=1))
-        part.replace(path)
 
 
 def budget_of(text: str) -> str:
@@ -189,12 +159,6 @@ def summarise(rows: dict[Task, dict]) -> dict[Task, dict[str, Any]]:
     }
 
 
-def spread(values: Iterable[float]) -> tuple[float, float]:
-    """The mean and the sample standard deviation, which is 0 of one value."""
-    numbers = np.fromiter(values, float)
-    return float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
-
-
 def gain_of(log: list[list[Any]]) -> tuple[float, float] | None:
     """What the search and the best contiguous partition gain over one group in discretisation error, in dB."""
     error = next((numbers["proxy"] for _, numbers in log if "proxy" in numbers), None)
@@ -221,11 +185,6 @@ def table_of(model: str, summary: dict[Task, dict[str, Any]]) -> Table:
         table.add_row(*heads, *cells, gain_in_words(found["gains"]))
         above = what
     return table
-
-
-def in_figures(mean: float, deviation: float, digits: int) -> str:
-    """`28.65 ± 0.20`; the deviation of one value is left out."""
-    return f"{mean:,.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation else "")
 
 
 def gain_in_words(gains: list[tuple[float, float]]) -> str:

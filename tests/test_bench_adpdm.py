@@ -4,7 +4,7 @@ import pytest
 from scripts_by_name import script
 from toys import toy_denoiser
 
-bench = script("bench_adpdm")
+bench, kept, provenance = script("bench_adpdm"), script("bench_rows"), script("provenance")
 
 FIGURES = {figure: 30.0 for figure, *_ in bench.COLUMNS}
 LOG = [["search_groups", {"proxy": {"one group": 4.0, "equal spans": 2.5, "search": 2.2, "dynamic programming": 2.0}}]]
@@ -60,7 +60,7 @@ def test_rows_of_other_sources_or_another_model_are_made_again_and_not_shown(
     tmp_path, made, monkeypatch, capsys, changed
 ):
     run(tmp_path, *SMALL)
-    monkeypatch.setattr(bench, changed, lambda *args: "another")
+    monkeypatch.setattr(kept, changed, lambda *args: "another")
     run(tmp_path, *SMALL, "--show")
     assert "0 of 3 rows; 3 more are stale" in capsys.readouterr().out and len(made) == 3
     run(tmp_path, *SMALL)
@@ -89,7 +89,7 @@ def test_the_table_has_mean_and_deviation_and_gains_in_decibels(tmp_path, made, 
 
 
 def test_rows_depend_on_what_makes_them_and_on_no_other_method():
-    behind = {file.relative_to(bench.ROOT).as_posix() for file in bench.sources_behind(bench.ROOT, *bench.BEHIND)}
+    behind = {file.relative_to(bench.ROOT).as_posix() for file in provenance.sources_behind(bench.ROOT, *bench.BEHIND)}
     assert {"jaxdq/calibration/_groups.py", "jaxdq/ops/_dot.py", "jaxdq/grid/_affine.py"} < behind
     assert {"jaxdq/diffusion/_ddim.py", "scripts/adpdm_rows.py"} < behind
     assert not {"jaxdq/recipes/_adpdm.py", "jaxdq/app/run.py", "scripts/bench_adpdm.py"} & behind

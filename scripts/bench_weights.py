@@ -1,0 +1,112 @@
+"""Ways of rounding weights against one another: every row is one model, bit widths, method and seed.
+
+    python scripts/bench_weights.py --model digits DIR DIR --bits W4A8 W3A8 W4 --seeds 3 --json out/weights.json
+
+All rows have ranges of least squared error (those of activations in eight equal spans of time), are measured on the
+integer path (`W4` is weights alone, activations in float), and differ in how the codes of the weights come about. A row
+that the JSON already holds is not measured again, unless the model or the sources behind the row have changed since.
+Prints a table of each model: mean and standard deviation over seeds. `--show` measures nothing.
+"""
+
+import argparse
+import functools
+import itertools
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from bench_rows import ROOT, add, digests_of, in_figures, is_fresh, read, spread
+from models import HELP, load
+from rich.console import Console
+from rich.table import Table
+from weights_rows import METHODS, Weights, rules_of
+
+import jaxdq
+
+BEHIND = (ROOT / "scripts" / "weights_rows.py", ROOT / "jaxdq" / "diffusion" / "_ddim.py")  # the rows and their sampler
+# (figure of a row, head of its column, digits)
+COLUMNS = (
+    ("noise_sqnr_db", "noise SQNR (dB)", 2),
+    ("noise_sqnr_pooled_db", "pooled", 2),
+    ("image_psnr_db", "image PSNR (dB)", 2),
+    ("image_psnr_median_db", "median", 2),
+    ("image_psnr_worst5_db", "worst 5%", 2),
+    ("fd_to_float", "Fréchet distance", 3),
+    ("calibrate_seconds", "seconds", 0),
+)
+
+
+class Task(NamedTuple):
+    """One row to measure; `model` is the denoiser's name."""
+
+    model: str
+    bits: str
+    method: str
+    steps: int
+    images: int
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """What the JSON knows the row by."""
+        return f"{self.model} {self.bits} {self.method} S{self.steps} N{self.images} seed{self.seed}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what is missing, then show all that was asked for."""
+    args = parse(argv)
+    denoisers = {denoiser.name: denoiser for denoiser in map(load, args.model)}
+    digests = digests_of(denoisers, *BEHIND)
+    asked = itertools.product(range(args.seeds), denoisers, args.bits, args.methods)
+    tasks = [Task(model, bits, method, args.steps, args.images, seed) for seed, model, bits, method in asked]
+    sampler = jaxdq.ddim(args.steps)
+
+    @functools.lru_cache(maxsize=1)  # rows of one seed and model follow one another
+    def shared(model: str, seed: int) -> Weights:
+        return Weights(denoisers[model], sampler, seed, args.images)
+
+    for index, task in enumerate([] if args.show else tasks):
+        if is_fresh(read(args.json), task.label, digests[task.model]):
+            continue
+        row = shared(task.model, task.seed).weights_row(task.bits, task.method)
+        add(args.json, task.label, row, digests[task.model])
+        print(f"{index + 1} of {len(tasks)}: {task.label}: {row['noise_sqnr_db']:.2f} dB", file=sys.stderr, flush=True)
+    rows = read(args.json)
+    fresh = [task for task in tasks if is_fresh(rows, task.label, digests[task.model])]
+    for name in denoisers:
+        Console(width=160).print(table_of(name, {task: rows[task.label] for task in fresh if task.model == name}))
+    stale = sum(task.label in rows for task in tasks) - len(fresh)
+    print(f"{len(fresh)} of {len(tasks)} rows; {stale} more are stale: other sources or another model made them.")
+
+
+def table_of(model: str, rows: dict[Task, dict]) -> Table:
+    """One line for each row but for its seed, methods side by side."""
+    table = Table(title=f"{model}: mean ± standard deviation over seeds", title_justify="left", box=None)
+    for head in ("", "method", "seeds", *(head for _, head, _ in COLUMNS)):
+        table.add_column(head, no_wrap=True, justify="left" if head in ("", "method") else "right")
+    for bits, method in dict.fromkeys((task.bits, task.method) for task in rows):
+        found = [row for task, row in rows.items() if (task.bits, task.method) == (bits, method)]
+        cells = [in_figures(*spread(row[figure] for row in found), digits) for figure, _, digits in COLUMNS]
+        table.add_row(bits, method, str(len(found)), *cells)
+    return table
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["digits"], help=f"each {HELP}")
+    parser.add_argument("--bits", nargs="+", default=["W4A8", "W3A8", "W8A8", "W2A8", "W4", "W3"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--json", type=Path, default=Path("out/bench_weights.json"))
+    parser.add_argument("--show", action="store_true", help="measure nothing, show the rows that are there")
+    args = parser.parse_args(argv)
+    for bits in args.bits:
+        rules_of(bits)  # refuses what no grid has
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Floor 4: learning a calibration from the float model's own trajectories."""
+"""Learning a calibration from the float model's own trajectories."""
 
 from jaxdq.calibration._base import Calibrator as Calibrator
 from jaxdq.calibration._base import Judge as Judge

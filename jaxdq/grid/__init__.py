@@ -1,4 +1,4 @@
-"""Floor 0: what a quantized number is. Imports jax only."""
+"""What a quantized number is. Imports jax only."""
 
 from jaxdq.grid._affine import SMALLEST_SCALE as SMALLEST_SCALE
 from jaxdq.grid._affine import dequantize as dequantize

@@ -1,4 +1,4 @@
-"""Floor 2: the Flax seam, the only place besides the UNets that imports flax.
+"""The Flax seam, the only place besides the UNets that imports flax.
 
 What is intercepted: calls of `Dense`, `DenseGeneral`, `Conv` and `Einsum`, wherever they stand in a linen module
 (within `nn.remat` and `nn.scan` too), and the two products of `DotProductAttention`. The attention of diffusers' Flax

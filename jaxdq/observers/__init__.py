@@ -1,4 +1,4 @@
-"""Floor 1: ranges from data. Imports jax and the grid only; the roles are explained in `_base`."""
+"""Ranges from data. Imports jax and the grid only; the roles are explained in `_base`."""
 
 from jaxdq.observers._base import Observer as Observer
 from jaxdq.observers._base import WeightQParams as WeightQParams

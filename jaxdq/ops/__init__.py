@@ -1,4 +1,4 @@
-"""Floor 1: integer arithmetic. Imports jax and the grid only."""
+"""Integer arithmetic. Imports jax and the grid only."""
 
 from jaxdq.ops._conv import Window as Window
 from jaxdq.ops._conv import conv_general_dilated as conv_general_dilated

@@ -1,4 +1,4 @@
-"""Floor 5: published methods as compositions of calibrators. No mathematics here."""
+"""Published methods as compositions of calibrators. No mathematics here."""
 
 from jaxdq.recipes._adpdm import adpdm as adpdm
 from jaxdq.recipes._minmax import minmax as minmax

@@ -13,7 +13,8 @@ from jaxdq._common.errors import InputError
 from jaxdq._common.progress import track
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least, check_not_negative
 from jaxdq.calibration.tools.compression import rounded_by_error
-from jaxdq.calibration.tools.rows import image_error
+from jaxdq.calibration.tools.propagation import Sensitivity
+from jaxdq.calibration.tools.rows import image_error, step_weights
 from jaxdq.calibration.tools.selection import counts_of
 from jaxdq.grid import Grid, QTensor, quantize
 from jaxdq.linen import (
@@ -53,21 +54,26 @@ class Layer(NamedTuple):
         return groups, length, length
 
 
-@calibrator(needs=(Grid, Acts), gives=(Grid,))
+@calibrator(needs=(Grid, Acts, Sensitivity), gives=(Grid,))
 def compensate_rounding(
     method: RoundingMethod = "gptq", damping: float = 0.01, num_images: int = 8, portion_bytes: int = 2**30
 ) -> Run:
     """Rounds every planned kernel to the grid it has, each weight making up for the errors of those before it.
 
-    With the rows x that a kernel w [K, N] multiplies in the float model (patches of a convolution) over all steps, and
-    `H = sum x^T x`, codes are sought for which `|x (w - w^)|^2 = tr((w - w^)^T H (w - w^))` is small (see
-    `tools.compression`). An output channel keeps nearest rounding where that is no worse, and the network keeps it
-    where images of the integer path come closer with it.
+    With the rows x that a kernel w [K, N] multiplies in the float model (patches of a convolution) at all steps s, and
+    `H = sum_s v_s x_s^T x_s`, codes are sought that make
+
+        sum_s v_s |x_s (w - w^)|^2 = tr((w - w^)^T H (w - w^))
+
+    small (`tools.compression`). The weight v of a step is that of `learn_ranges`: half of it makes the relative error
+    of every step count alike, half is what an error at that step costs the image. An output channel keeps nearest
+    rounding where that is no worse, and so does the network where its images come no closer on the integer path.
 
     Kernels that are no one matrix (stacked by `nn.scan`, cut into parts, masked, batched) keep nearest rounding and are
     named in the log, as are codes that were decided before.
 
-    Where we deviate from the source: one Hessian for all timesteps; inputs that are always 0 stay, rounded to nearest.
+    Where we deviate from the source: one Hessian for all timesteps, weighted by step; inputs that are always 0 keep
+    their weights, rounded to nearest, and are not zeroed.
 
     Args:
         method: "gptq", one order of the inputs for all outputs; or "obq", greedy in each, O(N K^3): minutes where K is
@@ -112,13 +118,14 @@ def compensate_rounding(
 
 
 def gather_hessians(work: Work, layers: Mapping[str, Layer], num_images: int) -> dict[str, jax.Array]:
-    """Path -> f32[G, K, K], `sum x^T x` of the rows that each layer's kernel multiplies, over steps and images.
+    """Path -> f32[G, K, K], `sum_s v_s x_s^T x_s` of the rows x that each layer's kernel multiplies.
 
-    The sum is divided by the number of batches on the way, so that float32 holds it.
+    Divided by the number of batches and the mean of v on the way, so that float32 holds it.
     """
     module, (batch_size, mesh, _) = work.denoiser.module, work.machine
     counts = np.minimum(counts_of(work), num_images)
-    total = num_batches(counts, batch_size, mesh)
+    total, weight = num_batches(counts, batch_size, mesh), step_weights(work)
+    share = jnp.asarray(weight / (np.mean(weight) * total), jnp.float32)
 
     @functools.partial(jax.jit, donate_argnums=1, out_shardings=replicated(mesh))
     def update(params: Any, sums: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
@@ -128,7 +135,7 @@ def gather_hessians(work: Work, layers: Mapping[str, Layer], num_images: int) ->
             if name in sums:
                 rows = rows_of(layers[name].module, x, layers[name].site.site.shape)
                 product = jnp.einsum("grk,grl->gkl", rows, rows, precision=jax.lax.Precision.HIGHEST)
-                sums[name] = sums[name] + product / total
+                sums[name] = sums[name] + share[batch.step] * product
             return x
 
         apply_visited(module, params, visitor, batch.x, batch.t, *batch.args)

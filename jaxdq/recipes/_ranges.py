@@ -79,7 +79,8 @@ def in_equal_spans(
 ) -> tuple[Calibrator, ...]:
     """Calibrators that fit ranges in each of `num_groups` equal spans of the steps, and round the weights."""
     weight_range, act_range, learn = chosen(ranges, learning, default)
-    sensitivity = (measure_sensitivity(),) if learn else ()
+    rounded = rounding(weights)
+    sensitivity = (measure_sensitivity(),) if learn or rounded else ()
     spans = (fit_weights(weight_range), observe(act_range), *sensitivity, share_uniformly(num_groups))
     # Ranges are learned around the codes: weight scales that were learned for nearest rounding suit no other.
-    return (*spans, *rounding(weights), *learn)
+    return (*spans, *rounded, *learn)

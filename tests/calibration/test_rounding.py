@@ -9,23 +9,35 @@ from pair import PARAMS, STATES, work
 from toys import NUM_TIMESTEPS, SHAPE, toy_denoiser
 
 from jaxdq import InputError, Rule, Scheme, apply, ddim, linear_schedule, quantize
-from jaxdq.calibration import Recipe, _rounding, compensate_rounding, fit_weights, observe, run_recipe, share_uniformly
+from jaxdq.calibration import (
+    Recipe,
+    _rounding,
+    compensate_rounding,
+    fit_weights,
+    measure_sensitivity,
+    observe,
+    run_recipe,
+    share_uniformly,
+)
 from jaxdq.diffusion import Denoiser
 from jaxdq.grid import QTensor
 from jaxdq.observers import minmax, minmax_weights, mse_weights
 
 KEY = jax.random.key(0)
+BEFORE = (fit_weights(mse_weights()), observe(minmax()), measure_sensitivity(2, 1), share_uniformly(1))
 W4, A8 = Scheme(4, channel_axis=-1), Scheme(8, symmetric=False)
 
 
-def test_golden_hessians_are_sums_over_states():
+def test_golden_hessians_are_sums_over_states(monkeypatch):
+    monkeypatch.setattr(_rounding, "step_weights", lambda work: np.array([1.0, 3.0]))
     layers, left = _rounding._layers(fit_weights(minmax_weights())(work(), KEY))
     assert not left
     found = _rounding.gather_hessians(work(), layers, num_images=3)
-    x = STATES.reshape(-1, 2)
+    root = np.sqrt(np.repeat([1.0, 3.0], STATES[0].size // 2))[:, None]
+    x = root * STATES.reshape(-1, 2)
     np.testing.assert_allclose(found["first"][0] / found["first"][0, 0, 0], x.T @ x / (x[:, 0] @ x[:, 0]), rtol=1e-5)
     t = np.repeat(np.array([10, 0]), x.shape[0] // 2)[:, None]
-    second = np.maximum(x @ PARAMS["first"]["kernel"], 0) + t
+    second = np.maximum(x @ PARAMS["first"]["kernel"], 0) + root * t
     product = second.T @ second
     np.testing.assert_allclose(found["second"][0] / found["second"][0, 0, 0], product / product[0, 0], rtol=1e-5)
 
@@ -46,7 +58,11 @@ def correlated():
     params = module.init(jax.random.key(3), x, jnp.int32(0))["params"]
     denoiser = Denoiser(module, params, linear_schedule(NUM_TIMESTEPS), SHAPE)
     rules = [Rule(".*", W4, A8)]
-    recipe = Recipe("toy", lambda sites: rules, (fit_weights(mse_weights()), observe(minmax()), share_uniformly(1)))
+    recipe = Recipe(
+        "toy",
+        lambda sites: rules,
+        (fit_weights(mse_weights()), observe(minmax()), measure_sensitivity(2, 1), share_uniformly(1)),
+    )
     return run_recipe(denoiser, recipe, sampler=ddim(4), key=KEY, num_images=8)
 
 
@@ -114,7 +130,13 @@ def test_stacked_kernels_keep_nearest_rounding_and_are_named():
     recipe = Recipe(
         "toy",
         lambda sites: rules,
-        (fit_weights(mse_weights()), observe(minmax()), share_uniformly(1), compensate_rounding()),
+        (
+            fit_weights(mse_weights()),
+            observe(minmax()),
+            measure_sensitivity(2, 1),
+            share_uniformly(1),
+            compensate_rounding(),
+        ),
     )
     work = run_recipe(toy_denoiser(Scanned()), recipe, sampler=ddim(3), key=KEY, num_images=2)
     log = work.log[-1][1]
@@ -141,7 +163,13 @@ def test_networks_without_kernels_on_grids_are_left_alone():
     recipe = Recipe(
         "toy",
         lambda sites: [Rule(".*", reason="all of it stays in float")],
-        (fit_weights(mse_weights()), observe(minmax()), share_uniformly(1), compensate_rounding()),
+        (
+            fit_weights(mse_weights()),
+            observe(minmax()),
+            measure_sensitivity(2, 1),
+            share_uniformly(1),
+            compensate_rounding(),
+        ),
     )
     with pytest.raises(InputError, match="nothing"):
         run_recipe(denoiser, recipe, sampler=ddim(2), key=KEY, num_images=2)

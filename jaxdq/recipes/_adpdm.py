@@ -15,7 +15,7 @@ from jaxdq.calibration import (
     structural_risk,
 )
 from jaxdq.observers import percentile
-from jaxdq.recipes._budget import learning_for, search_for
+from jaxdq.recipes._budget import learning_for, rounding_for, search_for
 from jaxdq.recipes._ranges import RangeMethod, chosen
 from jaxdq.recipes._rules import default_rules
 from jaxdq.recipes._weights import WeightRounding, rounding
@@ -29,7 +29,7 @@ def adpdm(
     budget: int | None = None,
     search: SearchSettings | None = None,
     ranges: RangeMethod = "learned",
-    weights: WeightRounding = "nearest",
+    weights: WeightRounding | None = None,
     learning: RangeSettings | None = None,
 ) -> Recipe:
     """Accurate post-training quantization of diffusion models: searched time groups on an integer path.
@@ -43,7 +43,8 @@ def adpdm(
     channel, since a scale that varies along the contraction can't leave an integer dot; no error of the noise
     prediction in the search, which made its result worse; an entropy term that grows, and argmax, since a mixture of
     grids is no grid; errors weighted by what reaches the image; ranges learned after the choice, the weights' among
-    them, since ranges and not groups carry most of the gain; and acceptance on the integer path.
+    them, since ranges and not groups carry most of the gain; below 8 bits weights are rounded by GPTQ, since nearest
+    rounding is then the largest error; and acceptance on the integer path.
     8 groups are the paper's; its learning rate and its weight decay are not used (see `SearchSettings`). Timesteps are
     chosen by structural risk only where a budget is given: trajectories are at hand anyway, and all of them serve best.
 
@@ -56,7 +57,7 @@ def adpdm(
         search: settings of the search; None moves no boundaries at 8 bits.
         ranges: as in `minmax`; "mse" leaves the grids that the search ends with, whose squared errors are weighted by
             what they cost the image; "minmax" and "percentile" are fitted anew to the groups that it found.
-        weights: as in `minmax`.
+        weights: as in `minmax`; None is "gptq" below 8 bits of weights, and "nearest" at 8.
         learning: as in `minmax`.
 
     Returns:
@@ -88,7 +89,7 @@ def adpdm(
             measure_sensitivity(),
             search_groups(num_groups, search or search_for(weight_bits, act_bits)),
             *((refit_ranges(),) if ranges in ("minmax", "percentile") else ()),
-            *rounding(weights),
+            *rounding(rounding_for(weight_bits) if weights is None else weights),
             *learn,
         ),
     )

@@ -6,6 +6,7 @@ CPU, and each boundary that is moved two more. Below eight bits the settings' ow
 """
 
 from jaxdq.calibration import RangeSettings, SearchSettings
+from jaxdq.recipes._weights import WeightRounding
 
 
 def learning_for(weight_bits: int, act_bits: int) -> RangeSettings:
@@ -26,6 +27,16 @@ def search_for(weight_bits: int, act_bits: int) -> SearchSettings:
         0
     """
     return SearchSettings(moves=0) if _is_fine(weight_bits, act_bits) else SearchSettings()
+
+
+def rounding_for(weight_bits: int) -> WeightRounding:
+    """How weights are rounded at these bits.
+
+    Example:
+        >>> rounding_for(8), rounding_for(4)
+        ('nearest', 'gptq')
+    """
+    return "nearest" if weight_bits >= 8 else "gptq"
 
 
 def _is_fine(weight_bits: int, act_bits: int) -> bool:

@@ -77,7 +77,12 @@ def test_a_budget_chooses_timesteps_first():
     short = {"search": SearchSettings(num_updates=1), "learning": RangeSettings(num_updates=1)}
     recipe = adpdm(4, 8, NUM_GROUPS, budget=4, **short)
     work = run_recipe(denoiser(), recipe, sampler=ddim(STEPS), key=jax.random.key(0), num_images=4)
-    assert [name for name, _ in work.log] == ["select_timesteps", "search_groups", "learn_ranges"]
+    assert [name for name, _ in work.log] == [
+        "select_timesteps",
+        "search_groups",
+        "compensate_rounding",
+        "learn_ranges",
+    ]
     assert work.fact(Selection).counts.sum() == 4 < work.data.num_steps * work.data.num_images
 
 

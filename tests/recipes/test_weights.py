@@ -33,5 +33,5 @@ def test_adpdm_compensates_below_eight_bits():
 @every_recipe
 @pytest.mark.parametrize("weights", ["adaround", "", 4, True])
 def test_refuses_unknown_rounding(make, weights):
-    with pytest.raises(InputError, match="weights is .*; give one of 'nearest', 'gptq', 'obq'"):
+    with pytest.raises(InputError, match=r"weights is .*; give one of 'nearest', 'gptq', 'obq'"):
         make(4, 8, weights=weights)

@@ -37,13 +37,13 @@ def save(path: str | os.PathLike[str], qparams: QuantizedParams | Switch, *, ove
     """Saves a quantized network; codes take `bits` bits each on disk.
 
     Args:
-        path: a folder that does not exist yet; a local one (`~` is the home), or a URI that `etils.epath` knows, such
+        path: A folder that does not exist yet; a local one (`~` is the home), or a URI that `etils.epath` knows, such
             as gs://bucket/folder (with the package that reads it installed: gcsfs, s3fs, adlfs).
-        qparams: what `quantize` returned, or a `Switch` of two such networks.
-        overwrite: whether an earlier checkpoint there is replaced (in one move, once the new one is whole).
+        qparams: What `quantize` returned, or a `Switch` of two such networks.
+        overwrite: Whether an earlier checkpoint there is replaced (in one move, once the new one is whole).
 
     Raises:
-        InputError: the folder exists and `overwrite` is not set, or qparams are not quantized.
+        InputError: The folder exists and `overwrite` is not set, or qparams are not quantized.
 
     Example:
         `jaxdq.save("out/quantized", qparams)`
@@ -93,13 +93,13 @@ def restore(path: str | os.PathLike[str]) -> Any:
     Needs nothing but jaxdq; to run it, `jaxdq.apply(module, qparams, x, t)` needs the module.
 
     Args:
-        path: a folder written by `save`; as there, `~` and URIs are understood.
+        path: A folder written by `save`; as there, `~` and URIs are understood.
 
     Returns:
         QuantizedParams, or the `Switch` that was saved, on the default device.
 
     Raises:
-        InputError: no checkpoint there, a file that is missing or damaged (every byte is checked), a format of another
+        InputError: No checkpoint there, a file that is missing or damaged (every byte is checked), a format of another
             version.
 
     Example:
@@ -189,9 +189,9 @@ def save_state(path: str | os.PathLike[str], update: int, state: Any) -> None:
     """Keeps the state of a loop, so that it can go on after a kill: whole or not at all.
 
     Args:
-        path: a folder; an earlier state there is replaced.
-        update: how many updates the state has seen.
-        state: a pytree of arrays.
+        path: A folder; an earlier state there is replaced.
+        update: How many updates the state has seen.
+        state: A pytree of arrays.
     """
     leaves = {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
     with building(path_of(path), as_one_file=True) as folder, _checkpointer() as checkpointer:
@@ -209,7 +209,7 @@ def restore_state(path: str | os.PathLike[str], like: Any) -> tuple[int, Any]:
     """The (update, state) that `save_state` kept, in the structure of `like`.
 
     Raises:
-        InputError: a state that is damaged or of another loop.
+        InputError: A state that is damaged or of another loop.
     """
     try:
         with at_hand(path_of(path)) as folder:

@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
     Attributes:
         t: int32[S], the sampler's times, the noisiest first.
         noise_sqnr_db: f64[S], `10 log10(sum eps^2 / sum (eps - eps_q)^2)` at each step, on states of the float model.
-        noise_sqnr_pooled_db: the same with both sums over all steps: the steps with the largest errors decide it, where
+        noise_sqnr_pooled_db: The same with both sums over all steps: the steps with the largest errors decide it, where
             the mean of `noise_sqnr_db` is carried by the easy ones.
         image_psnr_db: PSNR of the quantized images against the float ones, peak 2, squared errors averaged over all
             images: the worst images decide it.
@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
             compares with `fd_float_floor`. Equally good models score the same.
         float_images: f32[N, H, W, C].
         quantized_images: f32[N, H, W, C], from the same noise.
-        seconds: phase -> wall-clock seconds, compilation included.
+        seconds: Phase -> wall-clock seconds, compilation included.
         image_space: "pixels", or "latents" where the model draws those and there was no `decode`; in the latter case
             what is said of images here is true of latents.
         rows: int[R], which rows of the model's conditions the images have, in turn.
@@ -84,21 +84,21 @@ def evaluate(
     """Measures the integer network against the float one.
 
     Args:
-        denoiser: the float model.
-        qparams: the integer one.
-        sampler: draws the images of both.
-        key: another key than the calibration's: these are held-out trajectories.
+        denoiser: The float model.
+        qparams: The integer one.
+        sampler: Draws the images of both.
+        key: Another key than the calibration's: these are held-out trajectories.
         num_images: N >= 2 (a Fréchet distance needs a spread); where the model has more conditions, they are spread
             over all of them by a permutation that the key decides.
-        batch_size: images at a time.
-        decode: of a model that draws latents: `latents f32[B, h, w, c] -> images f32[B, H, W, 3]` in [-1, 1], called
+        batch_size: Images at a time.
+        decode: Of a model that draws latents: `latents f32[B, h, w, c] -> images f32[B, H, W, 3]` in [-1, 1], called
             with up to `batch_size` of them; images are then compared decoded. Predictions are compared as they are.
 
     Returns:
         Evaluation.
 
     Raises:
-        InputError: fewer than 2 images, quantized images that are not finite, naming what to look at, or a decode that
+        InputError: Fewer than 2 images, quantized images that are not finite, naming what to look at, or a decode that
             returns no images; qparams that were not quantized from this denoiser's params.
 
     Example:

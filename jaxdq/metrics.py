@@ -166,7 +166,7 @@ def pooled_pixels(images: Any, size: int = 8) -> np.ndarray:
         float64[N, min(size, H) * min(size, W) * C].
 
     Raises:
-        InputError: images has other than four axes or no pixels, or size < 1.
+        InputError: Images has other than four axes or no pixels, or size < 1.
 
     Example:
         >>> pooled_pixels(np.arange(4.0).reshape(1, 2, 2, 1), size=1)

@@ -91,10 +91,10 @@ def save(folder: str | Path, module: DiT, params: Any, scheduler_config: dict[st
     """Write a model's folder, made if need be.
 
     Args:
-        folder: where to; files of these names are replaced.
-        module: the network.
-        params: its parameters, nested dict.
-        scheduler_config: what diffusers' schedulers call their configuration.
+        folder: Where to; files of these names are replaced.
+        module: The network.
+        params: Its parameters, nested dict.
+        scheduler_config: What diffusers' schedulers call their configuration.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

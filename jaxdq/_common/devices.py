@@ -22,7 +22,7 @@ def num_devices(mesh: Mesh | None) -> int:
     """How many share the rows.
 
     Raises:
-        InputError: a mesh of more axes than one, or something else than a mesh.
+        InputError: A mesh of more axes than one, or something else than a mesh.
     """
     if mesh is None:
         return 1
@@ -44,9 +44,9 @@ def shard(tree: Tree, mesh: Mesh | None, *, axis: int = 0) -> Tree:
     """Device arrays, their rows spread over the devices; where these can't be shared out evenly, all on each device.
 
     Args:
-        tree: arrays on the host, or on this process's device.
+        tree: Arrays on the host, or on this process's device.
         mesh: None makes them arrays of the default device.
-        axis: which one the rows are.
+        axis: Which one the rows are.
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)

@@ -15,9 +15,9 @@ def track(items: Sequence[T] | Iterable[T], label: str, *, total: int | None = N
     """Yields the items, showing on a terminal's stderr how many are done and how long the rest will take.
 
     Args:
-        items: what is worked through.
-        label: what the work is, in a word or two.
-        total: how many there are, where `len(items)` can't tell.
+        items: What is worked through.
+        label: What the work is, in a word or two.
+        total: How many there are, where `len(items)` can't tell.
     """
     total = total if total is not None else len(items)  # type: ignore[arg-type]  # an iterable comes with its total
     columns = (

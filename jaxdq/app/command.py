@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; what the input is at fault for is one sentence and exit code 2.
 
     Args:
-        argv: the words after `jaxdq`; None takes the process's.
+        argv: The words after `jaxdq`; None takes the process's.
     """
     # What a scheduler sends: leave as after an interrupt, with nothing half-written behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -20,10 +20,10 @@ class SiteRow(NamedTuple):
 
     Attributes:
         runs_as: "W8A8", "W8, float inputs" or "float".
-        what: the kind of layer; of what does not run on integers, the reason.
-        paths: of the sites.
-        num_params: in their kernels.
-        mac_fraction: share of the network's multiply-accumulates.
+        what: The kind of layer; of what does not run on integers, the reason.
+        paths: Of the sites.
+        num_params: In their kernels.
+        mac_fraction: Share of the network's multiply-accumulates.
     """
 
     runs_as: str
@@ -42,10 +42,10 @@ class Inspection(NamedTuple):
     """What quantization would make of a model.
 
     Attributes:
-        denoiser: the float model, its params abstract.
-        plan: what the recipes do at 8 bits, unless told otherwise.
+        denoiser: The float model, its params abstract.
+        plan: What the recipes do at 8 bits, unless told otherwise.
         bytes_at: "W8" or "W4" -> bytes of the quantized params, with one time group.
-        files: what lies on disk; None where the model came from no files.
+        files: What lies on disk; None where the model came from no files.
     """
 
     denoiser: Denoiser
@@ -107,11 +107,11 @@ def inspect_model(model: str) -> Inspection:
     """What a model on disk is and what the recipes would quantize of it; its weights stay unread.
 
     Args:
-        model: what `jaxdq.load_denoiser` takes; weights that are missing, damaged or of another network are reported,
+        model: What `jaxdq.load_denoiser` takes; weights that are missing, damaged or of another network are reported,
             and are no error.
 
     Raises:
-        InputError: no such model, or one that jaxdq does not support.
+        InputError: No such model, or one that jaxdq does not support.
     """
     denoiser = load_denoiser(model, weights=False)
     return inspection_of(denoiser)._replace(files=describe(model, denoiser.params))

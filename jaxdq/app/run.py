@@ -65,16 +65,16 @@ def quantize_model(
     goes on from there.
 
     Args:
-        settings: what is asked for.
-        out: the folder to write; one that holds anything is refused.
-        overwrite: whether an earlier run there is replaced, once the new one is whole.
-        decode: as in `jaxdq.evaluate`; None takes the decoder in the model's `vae/`, if it can be read.
+        settings: What is asked for.
+        out: The folder to write; one that holds anything is refused.
+        overwrite: Whether an earlier run there is replaced, once the new one is whole.
+        decode: As in `jaxdq.evaluate`; None takes the decoder in the model's `vae/`, if it can be read.
 
     Returns:
         The contents of metrics.json.
 
     Raises:
-        InputError: the folder, the model or a setting can't be used; nothing is written then.
+        InputError: The folder, the model or a setting can't be used; nothing is written then.
     """
     out = local_path(out)
     check_free(out, overwrite=overwrite)
@@ -133,19 +133,19 @@ def evaluate_run(
     """Measures the run's quantized model against the float one again; unchanged settings give the run's own numbers.
 
     Args:
-        folder: a run.
-        model: the float model, where it is no longer at the place that metrics.json names.
-        images: to draw; None takes the run's.
-        steps: of the sampler; None takes the run's.
+        folder: A run.
+        model: The float model, where it is no longer at the place that metrics.json names.
+        images: To draw; None takes the run's.
+        steps: Of the sampler; None takes the run's.
         seed: None takes the run's.
-        classes: as in `Settings`; None takes the run's.
-        decode: as in `quantize_model`.
+        classes: As in `Settings`; None takes the run's.
+        decode: As in `quantize_model`.
 
     Returns:
         As metrics.json, without what belongs to the making of the run.
 
     Raises:
-        InputError: the folder is no run, or the model is not the one that was quantized.
+        InputError: The folder is no run, or the model is not the one that was quantized.
     """
     folder = local_path(folder)
     metrics = read_metrics(folder)
@@ -177,18 +177,18 @@ def sample_run(
     """Draws images from a run folder alone.
 
     Args:
-        folder: a run; the float model's weights are not needed.
-        images: to draw, at least 1.
-        steps: of the sampler; None takes the run's.
-        seed: of the noise.
-        classes: as in `Settings`; the images have them in turn. None takes the run's.
-        decode: as in `quantize_model`, where the model still is at the place that metrics.json names.
+        folder: A run; the float model's weights are not needed.
+        images: To draw, at least 1.
+        steps: Of the sampler; None takes the run's.
+        seed: Of the noise.
+        classes: As in `Settings`; the images have them in turn. None takes the run's.
+        decode: As in `quantize_model`, where the model still is at the place that metrics.json names.
 
     Returns:
         float32[N, H, W, C], as `jaxdq.sample`; decoded, where there is a decoder.
 
     Raises:
-        InputError: the folder is no run, a number is out of its range, or the model has no such classes.
+        InputError: The folder is no run, a number is out of its range, or the model has no such classes.
     """
     folder = local_path(folder)
     metrics = read_metrics(folder)

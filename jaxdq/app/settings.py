@@ -31,27 +31,27 @@ class Settings:
     """What is asked of a run.
 
     Attributes:
-        model: what `jaxdq.load_denoiser` takes: a bundled name or a folder.
-        recipe: the name of a function of `jaxdq.recipes`.
+        model: What `jaxdq.load_denoiser` takes: a bundled name or a folder.
+        recipe: The name of a function of `jaxdq.recipes`.
         weight_bits: 2 to 8.
         act_bits: 2 to 8.
-        groups: spans of time with scales of their own; None leaves it to the recipe.
+        groups: Spans of time with scales of their own; None leaves it to the recipe.
         ranges: "minmax", "mse", "percentile" or "learned"; None leaves it to the recipe.
-        arguments: others of the recipe, such as {"budget": 64, "search.num_updates": 30}; values, or their text.
+        arguments: Others of the recipe, such as {"budget": 64, "search.num_updates": 30}; values, or their text.
         sampler: "ddim" or "ddpm".
-        eta: of DDIM, in [0, 1].
-        steps: of the sampler.
-        seed: of all that is random, in [0, 2**32).
-        images: to evaluate on, at least 2.
-        calibration_images: to calibrate on, at least 1.
-        batch_size: images at a time.
-        prompts: a text file, one prompt a line, for a text-to-image model; None for others.
-        guidance: the scale of its classifier-free guidance.
-        dtype: of what stays in float, as `jaxdq.quantize` takes it; None leaves it to the checkpoint.
-        classes: of a class-conditional model, those to draw in turn: "0,5,9"; None is all of them.
+        eta: Of DDIM, in [0, 1].
+        steps: Of the sampler.
+        seed: Of all that is random, in [0, 2**32).
+        images: To evaluate on, at least 2.
+        calibration_images: To calibrate on, at least 1.
+        batch_size: Images at a time.
+        prompts: A text file, one prompt a line, for a text-to-image model; None for others.
+        guidance: The scale of its classifier-free guidance.
+        dtype: Of what stays in float, as `jaxdq.quantize` takes it; None leaves it to the checkpoint.
+        classes: Of a class-conditional model, those to draw in turn: "0,5,9"; None is all of them.
 
     Raises:
-        InputError: a number out of its range, classes that are no list of numbers, an argument that the recipe doesn't
+        InputError: A number out of its range, classes that are no list of numbers, an argument that the recipe doesn't
             have, or one of another type.
     """
 
@@ -125,7 +125,7 @@ def recipe_named(name: str) -> Callable[..., Recipe]:
     """The recipe of this name.
 
     Raises:
-        InputError: no such recipe.
+        InputError: No such recipe.
     """
     known = recipes_by_name()
     if name not in known:
@@ -137,7 +137,7 @@ def make_recipe(settings: Settings) -> Recipe:
     """The recipe that the settings name.
 
     Raises:
-        InputError: no such recipe, bits outside 2..8, unknown ranges, or groups for a recipe that has none.
+        InputError: No such recipe, bits outside 2..8, unknown ranges, or groups for a recipe that has none.
     """
     make = recipe_named(settings.recipe)
     keywords: dict[str, Any] = {"weight_bits": settings.weight_bits, "act_bits": settings.act_bits}
@@ -179,7 +179,7 @@ def make_sampler(name: str, steps: int, eta: float = 0.0) -> Sampler:
     """The sampler of this name.
 
     Raises:
-        InputError: no such sampler, or a number out of its range.
+        InputError: No such sampler, or a number out of its range.
     """
     if name == "ddim":
         return ddim(steps, eta=eta)
@@ -200,7 +200,7 @@ def parse_classes(text: str) -> tuple[int, ...]:
     """The classes in a text such as "0,5,9".
 
     Raises:
-        InputError: anything but different whole numbers from 0, with commas between them.
+        InputError: Anything but different whole numbers from 0, with commas between them.
     """
     words = [word.strip() for word in text.split(",")] if isinstance(text, str) else []
     is_number = [word.isascii() and word.isdigit() for word in words]

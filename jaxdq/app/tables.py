@@ -51,8 +51,8 @@ def table_of_runs(runs: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Ta
     """The lines of `_LINES`, one column for each run.
 
     Args:
-        runs: contents of metrics.json.
-        heads: what to call them.
+        runs: Contents of metrics.json.
+        heads: What to call them.
     """
     table = Table(box=None, header_style="bold")
     table.add_column("", no_wrap=True)

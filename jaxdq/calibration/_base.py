@@ -42,7 +42,7 @@ class Judge:
 
     Attributes:
         key: Their noise.
-        draw: key -> f32[N, H, W, C], the float model's images.
+        draw: Key -> f32[N, H, W, C], the float model's images.
     """
 
     key: jax.Array

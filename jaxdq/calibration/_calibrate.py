@@ -34,9 +34,9 @@ class Recipe:
     """A named composition: what is quantized how, and by which calibrators.
 
     Attributes:
-        name: as it is written on the command line.
-        rules: the sites of a network -> the rules for them.
-        calibrators: run in order; together they fit grids for weights and activations.
+        name: As it is written on the command line.
+        rules: The sites of a network -> the rules for them.
+        calibrators: Run in order; together they fit grids for weights and activations.
     """
 
     name: str
@@ -73,17 +73,17 @@ def calibrate(
     """Learns a calibration from the denoiser's own samples.
 
     Args:
-        denoiser: the float model.
-        recipe: such as `jaxdq.recipes.uniform_groups(weight_bits=8, act_bits=8, num_groups=8)`.
-        sampler: whose trajectories are calibrated on; the result serves any sampler and number of steps.
-        key: a random key for noise and whatever the calibrators draw.
-        num_images: trajectories to sample; where the model has more conditions (classes, prompts), they are spread over
+        denoiser: The float model.
+        recipe: Such as `jaxdq.recipes.uniform_groups(weight_bits=8, act_bits=8, num_groups=8)`.
+        sampler: Whose trajectories are calibrated on; the result serves any sampler and number of steps.
+        key: A random key for noise and whatever the calibrators draw.
+        num_images: Trajectories to sample; where the model has more conditions (classes, prompts), they are spread over
             all of them by a permutation that the key decides.
-        batch_size: images at a time.
-        checkpoint_dir: a folder for the state of loops that learn; the same call after a kill goes on from there and
+        batch_size: Images at a time.
+        checkpoint_dir: A folder for the state of loops that learn; the same call after a kill goes on from there and
             ends in the same bits. Of several processes the first writes, and all must see what it wrote. `~` and URIs
             such as gs://bucket/folder are understood as by `jaxdq.save`.
-        mesh: of one axis, over whose devices the images of a batch (and the rows of loops that learn) are sharded, the
+        mesh: Of one axis, over whose devices the images of a batch (and the rows of loops that learn) are sharded, the
             params replicated; None is one device. The result is one device's up to the order of float sums. Over
             several hosts (`jax.distributed`) every process makes the same call and has the result.
 
@@ -91,7 +91,7 @@ def calibrate(
         Calibration: scales, groups and the plan; a small pytree.
 
     Raises:
-        InputError: calibrators in an order that cannot work, rules that don't fit the network, more groups than steps,
+        InputError: Calibrators in an order that cannot work, rules that don't fit the network, more groups than steps,
             NaN or infinity in weights or activations, a checkpoint_dir of another run, a mesh of more axes than one.
 
     Example:
@@ -231,9 +231,9 @@ def _claim(folder: Any, asked: list[Any], key: jax.Array) -> None:
     """Marks a checkpoint folder as this run's, or refuses it as another's.
 
     Args:
-        folder: from `path_of`.
-        asked: all that a run is known by.
-        key: the run's.
+        folder: From `path_of`.
+        asked: All that a run is known by.
+        key: The run's.
     """
     ours = json.dumps([*asked, np.asarray(jax.random.key_data(key)).tolist()])
     mark = folder / "run.json"

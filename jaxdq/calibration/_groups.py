@@ -29,10 +29,10 @@ class SearchSettings:
     """How the search runs; the paper's values where it states them.
 
     Attributes:
-        num_updates: of the logits.
+        num_updates: Of the logits.
         learning_rate: Adam's (the public code of the paper has 0.05 and decays weights, which keeps rows undecided).
-        entropy: strength of the entropy term at the end (1 in the paper's public code, there without annealing).
-        moves: partitions that are tried by their images in the end, each with one boundary moved. The discretisation
+        entropy: Strength of the entropy term at the end (1 in the paper's public code, there without annealing).
+        moves: Partitions that are tried by their images in the end, each with one boundary moved. The discretisation
             error can't judge them: it adds up errors as if they were independent of one another, and nine tenths of an
             image's error is what the errors of all steps have in common.
     """
@@ -101,13 +101,13 @@ def search_groups(num_groups: int, settings: SearchSettings = _SEARCH) -> Run:
 
     Args:
         num_groups: G.
-        settings: of the search.
+        settings: Of the search.
 
     Returns:
         A calibrator that fits the activations' grids; needs histograms as evidence.
 
     Raises:
-        InputError: more groups than steps.
+        InputError: More groups than steps.
 
     Source: arXiv 2305.18723, with these deviations: one bank per tensor, so that integer dots can run it (the public
     code's ranges differ by input channel); the discretisation error, weighted by what it costs the image, in place of

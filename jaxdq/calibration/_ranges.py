@@ -53,13 +53,13 @@ class RangeSettings:
     """How ranges are learned.
 
     Attributes:
-        num_updates: of all ranges at once.
+        num_updates: Of all ranges at once.
         learning_rate: Adam's for the logarithms of activations' scales, decaying to 0 by a cosine.
-        zero_point_rate: the same for zero points, in codes.
-        weight_rate: the same for the logarithms of the weights' scales.
-        weights: whether the weights' scales are learned too.
-        rows: states seen in one update, spread over the steps.
-        judge_every: updates between two looks at images drawn on the integer path; the best ranges are kept.
+        zero_point_rate: The same for zero points, in codes.
+        weight_rate: The same for the logarithms of the weights' scales.
+        weights: Whether the weights' scales are learned too.
+        rows: States seen in one update, spread over the steps.
+        judge_every: Updates between two looks at images drawn on the integer path; the best ranges are kept.
     """
 
     num_updates: int = 120
@@ -83,7 +83,7 @@ class Learned(NamedTuple):
     Attributes:
         act: f32[G, A], logarithms of scales.
         zero_point: f32[G, A].
-        weights: path -> logarithms of a kernel's scales; none where they stay, or where the codes are decided.
+        weights: Path -> logarithms of a kernel's scales; none where they stay, or where the codes are decided.
     """
 
     act: jax.Array
@@ -95,8 +95,8 @@ class Fixed(NamedTuple):
     """What does not change while ranges are learned.
 
     Attributes:
-        params: the network's, in float.
-        weights: path -> the kernel's grid before, or what was decided of it.
+        params: The network's, in float.
+        weights: Path -> the kernel's grid before, or what was decided of it.
         group_of_step: int32[S].
     """
 
@@ -116,13 +116,13 @@ def learn_ranges(settings: RangeSettings = _LEARNING) -> Run:
     integer path come closest to the float ones, from noise that nothing was learned from.
 
     Args:
-        settings: of the learning.
+        settings: Of the learning.
 
     Returns:
         A calibrator that replaces the grids of activations and weights; codes that were decided stay.
 
     Raises:
-        InputError: a loss or a range that becomes NaN.
+        InputError: A loss or a range that becomes NaN.
     """
 
     def run(work: Work, key: jax.Array) -> Work:

@@ -37,9 +37,9 @@ class Layer(NamedTuple):
     """A kernel that is one matrix.
 
     Attributes:
-        site: its plan.
-        module: the layer alone.
-        grid: that its kernel is rounded to.
+        site: Its plan.
+        module: The layer alone.
+        grid: That its kernel is rounded to.
         kernel: f32[G, K, N / G], in float (`kernel_matrix`).
     """
 

@@ -32,14 +32,14 @@ def select_timesteps(policy: Policy, budget: int) -> Run:
     (`measure_sensitivity`), the outputs' power by step, and the images that judge a result.
 
     Args:
-        policy: such as `structural_risk()`.
-        budget: states, each one image at one step; from 1 to S N.
+        policy: Such as `structural_risk()`.
+        budget: States, each one image at one step; from 1 to S N.
 
     Returns:
         A calibrator that gives a `Selection`; it stands before anything is observed.
 
     Raises:
-        InputError: a budget that is larger than what was sampled, or smaller than 1.
+        InputError: A budget that is larger than what was sampled, or smaller than 1.
     """
 
     def run(work: Work, key: jax.Array) -> Work:
@@ -93,8 +93,8 @@ def normal_timesteps(mean: float = 0.4, deviation: float = 0.4) -> Policy:
     """Steps drawn from a normal distribution over the sampler's steps, clipped to its ends (PTQ4DM's NDTC).
 
     Args:
-        mean: in parts of S, counted from the image (PTQ4DM prefers steps near it).
-        deviation: in parts of S.
+        mean: In parts of S, counted from the image (PTQ4DM prefers steps near it).
+        deviation: In parts of S.
     """
     _check_finite(mean=mean, deviation=deviation)
 
@@ -122,9 +122,9 @@ def structural_risk(redundancy: float = 1.0, pilot_images: int = 2) -> Policy:
     logarithms of the activations' scales at each step, under a Gaussian kernel of median width.
 
     Args:
-        redundancy: weight of the structural term; 0 looks at risk alone. With 0.1, sixteen states of fifty steps leave
+        redundancy: Weight of the structural term; 0 looks at risk alone. With 0.1, sixteen states of fifty steps leave
             twenty steps on end without one: better for grids as observed, worse for ranges that are learned.
-        pilot_images: images on which risk and features are measured.
+        pilot_images: Images on which risk and features are measured.
 
     Source: arXiv 2305.18723 (the criterion; weights and features are ours, for the paper does not state them). Tried,
     and judged by the priced error of the grids that came of it: errors in parts of the activations' power were no
@@ -161,8 +161,8 @@ def visits_penalised(weight: float = 2.0, eligible: float = 0.7, pilot_images: i
 
     Args:
         weight: 2 in that code.
-        eligible: share of the steps, counted from the image, that may be chosen (there, 70 of 100).
-        pilot_images: images on which the error is measured.
+        eligible: Share of the steps, counted from the image, that may be chosen (there, 70 of 100).
+        pilot_images: Images on which the error is measured.
     """
     check_at_least(1, pilot_images=pilot_images)
     _check_finite(weight=weight, eligible=eligible)

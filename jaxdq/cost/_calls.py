@@ -44,12 +44,12 @@ class Call:
     """One call of a leaf, or a product that belongs to none.
 
     Attributes:
-        path: of the module.
-        module: the leaf, unbound; None for a bare product.
-        params: its params, as shapes.
-        inputs: shapes of the arrays it is called with.
-        output: the shape of what it returns.
-        equation: of a bare product, its parameters for `lax.dot_general`.
+        path: Of the module.
+        module: The leaf, unbound; None for a bare product.
+        params: Its params, as shapes.
+        inputs: Shapes of the arrays it is called with.
+        output: The shape of what it returns.
+        equation: Of a bare product, its parameters for `lax.dot_general`.
     """
 
     path: str
@@ -73,9 +73,9 @@ class Network(NamedTuple):
     """What one call of a network consists of.
 
     Attributes:
-        calls: of leaves, in the order of execution.
-        moved_bytes: from and to memory by what stands between them.
-        live_bytes: the most that is alive between two calls: activations, no parameters.
+        calls: Of leaves, in the order of execution.
+        moved_bytes: From and to memory by what stands between them.
+        live_bytes: The most that is alive between two calls: activations, no parameters.
         computed: (function, dtype) -> elements that what stands between them computes it of; functions are those of
             `FUNCTIONS`, and "arithmetic" for all of `ARITHMETIC`.
     """
@@ -90,9 +90,9 @@ def network_of(module: nn.Module, params: Any, *args: Any) -> Network:
     """Traces one call of a network.
 
     Args:
-        module: a linen module, or a wrapper whose `apply(variables, ...)` calls one.
-        params: its params, arrays or shapes, in the dtype that is asked about.
-        *args: its arguments, arrays or shapes.
+        module: A linen module, or a wrapper whose `apply(variables, ...)` calls one.
+        params: Its params, arrays or shapes, in the dtype that is asked about.
+        *args: Its arguments, arrays or shapes.
     """
     calls: list[Call] = []
 

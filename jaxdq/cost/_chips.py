@@ -9,11 +9,11 @@ class Chip(NamedTuple):
     """One core, by its data sheet.
 
     Attributes:
-        name: as users write it, "v5e".
-        topology: as the compiler names a machine with one of it.
+        name: As users write it, "v5e".
+        topology: As the compiler names a machine with one of it.
         clock: Hz.
-        bandwidth: bytes a second from and to its memory (HBM).
-        lanes: elements that its vector unit adds or multiplies in a cycle.
+        bandwidth: Bytes a second from and to its memory (HBM).
+        lanes: Elements that its vector unit adds or multiplies in a cycle.
     """
 
     name: str
@@ -37,7 +37,7 @@ def chip_of(platform: str) -> Chip:
     """The chip of a platform such as "tpu:v5e".
 
     Raises:
-        InputError: one that is not modelled.
+        InputError: One that is not modelled.
     """
     name = platform.removeprefix("tpu:")
     if name not in CHIPS:

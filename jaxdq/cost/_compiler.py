@@ -37,10 +37,10 @@ class Compiled(NamedTuple):
     """What the compiler made of one program.
 
     Attributes:
-        program: what its text says.
-        temp_bytes: of buffers in HBM beside arguments and results.
-        code_bytes: of the program.
-        seconds: to compile.
+        program: What its text says.
+        temp_bytes: Of buffers in HBM beside arguments and results.
+        code_bytes: Of the program.
+        seconds: To compile.
     """
 
     program: Program
@@ -75,14 +75,14 @@ def compile_for(
     """Compiles each program for a chip and reads what became of it; what was asked before is read from disk.
 
     Args:
-        programs: exported for the platform "tpu".
-        chip: whose compiler is asked.
-        profile: simulate the final schedule. Where the profiler gives up on a program, the cycles are the heuristic's.
-        limit_s: seconds that the profiler has for one program.
-        jobs: compilers at a time; None is one for each processor.
+        programs: Exported for the platform "tpu".
+        chip: Whose compiler is asked.
+        profile: Simulate the final schedule. Where the profiler gives up on a program, the cycles are the heuristic's.
+        limit_s: Seconds that the profiler has for one program.
+        jobs: Compilers at a time; None is one for each processor.
 
     Raises:
-        InputError: the compiler is not installed, or refuses a program.
+        InputError: The compiler is not installed, or refuses a program.
     """
     check_installed()
     local, jobs = threading.local(), jobs or os.cpu_count() or 1
@@ -125,9 +125,9 @@ def export_framed(function: Callable, inputs: tuple, params: Any = ()) -> export
     wait a thousand cycles for each.
 
     Args:
-        function: of a tuple of arrays and a pytree.
-        inputs: arrays or shapes.
-        params: of arrays or shapes.
+        function: Of a tuple of arrays and a pytree.
+        inputs: Arrays or shapes.
+        params: Of arrays or shapes.
     """
     leaves, tree = jax.tree.flatten(params)  # exported functions know no types but those of JAX
 

@@ -30,9 +30,9 @@ class Variant(NamedTuple):
     """A network and the mode it runs in.
 
     Attributes:
-        network: what `network_of` found in the variant's dtype.
-        mode: how its calls run.
-        plan: which sites are quantized, where the variant quantizes.
+        network: What `network_of` found in the variant's dtype.
+        mode: How its calls run.
+        plan: Which sites are quantized, where the variant quantizes.
     """
 
     network: Network
@@ -44,17 +44,17 @@ class Modelled(NamedTuple):
     """The modelled cost of one call of a network.
 
     Attributes:
-        milliseconds: the sum over calls of the longer of schedule and memory, and what stands between the calls.
-        parts: kind of call -> milliseconds.
-        schedule_milliseconds: of the final schedules alone, as if memory never made them wait.
-        memory_milliseconds: of the bytes alone.
-        memory_bytes: from and to the chip's memory.
-        guessed_fraction: share of the cycles that no schedule was simulated for.
+        milliseconds: The sum over calls of the longer of schedule and memory, and what stands between the calls.
+        parts: Kind of call -> milliseconds.
+        schedule_milliseconds: Of the final schedules alone, as if memory never made them wait.
+        memory_milliseconds: Of the bytes alone.
+        memory_bytes: From and to the chip's memory.
+        guessed_fraction: Share of the cycles that no schedule was simulated for.
         contractions: "s8 x s8" -> number of dots and convolutions of these operands.
-        temp_bytes: the most that is alive at one time: between calls, or within one.
-        code_bytes: of the distinct calls' programs, each once.
-        compile_seconds: of the compilations that were kept, done now or earlier.
-        num_programs: distinct programs.
+        temp_bytes: The most that is alive at one time: between calls, or within one.
+        code_bytes: Of the distinct calls' programs, each once.
+        compile_seconds: Of the compilations that were kept, done now or earlier.
+        num_programs: Distinct programs.
     """
 
     milliseconds: float
@@ -79,9 +79,9 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
     Where grids are static, those of the call's time are looked up once among eight groups.
 
     Args:
-        variants: by name.
-        chip: which chip.
-        jobs: compilers at a time; None is one for each processor.
+        variants: By name.
+        chip: Which chip.
+        jobs: Compilers at a time; None is one for each processor.
     """
     wanted = {
         name: [(call, _same(call, mode, plan)) for call in map(functools.partial(_on_codes, mode, plan), network.calls)]

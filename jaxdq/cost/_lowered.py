@@ -41,9 +41,9 @@ class ExecutionMode(NamedTuple):
     """How a variant of the network runs its calls.
 
     Attributes:
-        dtype: of activations and of what stays in float.
-        blocked: attention in blocks of queries, else with all scores at once.
-        quantized: whether kernels are quantized, as the plan has it.
+        dtype: Of activations and of what stays in float.
+        blocked: Attention in blocks of queries, else with all scores at once.
+        quantized: Whether kernels are quantized, as the plan has it.
         act: "static" or "dynamic" integers, or "float".
     """
 
@@ -57,9 +57,9 @@ class LoweredCall(NamedTuple):
     """What one call costs beside its program's cycles.
 
     Attributes:
-        exported: the program, for a TPU.
-        ratio: cycles of the call for one of the program's.
-        param_bytes: that the call reads beside its inputs.
+        exported: The program, for a TPU.
+        ratio: Cycles of the call for one of the program's.
+        param_bytes: That the call reads beside its inputs.
     """
 
     exported: export.Exported
@@ -71,10 +71,10 @@ def lowered_call(call: Call, mode: ExecutionMode, site: SitePlan | None, attempt
     """The program of a call as this variant runs it.
 
     Args:
-        call: which; of int8 where it is called with codes that an earlier one made.
-        mode: how the variant runs.
-        site: the plan's; None where it has none.
-        attempt: which of `ATTEMPTS`.
+        call: Which; of int8 where it is called with codes that an earlier one made.
+        mode: How the variant runs.
+        site: The plan's; None where it has none.
+        attempt: Which of `ATTEMPTS`.
     """
     small, ratio = _shrunk(call, ATTEMPTS[attempt])
     function, params = _function(small, mode, site)

@@ -21,10 +21,10 @@ class Instruction(NamedTuple):
     """One line of the text.
 
     Attributes:
-        name: unique in the program.
-        type: of the result, such as "bf16[8,128]{1,0}".
+        name: Unique in the program.
+        type: Of the result, such as "bf16[8,128]{1,0}".
         op: "fusion", "convolution", "while", ...
-        rest: from the operands on.
+        rest: From the operands on.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Program(NamedTuple):
     """What was read.
 
     Attributes:
-        cycles: kind ("matrix", "copy" or "other") -> cycles, every loop's body as often as it runs.
-        guessed: of those, the cycles of instructions that the schedule did not price, as the tiling heuristic has it.
+        cycles: Kind ("matrix", "copy" or "other") -> cycles, every loop's body as often as it runs.
+        guessed: Of those, the cycles of instructions that the schedule did not price, as the tiling heuristic has it.
         contractions: "s8 x s8" -> number of dots and convolutions of these operands.
-        conditionals: number of conditionals that have a contraction in a branch; tables may be chosen by one.
+        conditionals: Number of conditionals that have a contraction in a branch; tables may be chosen by one.
     """
 
     cycles: dict[str, int]

@@ -31,10 +31,10 @@ class VariantSpec(NamedTuple):
     """One variant that is compared.
 
     Attributes:
-        mode: how it runs; its dtype is that of activations where the platform is fast in bfloat16.
-        weight_bits: of kernels.
-        act_bits: of inputs.
-        what: for readers.
+        mode: How it runs; its dtype is that of activations where the platform is fast in bfloat16.
+        weight_bits: Of kernels.
+        act_bits: Of inputs.
+        what: For readers.
     """
 
     mode: ExecutionMode
@@ -64,18 +64,18 @@ def bench_model(
     "tpu:v5e" and "tpu:v6e" nothing runs: see `jaxdq.cost.modelled`; weights are not read, and may be absent.
 
     Args:
-        model: what `jaxdq.load_denoiser` takes.
+        model: What `jaxdq.load_denoiser` takes.
         platform: "cpu", "gpu", "tpu", or a modelled chip.
-        batch_size: rows of the batch.
-        variants: names of `ROWS`; none is all. `BASELINE` is always among them.
-        rounds: calls of each variant that are timed.
+        batch_size: Rows of the batch.
+        variants: Names of `ROWS`; none is all. `BASELINE` is always among them.
+        rounds: Calls of each variant that are timed.
 
     Returns:
         What `jaxdq bench --json` prints: `rows`, variant -> figures, each with `ratio`, how many times as fast as
         `BASELINE` in this run.
 
     Raises:
-        InputError: an unknown variant or platform, a platform that is not at hand, or a compiler that is not installed.
+        InputError: An unknown variant or platform, a platform that is not at hand, or a compiler that is not installed.
     """
     names = list(dict.fromkeys((BASELINE, *(variants or ROWS))))
     unknown = [name for name in names if name not in ROWS]

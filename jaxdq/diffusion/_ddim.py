@@ -24,7 +24,7 @@ class DDIM:
 
     Attributes:
         num_steps: S >= 1.
-        eta: float in [0, 1].
+        eta: Float in [0, 1].
         spacing: How the steps spread over the timesteps; None takes the schedule's.
         timesteps: The timesteps themselves, S of them, the noisiest first; None leaves them to the spacing.
 
@@ -105,7 +105,7 @@ def ddim(
 
     Args:
         num_steps: S in [1, T]; may be left out where `timesteps` are given.
-        eta: float in [0, 1]; 0 adds no noise, 1 adds as much as DDPM.
+        eta: Float in [0, 1]; 0 adds no noise, 1 adds as much as DDPM.
         spacing: "linspace", "leading", "trailing" or "quadratic"; None takes the schedule's.
         timesteps: The S timesteps themselves, strictly decreasing; each step lands on the next one's noise level and
             the last on the clean image. None leaves them to the spacing.

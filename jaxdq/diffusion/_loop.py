@@ -56,7 +56,7 @@ def step_noise(image_keys: jax.Array, step: jax.Array | int, shape: tuple[int, .
     """Draw the fresh noise of one step.
 
     Args:
-        image_keys: key[B], from the function of that name.
+        image_keys: Key[B], from the function of that name.
         step: The sampler's index.
         shape: The shape of one image, (H, W, C).
 
@@ -80,7 +80,7 @@ def sample(
         sampler: Says whether fresh noise is needed.
         coefficients: `sampler.coefficients(schedule)`.
         x_init: f32[B, H, W, C], from `initial_noise`.
-        image_keys: key[B], from the function of that name; unused by a deterministic sampler.
+        image_keys: Key[B], from the function of that name; unused by a deterministic sampler.
 
     Returns:
         f32[B, H, W, C], as the last step leaves them: not clipped.

@@ -161,7 +161,7 @@ def x0_and_epsilon(schedule: NoiseSchedule, t: np.ndarray) -> tuple[np.ndarray, 
 
     Args:
         schedule: The noise schedule.
-        t: int64[S] in [0, T).
+        t: Int64[S] in [0, T).
 
     Returns:
         Two float64[2, S]: the coefficients of (x, output) in x_0, and in epsilon.
@@ -190,7 +190,7 @@ def build_coefficients(
 
     Args:
         schedule: The noise schedule; gives the clip range and x_0.
-        t: int64[S].
+        t: Int64[S].
         keep_x0: float64[S].
         keep: float64[2, S], the coefficients of (x, output).
         noise_std: float64[S].

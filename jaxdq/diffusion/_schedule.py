@@ -27,7 +27,7 @@ class NoiseSchedule:
             `v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0` (Salimans & Ho 2022, app. D), or the sample `x_0`.
         clip_range: The predicted x_0 is clipped to [-clip_range, clip_range]; None leaves it alone (latent models).
         spacing: How samplers spread their steps over the timesteps, unless they are told otherwise.
-        steps_offset: int >= 0, added to every timestep of the "leading" spacing.
+        steps_offset: Int >= 0, added to every timestep of the "leading" spacing.
         set_alpha_to_one: Whether DDIM's last step lands on abar = 1 (a clean image) or on `abar_0`.
         variance_type: DDPM's step variance: the posterior's ("small") or beta ("large"; Ho et al. 2020, sec. 3.2).
             The "_log" spellings name the same numbers.
@@ -87,8 +87,8 @@ def linear_schedule(
 
     Args:
         num_timesteps: T >= 1.
-        beta_start: float in (0, 1), the noise added at t = 0.
-        beta_end: float in (0, 1), the noise added at t = T - 1.
+        beta_start: Float in (0, 1), the noise added at t = 0.
+        beta_end: Float in (0, 1), the noise added at t = T - 1.
         **fields: Other fields of `NoiseSchedule`.
 
     Returns:
@@ -111,8 +111,8 @@ def scaled_linear_schedule(
 
     Args:
         num_timesteps: T >= 1.
-        beta_start: float in (0, 1), the noise added at t = 0.
-        beta_end: float in (0, 1), the noise added at t = T - 1.
+        beta_start: Float in (0, 1), the noise added at t = 0.
+        beta_end: Float in (0, 1), the noise added at t = T - 1.
         **fields: Other fields of `NoiseSchedule`.
 
     Returns:
@@ -185,7 +185,7 @@ def schedule_of_betas(
     Args:
         beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "sigmoid".
         num_timesteps: T >= 1.
-        ends: beta at t = 0 and at t = T - 1, each in (0, 1); squared cosine has its own.
+        ends: Beta at t = 0 and at t = T - 1, each in (0, 1); squared cosine has its own.
         trained_betas: float[T] in (0, 1), which take the place of the named ones; None if there are none.
         **fields: Other fields of `NoiseSchedule`.
 

@@ -123,8 +123,8 @@ class _Kind(NamedTuple):
     """What a field may hold.
 
     Attributes:
-        accepts: whether a value is one of them.
-        expected: ends the sentence that refuses the others.
+        accepts: Whether a value is one of them.
+        expected: Ends the sentence that refuses the others.
     """
 
     accepts: Callable[[Any], bool]

@@ -31,7 +31,7 @@ def qparams_from_range(low: jax.Array, high: jax.Array, scheme: Scheme) -> QPara
     Args:
         low: float[...], the lower end of the range.
         high: float[...] of the same shape.
-        scheme: bits and symmetry.
+        scheme: Bits and symmetry.
 
     Returns:
         QParams of that shape. An empty range (0 to 0; subnormal ends count as 0, as XLA flushes them) has scale 1; a
@@ -64,9 +64,9 @@ def quantize(x: jax.Array, qparams: QParams, scheme: Scheme, rounding: Rounding 
 
     Args:
         x: float[*shape].
-        qparams: the grid, broadcastable to x.
-        scheme: the bounds.
-        rounding: a function of `x / scale` with whole values: nearest, ties to even, or one of `round_nearest`'s
+        qparams: The grid, broadcastable to x.
+        scheme: The bounds.
+        rounding: A function of `x / scale` with whole values: nearest, ties to even, or one of `round_nearest`'s
             siblings.
 
     Returns:
@@ -120,9 +120,9 @@ def fake_quantize(x: jax.Array, qparams: QParams, scheme: Scheme, rounding: Roun
 
     Args:
         x: float[*shape].
-        qparams: the grid; zero_point may be float here, so that it can be learned.
-        scheme: the bounds.
-        rounding: a function of `x / scale` with a straight-through gradient.
+        qparams: The grid; zero_point may be float here, so that it can be learned.
+        scheme: The bounds.
+        rounding: A function of `x / scale` with a straight-through gradient.
 
     Returns:
         float32[*shape], equal to `dequantize(quantize(...))`, but for NaN, which stays NaN.

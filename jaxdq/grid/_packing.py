@@ -18,7 +18,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
         uint8[bits, ceil(codes.size / 8)]; plane p holds bit p of the two's complement.
 
     Raises:
-        InputError: a code that does not fit.
+        InputError: A code that does not fit.
 
     Example:
         >>> pack(np.array([-1, 0, 1]), bits=2).tolist()
@@ -38,7 +38,7 @@ def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
     """The codes that `pack` packed, int8[*shape].
 
     Raises:
-        InputError: an array whose size does not belong to that shape.
+        InputError: An array whose size does not belong to that shape.
 
     Example:
         >>> unpack(pack(np.array([[-2, 1]]), bits=2), bits=2, shape=(1, 2)).tolist()

@@ -28,8 +28,8 @@ class QTensor:
 
     Attributes:
         qvalue: int8, int4 or int2 [*shape], every code within `scheme.bounds`.
-        qparams: the grid.
-        scheme: bits, symmetry and channel axes (static).
+        qparams: The grid.
+        scheme: Bits, symmetry and channel axes (static).
         code_sum: int32, the codes summed over all but the channel axes (kept as size 1), where it was computed ahead:
             what the other operand's zero point multiplies (see `jaxdq.ops.dot_general`).
     """
@@ -56,8 +56,8 @@ class Grid:
     """A grid that a tensor is to be rounded to, and the scheme that it was fitted for: a `QTensor` without codes.
 
     Attributes:
-        qparams: where the grid lies.
-        scheme: bits, symmetry and channel axes (static).
+        qparams: Where the grid lies.
+        scheme: Bits, symmetry and channel axes (static).
     """
 
     qparams: QParams
@@ -70,7 +70,7 @@ def stored_bytes(tree: object) -> int:
     `Array.nbytes` counts a whole byte for an int4, which the device packs two to a byte.
 
     Args:
-        tree: any pytree of arrays (or of `jax.ShapeDtypeStruct`).
+        tree: Any pytree of arrays (or of `jax.ShapeDtypeStruct`).
 
     Returns:
         The sum over all leaves, each rounded up to whole bytes.

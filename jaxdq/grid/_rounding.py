@@ -26,7 +26,7 @@ def round_stochastic(steps: jax.Array, key: jax.Array) -> jax.Array:
 
     Args:
         steps: float32[...]. Whole numbers stay.
-        key: a random key; the same key rounds the same way.
+        key: A random key; the same key rounds the same way.
 
     Returns:
         float32[...] of whole numbers.

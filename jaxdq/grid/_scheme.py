@@ -20,11 +20,11 @@ class Scheme:
 
     Attributes:
         bits: 2 to 8.
-        symmetric: whether the zero point is 0 by construction.
-        channel_axis: axis or axes along which scales differ; None is one scale for the whole tensor.
+        symmetric: Whether the zero point is 0 by construction.
+        channel_axis: Axis or axes along which scales differ; None is one scale for the whole tensor.
 
     Raises:
-        InputError: bits outside 2..8.
+        InputError: Bits outside 2..8.
 
     Example:
         >>> Scheme(bits=4).bounds, Scheme(bits=4, symmetric=False).bounds

@@ -22,7 +22,7 @@ class Acts:
         scale: f32[G, A].
         zero_point: int32[G, A]; 0 where the scheme is symmetric.
         group_of_t: int32[T] in [0, G), the group of every model time.
-        columns: the (array, scheme) that each of the A columns was fitted for (static). A plan looks its columns up
+        columns: The (array, scheme) that each of the A columns was fitted for (static). A plan looks its columns up
             here by name, so that a bit width changed after the fact cannot take a neighbour's scale.
     """
 

@@ -36,16 +36,16 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     the nearest one. A module that can't take a scalar t is given one for each row.
 
     Args:
-        module: the linen module that was calibrated, or a wrapper whose `apply(variables, ...)` calls it.
+        module: The linen module that was calibrated, or a wrapper whose `apply(variables, ...)` calls it.
         params: `QuantizedParams`, or float params, and then this is `module.apply({"params": params}, ...)`.
-        *args: the module's own positional arguments.
-        **kwargs: the module's own keyword arguments (`rngs`, `mutable` and `method` reach `module.apply`).
+        *args: The module's own positional arguments.
+        **kwargs: The module's own keyword arguments (`rngs`, `mutable` and `method` reach `module.apply`).
 
     Returns:
         What the module returns.
 
     Raises:
-        InputError: module and params that don't belong together, as far as can be seen before anything runs; a concrete
+        InputError: Module and params that don't belong together, as far as can be seen before anything runs; a concrete
             t outside [0, T]. A traced one makes the activation scales NaN, and with them the output
             of every integer site but those that are called with a condition, whose scales are the same at every t:
             nothing can be raised under jit.

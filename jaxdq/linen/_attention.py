@@ -87,9 +87,9 @@ def attends_as_in_diffusers(module: nn.Module, *args: Any, **kwargs: Any) -> boo
     not, nor is a class that inherits its call and changes it.
 
     Args:
-        module: bound, of any class.
-        *args: what it is called with by position.
-        **kwargs: what it is called with by name.
+        module: Bound, of any class.
+        *args: What it is called with by position.
+        **kwargs: What it is called with by name.
     """
     if type(module).__name__ != _CLASS or not all(hasattr(module, part) for part in _PARTS):
         return False
@@ -136,11 +136,11 @@ def attend_as_in_diffusers(
     Logical constraints between them, which say how arrays lie on a mesh, fall away: the partitioner decides.
 
     Args:
-        module: bound.
+        module: Bound.
         hidden_states: float[B, L, C].
         context: float[B, M, K]; None is hidden_states.
-        deterministic: not used; there is no dropout.
-        cross_attention_kwargs: not used.
+        deterministic: Not used; there is no dropout.
+        cross_attention_kwargs: Not used.
 
     Returns:
         float[B, L, C].

@@ -33,9 +33,9 @@ class Leaf(NamedTuple):
 
     Attributes:
         path: `a/b/bias`.
-        shape: of the array.
-        dtype: its name.
-        digest: of its numbers; "" of an array that goes on a grid, or had no numbers when the plan was made.
+        shape: Of the array.
+        dtype: Its name.
+        digest: Of its numbers; "" of an array that goes on a grid, or had no numbers when the plan was made.
     """
 
     path: str
@@ -48,8 +48,8 @@ def leaves_of(params: Any, on_grid: Collection[str]) -> tuple[Leaf, ...]:
     """What `check_belongs` holds params against.
 
     Args:
-        params: arrays, shapes or tracers; of quantized ones, all that is in float.
-        on_grid: paths of the kernels that integers take the place of.
+        params: Arrays, shapes or tracers; of quantized ones, all that is in float.
+        on_grid: Paths of the kernels that integers take the place of.
     """
     has_digest = {path: path not in on_grid and _has_values(leaf) for path, leaf in _named(params)}
     return tuple(
@@ -62,11 +62,11 @@ def check_belongs(params: Any, plan: "Plan", what: str, remedy: str, *, quantize
     """Refuses params that are not those of the plan's network.
 
     Args:
-        params: a params tree; arrays, shapes or tracers.
-        plan: of the network.
-        what: what to call the params in a sentence.
-        remedy: what to do about it.
-        quantized: whether planned kernels are on their grids already.
+        params: A params tree; arrays, shapes or tracers.
+        plan: Of the network.
+        what: What to call the params in a sentence.
+        remedy: What to do about it.
+        quantized: Whether planned kernels are on their grids already.
 
     Raises:
         InputError: Arrays that are missing or superfluous, of another shape, integers in place of floats or the other
@@ -97,10 +97,10 @@ def calling(module: Any, plan: "Plan", called: Collection[str], *, is_whole: boo
     """Refuses, around its call with quantized params, a module that is not the plan's network.
 
     Args:
-        module: that is called.
-        plan: of the params.
-        called: paths of the integer sites that were called, filled in the meantime.
-        is_whole: whether all of the network is called.
+        module: That is called.
+        plan: Of the params.
+        called: Paths of the integer sites that were called, filled in the meantime.
+        is_whole: Whether all of the network is called.
 
     Raises:
         InputError: The module wants params of other names or shapes, or calls no integer site.

@@ -12,7 +12,7 @@ class Einsum(nn.Module):
     and the quantizer, which sees modules, can make it integer or report it as float.
 
     Attributes:
-        spec: the contraction in einsum's notation, for example ``"blhd,bmhd->bhlm"``.
+        spec: The contraction in einsum's notation, for example ``"blhd,bmhd->bhlm"``.
 
     Example:
         >>> Einsum("ij,jk->ik").apply({}, jnp.eye(2), jnp.ones((2, 3))).shape

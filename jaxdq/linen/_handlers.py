@@ -96,10 +96,10 @@ def call_on_integers(
 
     Args:
         module: `Dense`, `DenseGeneral`, `Conv` or `Einsum`.
-        inputs: float arrays: one, or both sides of a product.
-        grids: one for each input, a scalar each or broadcastable with size 1 along contracted axes.
-        scheme: of the inputs.
-        dtype: of the float kernel, which flax's promotion takes part in.
+        inputs: Float arrays: one, or both sides of a product.
+        grids: One for each input, a scalar each or broadcastable with size 1 along contracted axes.
+        scheme: Of the inputs.
+        dtype: Of the float kernel, which flax's promotion takes part in.
     """
     kind = kind_of(module)
     assert kind is not None
@@ -114,9 +114,9 @@ def call_on_codes(module: nn.Module, inputs: Sequence[QTensor], dtype: jax.typin
     """The call of one site whose inputs are on their grids, and padded where the module doesn't pad with zeros.
 
     Args:
-        module: bound, with a `QTensor` for its kernel, as `call_on_integers` takes it.
-        inputs: one, or both sides of a product.
-        dtype: of the result, where the module has none of its own.
+        module: Bound, with a `QTensor` for its kernel, as `call_on_integers` takes it.
+        inputs: One, or both sides of a product.
+        dtype: Of the result, where the module has none of its own.
     """
     kind = kind_of(module)
     assert kind is not None

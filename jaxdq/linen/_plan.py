@@ -30,11 +30,11 @@ class Rule:
     """What is wanted of the sites that a pattern matches.
 
     Attributes:
-        pattern: a regular expression that matches a site's whole path.
-        weight: scheme of the kernel; None leaves it in float. `channel_axis=-1` means the output channels.
-        act: scheme of the inputs; None leaves them in float, and then the site computes in float.
+        pattern: A regular expression that matches a site's whole path.
+        weight: Scheme of the kernel; None leaves it in float. `channel_axis=-1` means the output channels.
+        act: Scheme of the inputs; None leaves them in float, and then the site computes in float.
         kind: "dense", "conv" or "product"; None is any.
-        reason: why the site, or its input, stays in float; shown in the plan.
+        reason: Why the site, or its input, stays in float; shown in the plan.
 
     Example:
         >>> rules = [Rule("conv_(in|out)", reason="its input and output are images"),
@@ -57,13 +57,13 @@ class SitePlan:
     """What happens at one site.
 
     Attributes:
-        site: the site.
-        weight: scheme of its kernel, channel axes resolved; None is float.
-        act: scheme of its inputs; None is float.
-        reason: why it does not run on integers; "" where it does.
-        parts: sizes of the parts that its kernel is cut into along the input channels, each with a grid of its own; ()
+        site: The site.
+        weight: Scheme of its kernel, channel axes resolved; None is float.
+        act: Scheme of its inputs; None is float.
+        reason: Why it does not run on integers; "" where it does.
+        parts: Sizes of the parts that its kernel is cut into along the input channels, each with a grid of its own; ()
             is one kernel (see `Parts`).
-        has_own_inputs: whether each part's inputs have a grid of their own too.
+        has_own_inputs: Whether each part's inputs have a grid of their own too.
     """
 
     site: Site
@@ -110,10 +110,10 @@ class Plan:
     """The total map from sites to schemes: static, hashable, and printable as a table.
 
     Attributes:
-        sites: one SitePlan for each site, in the order of execution.
+        sites: One SitePlan for each site, in the order of execution.
         unplanned: (path, shape, reason) of parameters of two or more axes that belong to no site: they stay in float.
-        dtype: what flows between the sites, such as "bfloat16"; "" is what flax makes of inputs and params.
-        leaves: the network's params, by which others are told from them; () where the plan was made without params.
+        dtype: What flows between the sites, such as "bfloat16"; "" is what flax makes of inputs and params.
+        leaves: The network's params, by which others are told from them; () where the plan was made without params.
     """
 
     sites: tuple[SitePlan, ...]
@@ -256,15 +256,15 @@ def make_plan(rules: Sequence[Rule], sites: Iterable[Site], params: Any = None) 
     """The plan that the rules make of these sites; the first rule that matches a site decides.
 
     Args:
-        rules: in order of precedence.
-        sites: from `find_sites`.
-        params: the params tree, to name what belongs to no site, and to know it again; optional.
+        rules: In order of precedence.
+        sites: From `find_sites`.
+        params: The params tree, to name what belongs to no site, and to know it again; optional.
 
     Returns:
         Plan.
 
     Raises:
-        InputError: a site that no rule matches, a rule that matches no site, a scheme whose scale could not leave the
+        InputError: A site that no rule matches, a rule that matches no site, a scheme whose scale could not leave the
             contraction, or activation bits without weight bits.
 
     Example:

@@ -29,17 +29,17 @@ class Calibration:
     """All that was decided about one network: small, a pytree, independent of the sampler.
 
     Attributes:
-        weights: path of a site -> the grid that its kernel is rounded to, scales broadcastable to the kernel; or the
+        weights: Path of a site -> the grid that its kernel is rounded to, scales broadcastable to the kernel; or the
             kernel's codes themselves (a `QTensor`), where a method chose them otherwise than by rounding to nearest; or
             `Parts` of either, where the plan cuts the kernel.
-        acts: grids of the activations by time group; None until a calibrator has fitted them.
-        plan: which site runs on which integers (static).
-        variables: the network's collections other than params, which every call needs.
-        params: path of a leaf, `a/b/bias` -> the array that takes its place: corrected biases, fine-tuned leaves.
-        tables: path of a module that sees nothing but the time -> f32[T, ...], what it returns for one row at every
+        acts: Grids of the activations by time group; None until a calibrator has fitted them.
+        plan: Which site runs on which integers (static).
+        variables: The network's collections other than params, which every call needs.
+        params: Path of a leaf, `a/b/bias` -> the array that takes its place: corrected biases, fine-tuned leaves.
+        tables: Path of a module that sees nothing but the time -> f32[T, ...], what it returns for one row at every
             model time; the module and its params are gone.
-        correction: of the network's ends, by model time.
-        instead: another calibration that runs at some times; None where this one always runs.
+        correction: Of the network's ends, by model time.
+        instead: Another calibration that runs at some times; None where this one always runs.
     """
 
     weights: Mapping[str, Grid | QTensor | Parts]
@@ -58,7 +58,7 @@ class Instead:
     """What runs in place of a calibration at some times.
 
     Attributes:
-        calib: of the same network; None is the float network.
+        calib: Of the same network; None is the float network.
         at: bool[T], the model times at which it runs.
     """
 
@@ -72,11 +72,11 @@ class QuantizedParams:
     """What runs and is saved: the params tree with `QTensor` in place of float kernels, and the activations' grids.
 
     Attributes:
-        params: the network's params; the kernel of a quantized site is a `QTensor`, its float kernel is gone.
-        acts: grids of the activations by time group; its columns are the plan's.
-        plan: which site runs on which integers (static).
-        variables: the network's collections other than params, as in `Calibration`.
-        correction: of the network's ends, by model time, as in `Calibration`.
+        params: The network's params; the kernel of a quantized site is a `QTensor`, its float kernel is gone.
+        acts: Grids of the activations by time group; its columns are the plan's.
+        plan: Which site runs on which integers (static).
+        variables: The network's collections other than params, as in `Calibration`.
+        correction: Of the network's ends, by model time, as in `Calibration`.
     """
 
     params: Any
@@ -95,9 +95,9 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     untouched, or into `dtype`.
 
     Args:
-        params: the float params that were calibrated, nested dict.
-        calib: from `jaxdq.calibrate`.
-        dtype: of what stays in float and of what flows between the sites: bfloat16 is half the memory traffic of
+        params: The float params that were calibrated, nested dict.
+        calib: From `jaxdq.calibrate`.
+        dtype: Of what stays in float and of what flows between the sites: bfloat16 is half the memory traffic of
             float32, and what a TPU is fast in. Then `jaxdq.apply` casts images and sequences to it, and the output back
             to what came; layers with a dtype of their own keep theirs. None leaves it to the params.
 
@@ -105,7 +105,7 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
         QuantizedParams; a `Switch` of two networks where the calibration has another one for some times.
 
     Raises:
-        InputError: params that are not the calibrated network's: arrays are missing, superfluous, of other shapes or
+        InputError: Params that are not the calibrated network's: arrays are missing, superfluous, of other shapes or
             integers; or (outside jit, where one can look) hold NaN, infinity or, where they stay in float, other
             numbers; a dtype that is no float of 16 or 32 bits; a calibration that is not whole, or whose grids were
             fitted for another plan.

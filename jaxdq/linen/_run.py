@@ -18,10 +18,10 @@ def run(traced: Trace, visitor: Visitor, params: Any, args: tuple) -> Any:
     array at the top, so that it may keep it.
 
     Args:
-        traced: from `trace`.
+        traced: From `trace`.
         visitor: (name, x) -> x, names as in `Site.inputs`.
-        params: of the shapes that were traced.
-        args: of the shapes that were traced.
+        params: Of the shapes that were traced.
+        args: Of the shapes that were traced.
     """
     leaves = jax.tree.leaves((params, *args))
     out = _run(traced.closed.jaxpr, traced.closed.consts, leaves, traced.found, visitor)

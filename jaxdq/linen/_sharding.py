@@ -20,15 +20,15 @@ def shard_by_output(qparams: QuantizedParams, mesh: Mesh, axis: str) -> Quantize
     network: an integer dot over split channels adds up in int32, whose order does not matter.
 
     Args:
-        qparams: what `jaxdq.quantize` returned; arrays or `jax.ShapeDtypeStruct`.
-        mesh: of any number of axes.
-        axis: the name of the one over which channels are split.
+        qparams: What `jaxdq.quantize` returned; arrays or `jax.ShapeDtypeStruct`.
+        mesh: Of any number of axes.
+        axis: The name of the one over which channels are split.
 
     Returns:
         qparams with a `NamedSharding` in the place of each array.
 
     Raises:
-        InputError: the mesh has no such axis; qparams are not quantized.
+        InputError: The mesh has no such axis; qparams are not quantized.
 
     Example:
         `qparams = jax.device_put(qparams, jaxdq.linen.shard_by_output(qparams, mesh, "model"))`

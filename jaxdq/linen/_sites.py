@@ -29,21 +29,21 @@ class Site:
     """One contraction of the network, found by tracing it.
 
     Attributes:
-        path: the module's path in the params tree, `a/b/c`.
+        path: The module's path in the params tree, `a/b/c`.
         kind: "dense", "conv" or "product" (two arrays and no kernel).
-        shape: of the kernel; of a product, of its right-hand side.
-        channel_axes: the kernel's output axes; () for a product.
-        rows: positions of one image at which the kernel is applied; 1 on the path of the time embedding.
-        macs: multiply-accumulates for one row of the batch.
-        unsupported: why it can't run on integers; "" where it can.
-        takes_weights: whether its kernel can be on a grid even so, since what computes there sees it in float.
-        stacked: axes of the kernel that `nn.scan` goes through, one layer after the other.
-        dtype: of the kernel, which flax's promotion takes part in.
-        batch_first: whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
-        reads: path of the first site that is called with the very same array (keys and values have that of queries,
+        shape: Of the kernel; of a product, of its right-hand side.
+        channel_axes: The kernel's output axes; () for a product.
+        rows: Positions of one image at which the kernel is applied; 1 on the path of the time embedding.
+        macs: Multiply-accumulates for one row of the batch.
+        unsupported: Why it can't run on integers; "" where it can.
+        takes_weights: Whether its kernel can be on a grid even so, since what computes there sees it in float.
+        stacked: Axes of the kernel that `nn.scan` goes through, one layer after the other.
+        dtype: Of the kernel, which flax's promotion takes part in.
+        batch_first: Whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
+        reads: Path of the first site that is called with the very same array (keys and values have that of queries,
             say), so that one grid can serve all of them; "" where this is the first, or has nobody to share with, as
             products and kernels that are applied twice.
-        is_condition: whether it is called with an argument of the network itself other than the first, such as a text:
+        is_condition: Whether it is called with an argument of the network itself other than the first, such as a text:
             the same at every step.
     """
 
@@ -83,9 +83,9 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
     """Traces the module once, without computing, and lists its sites in the order of execution.
 
     Args:
-        module: a linen module.
-        params: its params tree; arrays or `jax.ShapeDtypeStruct`.
-        *args: example arguments of the module's call; the first has the batch as its leading axis, two rows or more: of
+        module: A linen module.
+        params: Its params tree; arrays or `jax.ShapeDtypeStruct`.
+        *args: Example arguments of the module's call; the first has the batch as its leading axis, two rows or more: of
             one row, parts are the same array as the whole, so that no site is found to share its input. A wrapper
             that calls a linen module with another batch (guidance doubles it) is seen through.
 

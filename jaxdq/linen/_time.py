@@ -21,7 +21,7 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array | n
     """The value of the module's time argument in this call: a tracer, or a NumPy array where it is concrete.
 
     Raises:
-        InputError: no such argument, or one that is neither a scalar nor a vector of numbers.
+        InputError: No such argument, or one that is neither a scalar nor a vector of numbers.
     """
     place = _time_place(module, args, kwargs)
     given = kwargs[place] if isinstance(place, str) else args[place]
@@ -44,7 +44,7 @@ def with_time_per_row(call: Callable, module: Any, args: tuple, kwargs: dict) ->
     being done twice.
 
     Raises:
-        Exception: whatever the call raised with t as it came, if one t for each row is no remedy.
+        Exception: Whatever the call raised with t as it came, if one t for each row is no remedy.
     """
     try:
         return call(*args, **kwargs)
@@ -66,11 +66,11 @@ def grids_at(acts: Acts, t: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Arra
     """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector.
 
     Args:
-        acts: of T timesteps.
-        t: any number type, scalar or [B]; a t in [0, T] has the group of the nearest whole time from 0 to T-1.
+        acts: Of T timesteps.
+        t: Any number type, scalar or [B]; a t in [0, T] has the group of the nearest whole time from 0 to T-1.
 
     Raises:
-        InputError: a concrete t outside [0, T]; a traced one makes the scales NaN.
+        InputError: A concrete t outside [0, T]; a traced one makes the scales NaN.
     """
     num_timesteps = acts.group_of_t.shape[0]
     numpy: Any = np if isinstance(t, np.ndarray) else jnp
@@ -130,7 +130,7 @@ def _with_time_of_rows(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, d
     """(args, kwargs) with t as an array [B] where it was a scalar or a list; None where there is no other form.
 
     Raises:
-        InputError: a vector of another length than B.
+        InputError: A vector of another length than B.
     """
     batch = next((leaf.shape[0] for leaf in jax.tree.leaves((args, kwargs)) if getattr(leaf, "ndim", 0) > 1), None)
     try:

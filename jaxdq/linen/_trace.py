@@ -29,14 +29,14 @@ class Call(NamedTuple):
     """One call of a layer, as the module made it.
 
     Attributes:
-        path: of the layer.
-        kind: of the layer.
-        module: the layer, unbound.
-        inputs: the arrays it was called with (tracers, to tell them apart by identity).
-        params: shapes of its own params.
-        out: shape of what it returned.
-        batch: rows of the network's batch.
-        reason: why the layer was left to itself; "" where its call is an equation.
+        path: Of the layer.
+        kind: Of the layer.
+        module: The layer, unbound.
+        inputs: The arrays it was called with (tracers, to tell them apart by identity).
+        params: Shapes of its own params.
+        out: Shape of what it returned.
+        batch: Rows of the network's batch.
+        reason: Why the layer was left to itself; "" where its call is an equation.
     """
 
     path: str
@@ -63,11 +63,11 @@ class Found(NamedTuple):
     """The equation of a call, where the trace (or a body within it) has it as it was made.
 
     Attributes:
-        call: the call.
-        jaxpr: what flax computes there.
-        times: how often it runs.
-        is_own: whether the kernel is the one that params have at the layer's path, untouched; a product has none.
-        stacked: axes of that kernel that scans go through.
+        call: The call.
+        jaxpr: What flax computes there.
+        times: How often it runs.
+        is_own: Whether the kernel is the one that params have at the layer's path, untouched; a product has none.
+        stacked: Axes of that kernel that scans go through.
     """
 
     call: Call
@@ -81,9 +81,9 @@ class _Origin(NamedTuple):
     """A leaf of params, or the slice of it that a scan's body sees.
 
     Attributes:
-        path: of the leaf.
-        axes: its axes that are left, in the order in which the slice has them.
-        stacked: its axes that scans go through.
+        path: Of the leaf.
+        axes: Its axes that are left, in the order in which the slice has them.
+        stacked: Its axes that scans go through.
     """
 
     path: str
@@ -106,13 +106,13 @@ class Trace:
     """What `trace` returns.
 
     Attributes:
-        closed: the jaxpr of `(params, *args) -> leaves of the output`.
-        out_tree: structure of the output.
-        calls: in the order in which the module made them.
-        conditions: the arrays of two axes or more that the network is called with, but for its first.
-        found: id of an equation -> what it is; those that are calls of layers.
-        read: paths of leaves of params that something else than their own layer reads.
-        macs: path of a layer -> multiply-accumulates of its calls, batches of them and derivatives included.
+        closed: The jaxpr of `(params, *args) -> leaves of the output`.
+        out_tree: Structure of the output.
+        calls: In the order in which the module made them.
+        conditions: The arrays of two axes or more that the network is called with, but for its first.
+        found: Id of an equation -> what it is; those that are calls of layers.
+        read: Paths of leaves of params that something else than their own layer reads.
+        macs: Path of a layer -> multiply-accumulates of its calls, batches of them and derivatives included.
     """
 
     closed: Any
@@ -128,12 +128,12 @@ def trace(module: nn.Module, params: Any, *args: Any) -> Trace:
     """Traces the module once, without computing.
 
     Args:
-        module: a linen module, or a wrapper whose `apply(variables, ...)` calls one.
-        params: its params tree; arrays, tracers or `jax.ShapeDtypeStruct`.
-        *args: its arguments.
+        module: A linen module, or a wrapper whose `apply(variables, ...)` calls one.
+        params: Its params tree; arrays, tracers or `jax.ShapeDtypeStruct`.
+        *args: Its arguments.
 
     Raises:
-        InputError: the module has collections other than params, which it was called without, or which it updates.
+        InputError: The module has collections other than params, which it was called without, or which it updates.
     """
     recorder = _Recorder(batch=args[0].shape[0] if args and jax.numpy.ndim(args[0]) else 1)
 

@@ -38,9 +38,9 @@ def check_numbers(array: Any, what: str, *, nan: bool = False) -> None:
     """Refuses what is no array of numbers and, where they can be looked at, infinity and (unless allowed) NaN.
 
     Args:
-        array: what a calibration brings.
-        what: what to call it in a sentence.
-        nan: whether NaN stands for "none".
+        array: What a calibration brings.
+        what: What to call it in a sentence.
+        nan: Whether NaN stands for "none".
     """
     dtype = getattr(array, "dtype", None)
     if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):

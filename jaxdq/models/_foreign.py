@@ -11,7 +11,7 @@ def text_classes() -> tuple[Any, Any, Any]:
     """Transformers' CLIP tokenizer, Flax text encoder, and Flax text encoder with a projection.
 
     Raises:
-        InputError: they can't be imported.
+        InputError: They can't be imported.
     """
     try:
         from transformers import CLIPTokenizer, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
@@ -27,7 +27,7 @@ def autoencoder_class() -> Any:
     """Diffusers' Flax autoencoder.
 
     Raises:
-        InputError: it can't be imported.
+        InputError: It can't be imported.
     """
     try:
         from diffusers import FlaxAutoencoderKL

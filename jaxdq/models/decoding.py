@@ -33,8 +33,8 @@ class Decoder(NamedTuple):
     """What turns a model's latents into images.
 
     Attributes:
-        decode: the function; None where there is none.
-        reason: why there is none, though the model has a part that should be one; "" otherwise.
+        decode: The function; None where there is none.
+        reason: Why there is none, though the model has a part that should be one; "" otherwise.
     """
 
     decode: Decode | None
@@ -45,14 +45,14 @@ def decoder_of(model: str | Path) -> Decoder:
     """The decoder in a model's `vae/`, in diffusers' layout, run by diffusers' Flax class where that is installed.
 
     Args:
-        model: what `jaxdq.load_denoiser` takes.
+        model: What `jaxdq.load_denoiser` takes.
 
     Returns:
         Decoder: without a function where the model draws pixels, or where its decoder can't be read, and then with the
         reason.
 
     Raises:
-        InputError: there is no such model, or `vae/config.json` is damaged.
+        InputError: There is no such model, or `vae/config.json` is damaged.
     """
     root = model_folder(model, ("vae", "vqvae"))
     file = root / "vae" / "config.json"
@@ -76,7 +76,7 @@ def pixels_per_latent(root: Path) -> int:
     """How much larger than a latent the image is; what all of Stable Diffusion has where there is no VAE to ask.
 
     Args:
-        root: a model's whole folder.
+        root: A model's whole folder.
 
     Raises:
         InputError: `vae/config.json` is damaged.
@@ -93,12 +93,12 @@ def decoded(decode: Decode, latents: np.ndarray, batch_size: int) -> np.ndarray:
     """Images of latents, a batch at a time, clipped to [-1, 1].
 
     Args:
-        decode: see `Decode`.
+        decode: See `Decode`.
         latents: f32[N, h, w, c].
-        batch_size: latents at a time.
+        batch_size: Latents at a time.
 
     Raises:
-        InputError: decode returned something else than one image for each latent.
+        InputError: Decode returned something else than one image for each latent.
     """
     parts = []
     for start in range(0, len(latents), batch_size):

@@ -51,7 +51,7 @@ class QuantizedUNet:
     """A linen module that runs on integers wherever its params are quantized; everything else is the module's own.
 
     Attributes:
-        unet: the module.
+        unet: The module.
     """
 
     unet: Any
@@ -72,16 +72,16 @@ def denoiser_from_pipeline(
     """What `jaxdq.calibrate` learns from: the pipeline's UNet with its own prompts, guided as the pipeline guides it.
 
     Args:
-        pipeline: a `FlaxStableDiffusionPipeline` or `FlaxStableDiffusionXLPipeline`.
-        params: its params, not replicated.
+        pipeline: A `FlaxStableDiffusionPipeline` or `FlaxStableDiffusionXLPipeline`.
+        params: Its params, not replicated.
         prompts: P >= 1 texts; image i takes prompt i % P.
-        guidance_scale: of classifier-free guidance.
+        guidance_scale: Of classifier-free guidance.
 
     Returns:
         Denoiser: of latents, float[H, W, C] with the UNet's sample_size as H and W.
 
     Raises:
-        InputError: what `from_pretrained` returned is no pipeline, its params are replicated or quantized already, no
+        InputError: What `from_pretrained` returned is no pipeline, its params are replicated or quantized already, no
             prompts, or a scheduler that jaxdq does not know.
 
     Example:
@@ -109,15 +109,15 @@ def quantize_pipeline(
     """A pipeline that is called as before, and whose UNet runs on integers, jitted and sharded or not.
 
     Args:
-        pipeline: a `FlaxStableDiffusionPipeline` or `FlaxStableDiffusionXLPipeline`; it stays as it is.
-        params: its params, not replicated.
-        calib: what was learned of its UNet, or the `QuantizedParams` that `jaxdq.restore` returned.
+        pipeline: A `FlaxStableDiffusionPipeline` or `FlaxStableDiffusionXLPipeline`; it stays as it is.
+        params: Its params, not replicated.
+        calib: What was learned of its UNet, or the `QuantizedParams` that `jaxdq.restore` returned.
 
     Returns:
         (pipeline, params): a copy with another `unet`, and params with `QuantizedParams` as "unet".
 
     Raises:
-        InputError: what `from_pretrained` returned is no pipeline, its params are replicated or quantized already, or
+        InputError: What `from_pretrained` returned is no pipeline, its params are replicated or quantized already, or
             the calibration is another network's.
 
     The products of diffusers' Flax attention are calls of `jnp.einsum` and no modules: they stay in float, as the plan

@@ -26,9 +26,9 @@ class TextEncoder(NamedTuple):
     """A model's tokenizers and text encoders: one of each in Stable Diffusion 1 and 2, two in XL.
 
     Attributes:
-        tokenizers: as transformers has them.
+        tokenizers: As transformers has them.
         encoders: Flax text encoders of transformers, `encoder(ids, params=params)`.
-        params: the params of each encoder.
+        params: The params of each encoder.
     """
 
     tokenizers: tuple[Any, ...]
@@ -74,9 +74,9 @@ def conditions_of(encoder: TextEncoder, prompts: Sequence[str], side: int) -> tu
     """The conditions of a text-to-image denoiser, with the prompts and without.
 
     Args:
-        encoder: the model's own.
+        encoder: The model's own.
         prompts: P >= 1 texts.
-        side: of the images in pixels, which XL is told.
+        side: Of the images in pixels, which XL is told.
 
     Returns:
         (conditional, unconditional), rows P and 1. As diffusers' pipelines have it, no prompt is the embedding of ""
@@ -95,16 +95,16 @@ def load_text_denoiser(folder: str | Path, prompts: Sequence[str], *, guidance_s
     """A text-to-image model from a folder in diffusers' layout, its prompts embedded by its own text encoders.
 
     Args:
-        folder: with `tokenizer/` and `text_encoder/` (and a second of each in XL) beside `unet/` and `scheduler/`; or a
+        folder: With `tokenizer/` and `text_encoder/` (and a second of each in XL) beside `unet/` and `scheduler/`; or a
             Hub id, as `jaxdq.load_denoiser` takes it.
         prompts: P >= 1 texts; image i takes prompt i % P.
-        guidance_scale: of classifier-free guidance.
+        guidance_scale: Of classifier-free guidance.
 
     Returns:
         Denoiser: of latents, guided.
 
     Raises:
-        InputError: as `jaxdq.load_denoiser`; or the folder has no text encoder, or transformers can't be imported.
+        InputError: As `jaxdq.load_denoiser`; or the folder has no text encoder, or transformers can't be imported.
     """
     check_prompts(prompts)
     height, _, _ = load_denoiser(folder, weights=False).shape
@@ -161,7 +161,7 @@ def load_with_conditions(model: str | Path, folder: Path, *, weights: bool = Tru
     """`load_denoiser(model)`, guided by what `save_conditions` wrote in a folder, if anything.
 
     Raises:
-        InputError: as `load_denoiser`; or the file is damaged.
+        InputError: As `load_denoiser`; or the file is damaged.
     """
     path = folder / _CONDITIONS
     if not path.exists():
@@ -180,7 +180,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[str]:
     """The prompts of a text file: one a line, empty lines ignored.
 
     Raises:
-        InputError: no such file, one that is not UTF-8 text, or one without a prompt.
+        InputError: No such file, one that is not UTF-8 text, or one without a prompt.
     """
     try:
         lines = local_path(path).read_text(encoding="utf-8-sig").splitlines()

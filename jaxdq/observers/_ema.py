@@ -31,14 +31,14 @@ def ema(decay: float = 0.9) -> Observer:
     share out evenly make two of one.
 
     Args:
-        decay: in [0, 1); 0 is the last batch alone.
+        decay: In [0, 1); 0 is the last batch alone.
 
     Returns:
         Observer. merge is the mean weighted by the number of batches: commutative, and associative up to float
         rounding, but not what one observer would have kept, since a moving average depends on the order.
 
     Raises:
-        InputError: a decay outside [0, 1).
+        InputError: A decay outside [0, 1).
 
     Example:
         >>> o = ema(0.5)

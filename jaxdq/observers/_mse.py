@@ -18,13 +18,13 @@ def mse(p: float = 2.4, num_candidates: int = 80) -> Observer:
 
     Args:
         p: > 0, the exponent; 2 is the mean squared error, more punishes clipping more.
-        num_candidates: ratios per search.
+        num_candidates: Ratios per search.
 
     Returns:
         Observer; merge is exact and associative (see `_histogram`).
 
     Raises:
-        InputError: a p that is not positive, or no candidates.
+        InputError: A p that is not positive, or no candidates.
 
     Example:
         >>> o = mse(p=2.0)

@@ -18,13 +18,13 @@ def percentile(p: float = 99.99) -> Observer:
     smallest value. A tail of zeros ends exactly at 0.
 
     Args:
-        p: in (50, 100], per cent; 100 is `minmax`.
+        p: In (50, 100], per cent; 100 is `minmax`.
 
     Returns:
         Observer; merge is exact and associative (see `_histogram`).
 
     Raises:
-        InputError: a p outside (50, 100].
+        InputError: A p outside (50, 100].
 
     Example:
         >>> o = percentile(90.0)

@@ -37,13 +37,13 @@ def mse_weights(p: float = 2.4, num_candidates: int = 80) -> WeightQParams:
 
     Args:
         p: > 0, the exponent.
-        num_candidates: ratios `i / num_candidates` per search.
+        num_candidates: Ratios `i / num_candidates` per search.
 
     Returns:
         As `minmax_weights`.
 
     Raises:
-        InputError: a p that is not positive, or no candidates.
+        InputError: A p that is not positive, or no candidates.
 
     Example:
         >>> w = jnp.append(jnp.linspace(-1.0, 1.0, 99), 1.5)[:, None]

@@ -24,10 +24,10 @@ class Window:
     """How a kernel slides. Static.
 
     Attributes:
-        strides: one per space axis.
+        strides: One per space axis.
         padding: "SAME", "SAME_LOWER" or "VALID", in any case, or (before, after) per space axis.
-        dilation: of the kernel, one per space axis.
-        groups: feature groups; C and N are divided into as many parts.
+        dilation: Of the kernel, one per space axis.
+        groups: Feature groups; C and N are divided into as many parts.
     """
 
     strides: tuple[int, ...]
@@ -69,17 +69,17 @@ def conv_general_dilated(
     second integer convolution with a kernel of ones and one output channel per group.
 
     Args:
-        lhs: codes [B, *space, C]; scale per tensor or per row ([B, 1, ..., 1]).
-        rhs: codes [*window, C / groups, N]; scale per tensor or per output channel ([1, ..., 1, N]).
-        window: strides, padding, dilation, groups.
+        lhs: Codes [B, *space, C]; scale per tensor or per row ([B, 1, ..., 1]).
+        rhs: Codes [*window, C / groups, N]; scale per tensor or per output channel ([1, ..., 1, N]).
+        window: Strides, padding, dilation, groups.
         bias: float[N] or broadcastable to the output.
-        out_dtype: of the output; None is float32.
+        out_dtype: Of the output; None is float32.
 
     Returns:
         float[B, *space', N].
 
     Raises:
-        InputError: a scale that varies along a contracted axis, or so many terms that int32 could overflow.
+        InputError: A scale that varies along a contracted axis, or so many terms that int32 could overflow.
     """
     terms = math.prod(rhs.shape[:-1])
     check_terms(terms, lhs, rhs)

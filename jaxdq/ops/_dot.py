@@ -26,17 +26,17 @@ def dot_general(
     falls to int32 there; on TPU the widening fuses into the dot and is free).
 
     Args:
-        lhs: codes [...] with scales that do not vary along contracted axes.
-        rhs: likewise; its `code_sum` is used where lhs has a zero point and the sum was computed ahead.
+        lhs: Codes [...] with scales that do not vary along contracted axes.
+        rhs: Likewise; its `code_sum` is used where lhs has a zero point and the sum was computed ahead.
         dimension_numbers: ((lhs contracting, rhs contracting), (lhs batch, rhs batch)), non-negative, as in `lax`.
-        bias: float, broadcastable to the output.
-        out_dtype: of the output; None is float32.
+        bias: Float, broadcastable to the output.
+        out_dtype: Of the output; None is float32.
 
     Returns:
         float[*batch, *lhs free, *rhs free].
 
     Raises:
-        InputError: a scale that varies along a contracted axis, or so many terms that int32 could overflow.
+        InputError: A scale that varies along a contracted axis, or so many terms that int32 could overflow.
     """
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     terms = math.prod(lhs.shape[axis] for axis in lhs_contract)

@@ -19,8 +19,8 @@ def check_leaves_contraction(scale: jax.Array, ndim: int, contracted: tuple[int,
 
     Args:
         scale: f32[] or [...] broadcastable to the operand.
-        ndim: the operand's number of axes.
-        contracted: the axes that are summed over.
+        ndim: The operand's number of axes.
+        contracted: The axes that are summed over.
         side: "lhs" or "rhs", for the sentence.
     """
     if scale.ndim == 0:
@@ -73,8 +73,8 @@ def finish(
         total: int32[...], the sum of products of codes.
         correction: int32, broadcastable to it; 0 where there are no zero points.
         scale: f32, broadcastable to it: the product of both operands' scales.
-        bias: float, broadcastable to it, or None.
-        out_dtype: of the result; None is float32.
+        bias: Float, broadcastable to it, or None.
+        out_dtype: Of the result; None is float32.
     """
     scale = _row(scale)
     out = total.astype(jnp.float32) * scale

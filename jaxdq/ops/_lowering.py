@@ -22,10 +22,10 @@ class Shapes(NamedTuple):
 
     Attributes:
         batch: B.
-        width: the smallest space axis of the input.
+        width: The smallest space axis of the input.
         channels: C.
-        taps: of the window.
-        strides: the largest.
+        taps: Of the window.
+        strides: The largest.
     """
 
     batch: int
@@ -39,10 +39,10 @@ class FormRule(NamedTuple):
     """One line of the table.
 
     Attributes:
-        platform: as JAX names it: cpu, tpu, cuda, rocm.
-        applies: whether to these shapes.
-        form: of `FORMS`.
-        why: what was measured.
+        platform: As JAX names it: cpu, tpu, cuda, rocm.
+        applies: Whether to these shapes.
+        form: Of `FORMS`.
+        why: What was measured.
     """
 
     platform: str
@@ -107,9 +107,9 @@ def convolve_codes(
     Args:
         lhs: int8[B, *space, C], padded already or to be padded by `pads`.
         rhs: int8[*window, C / groups, N].
-        window: strides, dilation, groups.
+        window: Strides, dilation, groups.
         pads: (before, after) for each space axis.
-        space: of the input before anything was padded; None is that of lhs.
+        space: Of the input before anything was padded; None is that of lhs.
     """
     batch, *sides, channels = _AS_IF.get() or (lhs.shape[0], *(space or lhs.shape[1:-1]), lhs.shape[-1])
     shapes = Shapes(batch, min(sides), channels, math.prod(rhs.shape[:-2]), max(window.strides))

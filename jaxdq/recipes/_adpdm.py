@@ -52,19 +52,19 @@ def adpdm(
         weight_bits: 2 to 8.
         act_bits: 2 to 8.
         num_groups: 1 to the sampler's number of steps.
-        budget: states in the calibration set, at timesteps chosen by structural risk minimisation; at least as many as
+        budget: States in the calibration set, at timesteps chosen by structural risk minimisation; at least as many as
             groups. None is every state that was sampled.
-        search: settings of the search; None moves no boundaries at 8 bits.
-        ranges: as in `minmax`; "mse" leaves the grids that the search ends with, whose squared errors are weighted by
+        search: Settings of the search; None moves no boundaries at 8 bits.
+        ranges: As in `minmax`; "mse" leaves the grids that the search ends with, whose squared errors are weighted by
             what they cost the image; "minmax" and "percentile" are fitted anew to the groups that it found.
-        weights: as in `minmax`; None is "gptq" below 8 bits of weights, and "nearest" at 8.
-        learning: as in `minmax`.
+        weights: As in `minmax`; None is "gptq" below 8 bits of weights, and "nearest" at 8.
+        learning: As in `minmax`.
 
     Returns:
         Recipe.
 
     Raises:
-        InputError: as in `minmax`; a budget of fewer states than groups.
+        InputError: As in `minmax`; a budget of fewer states than groups.
 
     Example:
         >>> adpdm(6, 6).num_groups

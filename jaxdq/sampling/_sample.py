@@ -72,13 +72,13 @@ def sample(
     params draw from the same noise.
 
     Args:
-        denoiser: the module, its schedule and shapes.
+        denoiser: The module, its schedule and shapes.
         params: `denoiser.params` for the float model, or `QuantizedParams`.
-        sampler: such as `jaxdq.ddim(50)`.
+        sampler: Such as `jaxdq.ddim(50)`.
         num_images: N >= 1.
-        key: a random key.
-        batch_size: images at a time; the last batch is filled up and cut, so that nothing is traced again.
-        mesh: of one axis, over whose devices the images of a batch are sharded (a multiple of their number is drawn at
+        key: A random key.
+        batch_size: Images at a time; the last batch is filled up and cut, so that nothing is traced again.
+        mesh: Of one axis, over whose devices the images of a batch are sharded (a multiple of their number is drawn at
             a time) and the params replicated; None is one device. Over several hosts every process makes the same call
             and has all images.
 
@@ -87,7 +87,7 @@ def sample(
         draws latents, which have no bounds, and they are returned as they are.
 
     Raises:
-        InputError: num_images or batch_size below 1, a sampler that doesn't fit the schedule, a mesh of
+        InputError: Num_images or batch_size below 1, a sampler that doesn't fit the schedule, a mesh of
             more axes than one; params that were not quantized from this denoiser's.
 
     Example:
@@ -228,7 +228,7 @@ class Batch(NamedTuple):
         t: int32[], its model time.
         step: int32[], its sampler index.
         target: f32[B, H, W, C], what the float model says there.
-        args: the module's further arguments, leading axis B.
+        args: The module's further arguments, leading axis B.
     """
 
     x: jax.Array
@@ -266,11 +266,11 @@ def one_pass(
     the rows that are left over follow as a batch that each of them holds whole.
 
     Args:
-        denoiser: gives the module's further arguments.
-        data: the states.
-        batch_size: images at a time.
+        denoiser: Gives the module's further arguments.
+        data: The states.
+        batch_size: Images at a time.
         counts: int[S], how many images of each step are shown, in turn (`turns`); None is all.
-        mesh: whose devices share a batch.
+        mesh: Whose devices share a batch.
     """
     counts = np.full(data.num_steps, data.num_images) if counts is None else counts
     turn = turns(counts)

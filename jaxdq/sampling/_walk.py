@@ -150,7 +150,7 @@ def walk(
         Walk.
 
     Raises:
-        InputError: num_images or batch_size below 1, a sampler that doesn't fit the schedule, a mesh of more axes.
+        InputError: Num_images or batch_size below 1, a sampler that doesn't fit the schedule, a mesh of more axes.
     """
     coefficients = jax.tree.map(np.asarray, sampler.coefficients(denoiser.schedule))
     batches = tuple(batches_of(num_images, batch_size, mesh))

@@ -15,11 +15,11 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     """Refuses a place where something stands that a run must not replace.
 
     Args:
-        out: where the run is to go.
-        overwrite: whether an earlier run there may be replaced; nothing else ever is.
+        out: Where the run is to go.
+        overwrite: Whether an earlier run there may be replaced; nothing else ever is.
 
     Raises:
-        InputError: a file, a mount point, a place that can't be written to, or a folder that holds anything else.
+        InputError: A file, a mount point, a place that can't be written to, or a folder that holds anything else.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"'{out}' is a file; choose another folder for the run.")
@@ -40,14 +40,14 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `out` to build in: moved there at the end, removed if anything goes wrong.
 
     Args:
-        out: as in `check_free`, which is asked again at the end.
-        overwrite: as in `check_free`.
+        out: As in `check_free`, which is asked again at the end.
+        overwrite: As in `check_free`.
 
     Yields:
         The folder to write to.
 
     Raises:
-        InputError: no folder can be made there.
+        InputError: No folder can be made there.
     """
     with building(out) as folder:
         yield folder

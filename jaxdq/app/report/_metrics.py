@@ -104,7 +104,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads FOLDER/metrics.json.
 
     Raises:
-        InputError: no run there, or a file that is not what a run writes.
+        InputError: No run there, or a file that is not what a run writes.
     """
     path = local_path(folder) / METRICS
     try:

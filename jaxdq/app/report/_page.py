@@ -28,12 +28,12 @@ def write_pages(
     """Writes FOLDER/samples.png and FOLDER/report.html.
 
     Args:
-        folder: exists.
-        metrics: the contents of metrics.json.
-        evaluation: its images and its curve are drawn.
-        params: the float model's.
-        qparams: the quantized one's.
-        ranges: what the activations spanned by step; None leaves that picture out.
+        folder: Exists.
+        metrics: The contents of metrics.json.
+        evaluation: Its images and its curve are drawn.
+        params: The float model's.
+        qparams: The quantized one's.
+        ranges: What the activations spanned by step; None leaves that picture out.
     """
     label = f"W{metrics['weight_bits']}A{metrics['act_bits']}"
     samples = paired_grid(evaluation.float_images, evaluation.quantized_images, label)
@@ -138,7 +138,7 @@ def chosen_columns(scale_of_t: np.ndarray, count: int) -> list[int]:
 
     Args:
         scale_of_t: f32[T, A] > 0.
-        count: how many.
+        count: How many.
     """
     if not scale_of_t.shape[1]:
         return []

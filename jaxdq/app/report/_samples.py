@@ -18,8 +18,8 @@ def paired_grid(float_images: np.ndarray, quantized_images: np.ndarray, label: s
 
     Args:
         float_images: f32[N, H, W, C] in [-1, 1].
-        quantized_images: the same shape.
-        label: what the lower rows are, such as "W8A8".
+        quantized_images: The same shape.
+        label: What the lower rows are, such as "W8A8".
 
     Returns:
         A PNG file.

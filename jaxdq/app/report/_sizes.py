@@ -14,9 +14,9 @@ class SizeRow(NamedTuple):
     """One line of the table of sizes.
 
     Attributes:
-        label: what is counted, in plain words.
-        float_bytes: in the float model.
-        quantized_bytes: in the quantized one, codes packed, scales included.
+        label: What is counted, in plain words.
+        float_bytes: In the float model.
+        quantized_bytes: In the quantized one, codes packed, scales included.
     """
 
     label: str
@@ -28,8 +28,8 @@ def size_rows(params: Any, qparams: QuantizedParams) -> list[SizeRow]:
     """The bytes by kind of layer; the rows add up to the whole of both models.
 
     Args:
-        params: the float model's.
-        qparams: the quantized one's.
+        params: The float model's.
+        qparams: The quantized one's.
 
     Returns:
         Rows, the largest float bytes first.
@@ -55,8 +55,8 @@ def planned_bytes(params: Any, plan: Plan) -> int:
     """Bytes of the network that the plan makes with one group, before any work is done.
 
     Args:
-        params: arrays or `jax.ShapeDtypeStruct`.
-        plan: which site runs on which integers.
+        params: Arrays or `jax.ShapeDtypeStruct`.
+        plan: Which site runs on which integers.
     """
     table, one_group = (1, len(plan.columns)), _no_array((1,), jnp.int32)
     acts = Acts(_no_array(table, jnp.float32), _no_array(table, jnp.int32), one_group, plan.columns)

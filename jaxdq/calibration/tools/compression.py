@@ -41,10 +41,10 @@ def round_by_error(
     Args:
         w: f32[K, N], float weights.
         hessian: f32[K, K].
-        qparams: of w, scalar or f32[N].
-        scheme: of w.
+        qparams: Of w, scalar or f32[N].
+        scheme: Of w.
         greedy: `obq` in place of `gptq`.
-        damping: as in `damped`.
+        damping: As in `damped`.
 
     Returns:
         (f32[K, N] on the grid, f32[2, N] errors `e^T H e` of nearest rounding and of the result).
@@ -66,9 +66,9 @@ def gptq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, 
     Args:
         w: f32[K, N].
         hessian: f32[K, K], positive definite (see `damped`).
-        qparams: of w, scalar or f32[N].
-        scheme: of w.
-        block: inputs at a time; the same result to rounding.
+        qparams: Of w, scalar or f32[N].
+        scheme: Of w.
+        block: Inputs at a time; the same result to rounding.
 
     Returns:
         f32[K, N], every entry on the grid.
@@ -122,9 +122,9 @@ def obq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, o
     Args:
         w: f32[K, N].
         hessian: f32[K, K], positive definite (see `damped`).
-        qparams: of w, scalar or f32[N].
-        scheme: of w.
-        outputs_at_a_time: how many inverses are in memory.
+        qparams: Of w, scalar or f32[N].
+        scheme: Of w.
+        outputs_at_a_time: How many inverses are in memory.
 
     Returns:
         f32[K, N], every entry on the grid.

@@ -32,24 +32,24 @@ def learn(
     """Runs `state, info = update(state, batch_of(i))` for i in 0..num_updates-1.
 
     Args:
-        update: pure; jitted here, and traced once.
-        state: the initial state, a pytree of arrays.
-        batch_of: the i-th batch; a function of i alone, so that a resumed run sees what an unbroken one saw.
-        num_updates: how many.
-        label: for the progress bar.
-        checkpoint: a folder in which the state is kept every few updates; an earlier state there is continued, and
+        update: Pure; jitted here, and traced once.
+        state: The initial state, a pytree of arrays.
+        batch_of: The i-th batch; a function of i alone, so that a resumed run sees what an unbroken one saw.
+        num_updates: How many.
+        label: For the progress bar.
+        checkpoint: A folder in which the state is kept every few updates; an earlier state there is continued, and
             ends in the same bits.
         judge: `state -> error` on the host, asked before the first update, after every `judge_every` and after the
             last; the state of least error is returned. None takes the last.
-        judge_every: updates between two questions.
+        judge_every: Updates between two questions.
         explain: `(state, batch) -> where it began`, asked on the host when an update has made NaN, with what went in.
-        mesh: on which batches lie; the state is replicated over it. Of several processes the first one writes.
+        mesh: On which batches lie; the state is replicated over it. Of several processes the first one writes.
 
     Returns:
         The last state, or the best one, and the infos of the updates that this call ran, on the host.
 
     Raises:
-        InputError: an info that is NaN or infinite, or a state that is NaN where it would be kept or returned: the
+        InputError: An info that is NaN or infinite, or a state that is NaN where it would be kept or returned: the
             update and the quantity are named. The state on disk is the last good one. Processes that don't find the
             same state on disk.
     """

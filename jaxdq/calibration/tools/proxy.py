@@ -59,9 +59,9 @@ def build_proxy(evidence: Evidence, weight: np.ndarray, columns: tuple[Column, .
     shortest spans are left out: the table would grow with the square of the steps, and neighbours differ little.
 
     Args:
-        evidence: histograms by step.
+        evidence: Histograms by step.
         weight: f64[S, A], from `sensitivity`, or ones.
-        columns: the A activations and their schemes.
+        columns: The A activations and their schemes.
 
     Returns:
         Proxy.
@@ -111,7 +111,7 @@ def without_empty_groups(proxy: Proxy, group_of_step: np.ndarray, num_groups: in
     """The partition with every group in use: an empty one takes the later steps of the group that gains most by a cut.
 
     Args:
-        proxy: prices the cuts.
+        proxy: Prices the cuts.
         group_of_step: int[S].
         num_groups: G <= S.
 

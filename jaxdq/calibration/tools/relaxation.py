@@ -31,7 +31,7 @@ class SearchState(NamedTuple):
 
     Attributes:
         logits: f32[S, G].
-        opt_state: the optimizer's.
+        opt_state: The optimizer's.
         update: int32[], updates done.
     """
 

@@ -26,7 +26,7 @@ class Rows(NamedTuple):
         step: int32[R].
         target: f32[R, H, W, C], the float model's output.
         weight: f32[R], what a squared error there counts for.
-        args: the module's further arguments.
+        args: The module's further arguments.
     """
 
     x: jax.Array
@@ -41,11 +41,11 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
     """The i-th update's rows: a function of i alone, so that a resumed loop sees what an unbroken one saw.
 
     Args:
-        work: whose chosen states are drawn from.
+        work: Whose chosen states are drawn from.
         weight: f64[S], what a squared error counts for at each step.
         num_rows: R at most, each of another step. Over a mesh, its next multiple of the number of devices: rows that
             weigh nothing are added.
-        key: of the draws.
+        key: Of the draws.
     """
     data, counts, mesh = work.data, counts_of(work), work.machine.mesh
     seen, turn = np.flatnonzero(counts), turns(counts)
@@ -79,8 +79,8 @@ def apply_by_row(module: Any, params: Any, visitor_at: Callable[[jax.Array], Vis
     each, and a site's batch need not be its leading axis.
 
     Args:
-        module: the network.
-        params: in float.
+        module: The network.
+        params: In float.
         visitor_at: `step int32[] -> visitor`.
         rows: R states.
     """

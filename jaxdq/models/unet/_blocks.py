@@ -18,9 +18,9 @@ class Style(NamedTuple):
     """What all blocks of one network share.
 
     Attributes:
-        num_groups: groups of every GroupNorm in a residual block.
-        eps: added to the variance in every GroupNorm of a residual block.
-        scale_shift: the time embedding scales and shifts after the second norm (True) or is added before it (False).
+        num_groups: Groups of every GroupNorm in a residual block.
+        eps: Added to the variance in every GroupNorm of a residual block.
+        scale_shift: The time embedding scales and shifts after the second norm (True) or is added before it (False).
     """
 
     num_groups: int
@@ -75,9 +75,9 @@ class ResnetBlock(nn.Module):
     ``(shortcut(resample(x)) + conv2(silu(h))) / output_scale``.
 
     Attributes:
-        channels: output channels; where the input has others, the shortcut is a 1x1 convolution.
-        style: what all blocks of the network share.
-        output_scale: divisor of the sum.
+        channels: Output channels; where the input has others, the shortcut is a 1x1 convolution.
+        style: What all blocks of the network share.
+        output_scale: Divisor of the sum.
         resample: "up" (nearest, by 2), "down" (mean of 2x2) or None.
     """
 
@@ -123,7 +123,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, head_dim: int) -> jax.Array
         q: float[B, L, heads * head_dim].
         k: float[B, M, heads * head_dim].
         v: float[B, M, heads * head_dim].
-        head_dim: channels of one head.
+        head_dim: Channels of one head.
 
     Returns:
         float[B, L, heads * head_dim].
@@ -140,10 +140,10 @@ class Attention(nn.Module):
     The two products are ``attention/scores`` and ``attention/values``.
 
     Attributes:
-        head_dim: channels of one head, or None for one head; C // head_dim heads.
-        num_groups: groups of the norm before the projections, or None for no norm.
-        eps: added to the variance in that norm.
-        output_scale: divisor of the sum.
+        head_dim: Channels of one head, or None for one head; C // head_dim heads.
+        num_groups: Groups of the norm before the projections, or None for no norm.
+        eps: Added to the variance in that norm.
+        output_scale: Divisor of the sum.
     """
 
     head_dim: int | None

@@ -17,9 +17,9 @@ class ModelClass(NamedTuple):
     """What belongs to one of diffusers' classes.
 
     Attributes:
-        class_name: of the PyTorch class, which a pickle is converted with.
-        complete: checks a configuration and fills in what it leaves out.
-        build: makes the module that a configuration describes.
+        class_name: Of the PyTorch class, which a pickle is converted with.
+        complete: Checks a configuration and fills in what it leaves out.
+        build: Makes the module that a configuration describes.
     """
 
     class_name: str
@@ -41,7 +41,7 @@ def abstract_params(module: UNet) -> Any:
     """Return the shapes of the module's parameters without making them.
 
     Args:
-        module: from ``unet2d_from_config`` or ``unet2d_condition_from_config``.
+        module: From ``unet2d_from_config`` or ``unet2d_condition_from_config``.
 
     Returns:
         The parameter tree with ``jax.ShapeDtypeStruct`` leaves, all float32.

@@ -68,13 +68,13 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Check a ``UNet2DModel`` configuration and fill in what it leaves out.
 
     Args:
-        config: the fields of diffusers' config.json; keys that start with ``_`` are diffusers' own and are dropped.
+        config: The fields of diffusers' config.json; keys that start with ``_`` are diffusers' own and are dropped.
 
     Returns:
         Every field of ``DEFAULTS``, lists as tuples, block types without the old prefix ``UNetRes``.
 
     Raises:
-        InputError: a field is unknown, has a value this library does not support, or contradicts another.
+        InputError: A field is unknown, has a value this library does not support, or contradicts another.
     """
     fields = complete_fields(config, _SPEC)
     channels, head_dim = fields["block_out_channels"], fields["attention_head_dim"]

@@ -108,13 +108,13 @@ def complete_condition_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Check a ``UNet2DConditionModel`` or ``FlaxUNet2DConditionModel`` configuration and fill in what it leaves out.
 
     Args:
-        config: the fields of diffusers' config.json; keys that start with ``_`` are diffusers' own and are dropped.
+        config: The fields of diffusers' config.json; keys that start with ``_`` are diffusers' own and are dropped.
 
     Returns:
         Every field of ``CONDITION_DEFAULTS``, lists as tuples.
 
     Raises:
-        InputError: a field is unknown, has a value this library does not support, or contradicts another.
+        InputError: A field is unknown, has a value this library does not support, or contradicts another.
     """
     fields = complete_fields(config, _SPEC)
     channels = fields["block_out_channels"]

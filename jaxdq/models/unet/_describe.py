@@ -14,12 +14,12 @@ class ModelFiles(NamedTuple):
     """The files of a model.
 
     Attributes:
-        unet_class: diffusers' name of the network, such as "UNet2DModel".
-        scheduler_class: diffusers' name of the scheduler.
-        beta_schedule: the schedule's name; "" where the scheduler's file is silent.
+        unet_class: Diffusers' name of the network, such as "UNet2DModel".
+        scheduler_class: Diffusers' name of the scheduler.
+        beta_schedule: The schedule's name; "" where the scheduler's file is silent.
         parts: "name (class)" of the pipeline's other parts.
-        weights: what is stored; None where there are no weights, or damaged ones.
-        no_weights: the sentence that says so; "" where there are weights.
+        weights: What is stored; None where there are no weights, or damaged ones.
+        no_weights: The sentence that says so; "" where there are weights.
     """
 
     unet_class: str
@@ -34,14 +34,14 @@ def describe(name_or_path: str | Path, expected: Any) -> ModelFiles:
     """Describe a model's files.
 
     Args:
-        name_or_path: what ``load_denoiser`` takes; of a Hub model the weights are described if they are in the cache.
-        expected: the shapes of the network's parameters, from ``abstract_params``.
+        name_or_path: What ``load_denoiser`` takes; of a Hub model the weights are described if they are in the cache.
+        expected: The shapes of the network's parameters, from ``abstract_params``.
 
     Returns:
         The description.
 
     Raises:
-        InputError: there is no such model, or one of its configurations is damaged.
+        InputError: There is no such model, or one of its configurations is damaged.
     """
     layout = locate(name_or_path, weights=False)
     model_class, config = read_unet_config(layout.unet)

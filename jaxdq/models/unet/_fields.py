@@ -14,16 +14,16 @@ class FieldSpec(NamedTuple):
     """What the configuration of one class of UNet may say.
 
     Attributes:
-        class_name: diffusers' name of the class.
-        defaults: every field of the class, and the value it has where a configuration is silent.
-        choices: field -> the values that this library supports.
+        class_name: Diffusers' name of the class.
+        defaults: Every field of the class, and the value it has where a configuration is silent.
+        choices: Field -> the values that this library supports.
         block_types: "down_block_types" and "up_block_types" -> the types that this library supports.
-        counts: fields that are positive integers.
-        optional_counts: fields that are positive integers or null.
-        per_row: fields that are one positive integer for all resolutions, or a list with one for each.
-        positive: fields that are positive numbers.
-        flags: fields that are true or false.
-        ignored: fields that do not say what is computed, and are dropped.
+        counts: Fields that are positive integers.
+        optional_counts: Fields that are positive integers or null.
+        per_row: Fields that are one positive integer for all resolutions, or a list with one for each.
+        positive: Fields that are positive numbers.
+        flags: Fields that are true or false.
+        ignored: Fields that do not say what is computed, and are dropped.
     """
 
     class_name: str
@@ -42,15 +42,15 @@ def complete_fields(config: Mapping[str, Any], spec: FieldSpec) -> dict[str, Any
     """Check a configuration and fill in what it leaves out.
 
     Args:
-        config: the fields of diffusers' config.json; keys that start with ``_`` are diffusers' own and are dropped.
-        spec: what the class of UNet may say.
+        config: The fields of diffusers' config.json; keys that start with ``_`` are diffusers' own and are dropped.
+        spec: What the class of UNet may say.
 
     Returns:
         Every field of ``spec.defaults``, lists as tuples, block types without the old prefix ``UNetRes`` and without
         the prefix ``Flax``.
 
     Raises:
-        InputError: a field is unknown, has a value this library does not support, or contradicts another.
+        InputError: A field is unknown, has a value this library does not support, or contradicts another.
     """
     fields = {key: value for key, value in config.items() if not key.startswith("_") and key not in spec.ignored}
     unknown = sorted(set(fields) - set(spec.defaults))

@@ -44,15 +44,15 @@ def read_params(folder: Path, expected: Any, class_name: str) -> dict[str, Any]:
     """Read the weights in a UNet's folder, one tensor at a time, so that they are in memory once.
 
     Args:
-        folder: with weights under one of the names of ``_variants``.
-        expected: the parameter tree of shapes, from ``abstract_params``.
-        class_name: diffusers' name of the UNet, for the advice how to convert a pickle.
+        folder: With weights under one of the names of ``_variants``.
+        expected: The parameter tree of shapes, from ``abstract_params``.
+        class_name: Diffusers' name of the UNet, for the advice how to convert a pickle.
 
     Returns:
         The parameter tree, float32.
 
     Raises:
-        InputError: there are no weights that can be read safely, or they do not fit what is expected.
+        InputError: There are no weights that can be read safely, or they do not fit what is expected.
     """
     found = find_weights(folder, class_name)
     if found.file.suffix == ".msgpack":
@@ -65,11 +65,11 @@ class StoredWeights(NamedTuple):
     """What a UNet's folder holds, told without reading the numbers.
 
     Attributes:
-        file: the file, or the index of several.
-        num_params: the numbers in it.
-        num_bytes: what they take there.
-        dtypes: of the tensors, the most numbers first.
-        misfit: the sentence that says why they are not this network's; "" where they are.
+        file: The file, or the index of several.
+        num_params: The numbers in it.
+        num_bytes: What they take there.
+        dtypes: Of the tensors, the most numbers first.
+        misfit: The sentence that says why they are not this network's; "" where they are.
     """
 
     file: Path
@@ -83,7 +83,7 @@ def stored_weights(folder: Path, expected: Any, class_name: str) -> StoredWeight
     """Describe the weights in a UNet's folder; arguments as in ``read_params``.
 
     Raises:
-        InputError: there are no weights that can be read safely.
+        InputError: There are no weights that can be read safely.
     """
     found, misfit = find_weights(folder, class_name), ""
     file, is_flax = found.file, found.file.suffix == ".msgpack"

@@ -48,12 +48,12 @@ def load_denoiser(
     """Load a diffusion model that comes with jaxdq, from a folder in diffusers' layout, or from the Hugging Face Hub.
 
     Args:
-        name_or_path: one of ``bundled_models()``, or a folder with ``unet/`` and ``scheduler/``, or a folder that has
+        name_or_path: One of ``bundled_models()``, or a folder with ``unet/`` and ``scheduler/``, or a folder that has
             the UNet's config.json itself and a scheduler_config.json in it or in ``../scheduler``, or a Hub id
             ``organisation/model`` (with huggingface_hub installed).
         weights: False leaves the weights on disk: the parameters are ``jax.ShapeDtypeStruct``, and so are the
             conditions of a text-conditional model unless they are given.
-        conditions: what the network takes after (x, t), each with a leading axis of rows. For a text-conditional model
+        conditions: What the network takes after (x, t), each with a leading axis of rows. For a text-conditional model
             ``(encoder_hidden_states: float[P, M, K],)``, and for SDXL ``(encoder_hidden_states, text_embeds: float[P,
             E], time_ids: float[P, 6])``; None goes through the classes of a class-conditional model in order.
 
@@ -61,7 +61,7 @@ def load_denoiser(
         The denoiser. Its shape is that of the arrays the network draws: latents, where the pipeline has a VAE.
 
     Raises:
-        InputError: there is no such model, a file is absent, damaged or does not fit the others, the model is of a
+        InputError: There is no such model, a file is absent, damaged or does not fit the others, the model is of a
             kind that jaxdq does not support, or conditions are needed; the sentence names the file or the field.
 
     Example:
@@ -84,13 +84,13 @@ def load_unet_folder(path: str | Path) -> tuple[UNet, dict[str, Any], dict[str, 
     """Load a UNet alone from the folder that has its config.json and its weights.
 
     Args:
-        path: the folder, for example the ``unet`` folder of a pipeline.
+        path: The folder, for example the ``unet`` folder of a pipeline.
 
     Returns:
         The module, its parameters (float32) and the configuration with every field filled in.
 
     Raises:
-        InputError: a file is absent, damaged or does not fit the others, or the model is of an unsupported kind.
+        InputError: A file is absent, damaged or does not fit the others, or the model is of an unsupported kind.
     """
     path = local_path(path)
     model_class, config = read_unet_config(path)
@@ -104,13 +104,13 @@ def save_unet_folder(
     """Write a model as diffusers does, so that ``load_denoiser`` and diffusers' PyTorch classes can read it.
 
     Args:
-        path: the folder to write, made if need be: model_index.json, ``unet/`` and ``scheduler/``.
-        module_config: the fields of ``UNet2DModel``, or of the class that its ``_class_name`` says.
-        params: the parameter tree of ``unet2d_from_config(module_config)``, or of its sibling.
-        scheduler_config: the contents of scheduler_config.json, ``_class_name`` included.
+        path: The folder to write, made if need be: model_index.json, ``unet/`` and ``scheduler/``.
+        module_config: The fields of ``UNet2DModel``, or of the class that its ``_class_name`` says.
+        params: The parameter tree of ``unet2d_from_config(module_config)``, or of its sibling.
+        scheduler_config: The contents of scheduler_config.json, ``_class_name`` included.
 
     Raises:
-        InputError: a configuration is not supported, or the parameters do not fit it; nothing is written then.
+        InputError: A configuration is not supported, or the parameters do not fit it; nothing is written then.
     """
     path = local_path(path)
     tensors = torch_from_params(params)
@@ -125,11 +125,11 @@ def write_configs(source: str | Path, path: str | Path) -> None:
     """Copy a model's configurations without its weights, so that ``load_denoiser(path, weights=False)`` works.
 
     Args:
-        source: what ``load_denoiser`` takes.
-        path: the folder to write, made if need be.
+        source: What ``load_denoiser`` takes.
+        path: The folder to write, made if need be.
 
     Raises:
-        InputError: the source can't be loaded.
+        InputError: The source can't be loaded.
     """
     load_denoiser(source, weights=False)
     layout = locate(source, weights=False)
@@ -235,14 +235,14 @@ def model_folder(name_or_path: str | Path, parts: Sequence[str]) -> Path:
     """Find a model's whole folder, with those of these parts of its pipeline that it has.
 
     Args:
-        name_or_path: what ``load_denoiser`` takes.
-        parts: names of folders beside ``unet``, such as "vae"; a Hub model's are downloaded, or found in the cache.
+        name_or_path: What ``load_denoiser`` takes.
+        parts: Names of folders beside ``unet``, such as "vae"; a Hub model's are downloaded, or found in the cache.
 
     Returns:
         The folder; it need not have the parts.
 
     Raises:
-        InputError: there is no such model.
+        InputError: There is no such model.
     """
     name = str(name_or_path)
     if name not in bundled_models() and not local_path(name).is_dir() and is_hub_id(name):

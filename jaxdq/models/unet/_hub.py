@@ -37,7 +37,7 @@ def download(hub_id: str, *, weights: bool) -> Path:
         The folder that holds the files.
 
     Raises:
-        InputError: huggingface_hub is not installed, or the model is not to be had.
+        InputError: Huggingface_hub is not installed, or the model is not to be had.
     """
     folder = _fetch(hub_id, _CONFIGS)
     if weights:
@@ -50,13 +50,13 @@ def download_parts(hub_id: str, parts: Sequence[str]) -> Path:
 
     Args:
         hub_id: ``organisation/model``.
-        parts: such as "text_encoder", "tokenizer" and "vae"; those that the model does not have are passed over.
+        parts: Such as "text_encoder", "tokenizer" and "vae"; those that the model does not have are passed over.
 
     Returns:
         The folder that holds the parts' folders.
 
     Raises:
-        InputError: as in ``download``.
+        InputError: As in ``download``.
     """
     folder = _fetch(hub_id, [f"{part}/{file}" for part in parts for file in ("*.json", "*.txt")])
     for part in parts:

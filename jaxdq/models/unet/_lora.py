@@ -28,8 +28,8 @@ class _Merged:
         base: W, a matrix [out, in] or a convolution's kernel [out, in, h, w].
         down: A, [r, in] or [r, in, h, w].
         up: B, [out, r] or [out, r, 1, 1].
-        alpha: the numerator of the scale, or the tensor that holds it.
-        rank_stabilised: whether the scale is `alpha / sqrt(r)` (Kalajdzievski 2023).
+        alpha: The numerator of the scale, or the tensor that holds it.
+        rank_stabilised: Whether the scale is `alpha / sqrt(r)` (Kalajdzievski 2023).
     """
 
     base: Stored
@@ -58,15 +58,15 @@ def merge_lora(tensors: Mapping[str, Stored], adapter: Mapping[str, Any] | None,
     """Merge LoRA layers into the layers that they wrap.
 
     Args:
-        tensors: torch name -> tensor.
-        adapter: the contents of PEFT's adapter_config.json, which has the scale; None where there is none.
-        source: what the tensors were read from, for the message.
+        tensors: Torch name -> tensor.
+        adapter: The contents of PEFT's adapter_config.json, which has the scale; None where there is none.
+        source: What the tensors were read from, for the message.
 
     Returns:
         The tensors by the names of the layers that were wrapped, none of LoRA's among them.
 
     Raises:
-        InputError: the scale is in no file, there is more than one adapter, or the adapter is of another kind.
+        InputError: The scale is in no file, there is more than one adapter, or the adapter is of another kind.
     """
     parts = {name: match for name in tensors if (match := _PART.match(name))}
     merged = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if name not in parts}

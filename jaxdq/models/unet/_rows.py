@@ -20,13 +20,13 @@ class DownBlock(nn.Module):
     """Residual blocks, each followed by attention if asked for, and then a downsampler unless it is the last row.
 
     Attributes:
-        channels: output channels.
-        num_layers: number of residual blocks.
-        style: what all blocks of the network share.
-        attention: makes the layer after each residual block (``AttnDownBlock2D``, ``CrossAttnDownBlock2D``), or None
+        channels: Output channels.
+        num_layers: Number of residual blocks.
+        style: What all blocks of the network share.
+        attention: Makes the layer after each residual block (``AttnDownBlock2D``, ``CrossAttnDownBlock2D``), or None
             (``DownBlock2D``).
         downsample: "conv", "resnet" or None.
-        downsample_padding: padding of the "conv" downsampler, 0 or 1.
+        downsample_padding: Padding of the "conv" downsampler, 0 or 1.
     """
 
     channels: int
@@ -57,10 +57,10 @@ class MidBlock(nn.Module):
     """Residual block, attention if asked for, residual block, at the lowest resolution.
 
     Attributes:
-        style: what all blocks of the network share.
-        attention: makes the layer between the two residual blocks (``UNetMidBlock2D``, ``UNetMidBlock2DCrossAttn``),
+        style: What all blocks of the network share.
+        attention: Makes the layer between the two residual blocks (``UNetMidBlock2D``, ``UNetMidBlock2DCrossAttn``),
             or None.
-        output_scale: divisor of the sum of each residual block.
+        output_scale: Divisor of the sum of each residual block.
     """
 
     style: Style
@@ -81,10 +81,10 @@ class UpBlock(nn.Module):
     """Residual blocks that each take one skip, with attention if asked for, and an upsampler unless it is the last row.
 
     Attributes:
-        channels: output channels.
-        style: what all blocks of the network share.
-        num_layers: number of residual blocks.
-        attention: makes the layer after each residual block (``AttnUpBlock2D``, ``CrossAttnUpBlock2D``), or None
+        channels: Output channels.
+        style: What all blocks of the network share.
+        num_layers: Number of residual blocks.
+        attention: Makes the layer after each residual block (``AttnUpBlock2D``, ``CrossAttnUpBlock2D``), or None
             (``UpBlock2D``).
         upsample: "conv", "resnet" or None.
     """
@@ -105,7 +105,7 @@ class UpBlock(nn.Module):
             x: float[B, H, W, C].
             skips: float[B, H, W, ...], the last first to be used.
             temb: float[B or 1, E].
-            *context: what attention takes besides the image.
+            *context: What attention takes besides the image.
             size: (H', W') that the upsampler goes to; None is (2H, 2W).
 
         Returns:
@@ -134,8 +134,8 @@ def run_rows(
     Args:
         x: float[B, H, W, C], after the first convolution.
         temb: float[B or 1, E], the embedding of time.
-        context: what attention takes besides the image.
-        rows: the way down, the middle and the way up; each row up has as many layers as it takes skips.
+        context: What attention takes besides the image.
+        rows: The way down, the middle and the way up; each row up has as many layers as it takes skips.
 
     Returns:
         float[B, H, W, C].
@@ -159,10 +159,10 @@ def check_inputs(x: jax.Array, t_shape: tuple[int, ...], in_channels: int, *, mu
     """Raise InputError where the shapes of ``x`` and ``t`` do not fit a network.
 
     Args:
-        x: what should be float[B, H, W, in_channels].
-        t_shape: of the time.
-        in_channels: of the network.
-        multiple: a divisor of H and W.
+        x: What should be float[B, H, W, in_channels].
+        t_shape: Of the time.
+        in_channels: Of the network.
+        multiple: A divisor of H and W.
         smallest: H and W, at least.
     """
     height_width = x.shape[1:3]

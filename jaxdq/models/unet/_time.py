@@ -17,9 +17,9 @@ class PositionalTime(nn.Module):
     With F = channels // 2 and ``w_i = 10000 ** (-i / (F - freq_shift))`` the result is ``[sin(t w), cos(t w)]``.
 
     Attributes:
-        channels: width of the result; an odd width ends in a zero.
-        flip_sin_to_cos: the cosines first.
-        freq_shift: subtracted from F in the exponent.
+        channels: Width of the result; an odd width ends in a zero.
+        flip_sin_to_cos: The cosines first.
+        freq_shift: Subtracted from F in the exponent.
     """
 
     channels: int

@@ -22,8 +22,8 @@ class Numerics(NamedTuple):
     """Where diffusers' PyTorch and Flax classes differ for the same weights, by about 2e-4 of the output.
 
     Attributes:
-        group_norm_eps: added to the variance in the norm before the first projection.
-        approximate_gelu: gelu by its tanh approximation (True) or exactly (False).
+        group_norm_eps: Added to the variance in the norm before the first projection.
+        approximate_gelu: Gelu by its tanh approximation (True) or exactly (False).
     """
 
     group_norm_eps: float
@@ -46,7 +46,7 @@ class CrossAttention(nn.Module):
     two products are ``attention/scores`` and ``attention/values``.
 
     Attributes:
-        num_heads: a divisor of the channels.
+        num_heads: A divisor of the channels.
     """
 
     num_heads: int
@@ -75,7 +75,7 @@ def gelu(x: jax.Array, *, approximate: bool) -> jax.Array:
 
     Args:
         x: float[...].
-        approximate: by the known tanh of a cubic, 5e-4 off, as some networks were trained.
+        approximate: By the known tanh of a cubic, 5e-4 off, as some networks were trained.
 
     Returns:
         float[...] of x's dtype.
@@ -93,8 +93,8 @@ class Geglu(nn.Module):
     """``h * gelu(gate)`` with ``[h, gate] = proj(x)`` (Shazeer 2020).
 
     Attributes:
-        width: of the result.
-        approximate: gelu by its tanh approximation (True) or exactly (False).
+        width: Of the result.
+        approximate: Gelu by its tanh approximation (True) or exactly (False).
     """
 
     width: int
@@ -111,7 +111,7 @@ class FeedForward(nn.Module):
     """``net_2(net_0(x))``: four times as wide in between, with a gate.
 
     Attributes:
-        approximate_gelu: of the gate.
+        approximate_gelu: Of the gate.
     """
 
     approximate_gelu: bool
@@ -130,8 +130,8 @@ class TransformerBlock(nn.Module):
     ``x += attn1(norm1(x), norm1(x)); x += attn2(norm2(x), context); x += ff(norm3(x))`` (``BasicTransformerBlock``).
 
     Attributes:
-        num_heads: a divisor of the channels.
-        approximate_gelu: of the feed-forward.
+        num_heads: A divisor of the channels.
+        approximate_gelu: Of the feed-forward.
     """
 
     num_heads: int
@@ -150,12 +150,12 @@ class Transformer(nn.Module):
     """Transformer blocks over an image's pixels, between two projections, with a shortcut (``Transformer2DModel``).
 
     Attributes:
-        num_heads: a divisor of the channels.
-        num_layers: number of transformer blocks.
-        num_groups: groups of the norm before the first projection.
-        linear_projection: the projections are Dense on tokens (True) or 1x1 convolutions (False): the same numbers, and
+        num_heads: A divisor of the channels.
+        num_layers: Number of transformer blocks.
+        num_groups: Groups of the norm before the first projection.
+        linear_projection: The projections are Dense on tokens (True) or 1x1 convolutions (False): the same numbers, and
             kernels of another shape.
-        numerics: those of diffusers' PyTorch or Flax class.
+        numerics: Those of diffusers' PyTorch or Flax class.
     """
 
     num_heads: int

@@ -70,7 +70,7 @@ class UNet2D(nn.Module):
             float[B, H, W, out_channels].
 
         Raises:
-            InputError: the shape of ``x`` or ``t`` does not fit, or class_labels is absent or superfluous.
+            InputError: The shape of ``x`` or ``t`` does not fit, or class_labels is absent or superfluous.
         """
         multiple = 2 ** (len(self.block_out_channels) - 1)
         check_inputs(x, jnp.shape(t), self.in_channels, multiple=multiple, smallest=multiple)
@@ -185,13 +185,13 @@ def unet2d_from_config(config: Mapping[str, Any]) -> UNet2D:
     """Build the network that a diffusers ``UNet2DModel`` configuration describes.
 
     Args:
-        config: the fields of diffusers' config.json; what is left out has diffusers' default.
+        config: The fields of diffusers' config.json; what is left out has diffusers' default.
 
     Returns:
         The module, without parameters.
 
     Raises:
-        InputError: a field is unknown, unsupported or contradicts another; the sentence names it.
+        InputError: A field is unknown, unsupported or contradicts another; the sentence names it.
     """
     complete = complete_config(config)
     names = {field.name for field in fields_of(UNet2D)} - {"parent", "name"}

@@ -86,7 +86,7 @@ class UNet2DCondition(nn.Module):
             float[B, H, W, out_channels].
 
         Raises:
-            InputError: the shape of an argument does not fit, or text_embeds or time_ids is absent or superfluous.
+            InputError: The shape of an argument does not fit, or text_embeds or time_ids is absent or superfluous.
         """
         check_inputs(x, jnp.shape(t), self.in_channels, multiple=1, smallest=self._smallest)
         self._check_text(x.shape[0], encoder_hidden_states, text_embeds, time_ids)
@@ -219,14 +219,14 @@ def unet2d_condition_from_config(config: Mapping[str, Any]) -> UNet2DCondition:
     """Build the network that a diffusers ``UNet2DConditionModel`` configuration describes.
 
     Args:
-        config: the fields of diffusers' config.json; what is left out has diffusers' default. The network computes as
+        config: The fields of diffusers' config.json; what is left out has diffusers' default. The network computes as
             diffusers' Flax class does where ``_class_name`` is that class's, and as the PyTorch class does elsewhere.
 
     Returns:
         The module, without parameters.
 
     Raises:
-        InputError: a field is unknown, unsupported or contradicts another; the sentence names it.
+        InputError: A field is unknown, unsupported or contradicts another; the sentence names it.
     """
     complete = complete_condition_config(config)
     num_rows = len(complete["block_out_channels"])

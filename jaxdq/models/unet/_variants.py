@@ -42,8 +42,8 @@ class WeightFiles(NamedTuple):
     """Where the weights of a network lie.
 
     Attributes:
-        file: what to call them: the file, the index of several, or the first of several that have no index.
-        parts: the files without an index; empty where there is one.
+        file: What to call them: the file, the index of several, or the first of several that have no index.
+        parts: The files without an index; empty where there is one.
     """
 
     file: Path
@@ -54,11 +54,11 @@ def find_weights(folder: Path, class_name: str) -> WeightFiles:
     """Choose among the files of weights in a folder: the finest numbers, and those that the network samples with.
 
     Args:
-        folder: of one network.
-        class_name: diffusers' name of the network, for the advice how to convert a pickle.
+        folder: Of one network.
+        class_name: Diffusers' name of the network, for the advice how to convert a pickle.
 
     Raises:
-        InputError: there is no file that is read; those that there are are named.
+        InputError: There is no file that is read; those that there are are named.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     ranked = sorted((*rank, name) for name in names if (rank := _rank(name)) is not None)

@@ -37,7 +37,7 @@ def torch_name(path: tuple[str, ...]) -> str:
     """Return the name that diffusers' PyTorch class gives to a parameter.
 
     Args:
-        path: the keys from the root of the parameter tree to the leaf.
+        path: The keys from the root of the parameter tree to the leaf.
 
     Returns:
         The name in the state dictionary.
@@ -54,16 +54,16 @@ def match_torch(tensors: Mapping[str, Stored], expected: Any, source: str) -> di
     """Find the tensors of a PyTorch state dictionary that a module's parameters are, without reading them.
 
     Args:
-        tensors: torch name -> tensor of any floating dtype; the names of wrappers (`DataParallel`, `torch.compile`, a
+        tensors: Torch name -> tensor of any floating dtype; the names of wrappers (`DataParallel`, `torch.compile`, a
             pipeline's or a trainer's own) and the attention names of before diffusers 0.15 are accepted.
-        expected: the parameter tree of shapes, from ``abstract_params``.
-        source: what the tensors were read from, for the messages.
+        expected: The parameter tree of shapes, from ``abstract_params``.
+        source: What the tensors were read from, for the messages.
 
     Returns:
         path with slashes -> tensor, in torch's layout.
 
     Raises:
-        InputError: tensors are missing, superfluous, of another shape or not floating; they are named.
+        InputError: Tensors are missing, superfluous, of another shape or not floating; they are named.
     """
     paths = {torch_name(path): path for path in flatten_dict(expected)}
     tensors = {_modern_name(name): tensor for name, tensor in unwrapped(tensors, paths, source, ".").items()}
@@ -80,15 +80,15 @@ def params_from_torch(tensors: Mapping[str, Stored], expected: Any, source: str)
     """Rearrange a PyTorch state dictionary into the parameter tree of a module.
 
     Args:
-        tensors: as in ``match_torch``, read when their turn comes.
-        expected: the parameter tree of shapes, from ``abstract_params``.
-        source: what the tensors were read from, for the messages.
+        tensors: As in ``match_torch``, read when their turn comes.
+        expected: The parameter tree of shapes, from ``abstract_params``.
+        source: What the tensors were read from, for the messages.
 
     Returns:
         The parameter tree, float32.
 
     Raises:
-        InputError: as in ``match_torch``, or a tensor is not finite.
+        InputError: As in ``match_torch``, or a tensor is not finite.
     """
     return _read(match_torch(tensors, expected, source), source, _TO_FLAX)
 
@@ -97,15 +97,15 @@ def params_from_flax(tensors: Mapping[str, Stored], expected: Any, source: str) 
     """Check the parameters of a diffusers Flax class and return them as the parameter tree of a module.
 
     Args:
-        tensors: path with slashes -> tensor of any floating dtype.
-        expected: the parameter tree of shapes, from ``abstract_params``.
-        source: what the tensors were read from, for the messages.
+        tensors: Path with slashes -> tensor of any floating dtype.
+        expected: The parameter tree of shapes, from ``abstract_params``.
+        source: What the tensors were read from, for the messages.
 
     Returns:
         The parameter tree, float32.
 
     Raises:
-        InputError: as in ``params_from_torch``.
+        InputError: As in ``params_from_torch``.
     """
     return _read(match_flax(tensors, expected, source), source, {})
 
@@ -114,13 +114,13 @@ def unwrapped(tensors: Mapping[str, Stored], known: Iterable[str], source: str, 
     """Drop from all names what wrappers put there: their own names anywhere, and a beginning that all names share.
 
     Args:
-        tensors: name -> tensor.
-        known: names without wrappers; a beginning goes only if one of these is left.
-        source: what the tensors were read from, for the message.
-        separator: between the parts of a name.
+        tensors: Name -> tensor.
+        known: Names without wrappers; a beginning goes only if one of these is left.
+        source: What the tensors were read from, for the message.
+        separator: Between the parts of a name.
 
     Raises:
-        InputError: two names become one.
+        InputError: Two names become one.
 
     Example:
         >>> list(unwrapped({"unet._orig_mod.conv_in.bias": np.zeros(1)}, ["conv_in.bias"], "a file", "."))
@@ -193,7 +193,7 @@ def torch_from_params(params: Any) -> dict[str, np.ndarray]:
     """Rearrange a parameter tree into a PyTorch state dictionary, the inverse of ``params_from_torch``.
 
     Args:
-        params: the parameter tree of a UNet of this floor.
+        params: The parameter tree of a UNet of this floor.
 
     Returns:
         torch name -> contiguous float32 array.

@@ -91,7 +91,7 @@ def evaluate(
         num_images: N >= 2 (a Fréchet distance needs a spread); where the model has more conditions, they are spread
             over all of them by a permutation that the key decides.
         batch_size: Images at a time.
-        decode: Of a model that draws latents: `latents f32[B, h, w, c] -> images f32[B, H, W, 3]` in [-1, 1], called
+        decode: For a model that draws latents: `latents f32[B, h, w, c] -> images f32[B, H, W, 3]` in [-1, 1], called
             with up to `batch_size` of them; images are then compared decoded. Predictions are compared as they are.
 
     Returns:

@@ -106,8 +106,8 @@ class Shared:
     Args:
         denoiser: The float model.
         sampler: Draws its images.
-        seed: Of calibration and evaluation.
-        num_images: To evaluate on.
+        seed: Seed of calibration and evaluation.
+        num_images: Number of images to evaluate on.
     """
 
     def __init__(self, denoiser: Any, sampler: Any, seed: int, num_images: int) -> None:

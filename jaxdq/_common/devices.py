@@ -46,7 +46,7 @@ def shard(tree: Tree, mesh: Mesh | None, *, axis: int = 0) -> Tree:
     Args:
         tree: Arrays on the host, or on this process's device.
         mesh: None makes them arrays of the default device.
-        axis: Which one the rows are.
+        axis: Axis of the rows.
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)

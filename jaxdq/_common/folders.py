@@ -18,9 +18,9 @@ def building(path: Any, *, last: str = "", as_one_file: bool = False) -> Iterato
     """A local folder to build in, which takes the place of `path` at the end; after an error `path` is as it was.
 
     Args:
-        path: From `path_of`. A remote place is written once the folder is whole. Stores of objects can't rename a
+        path: Result of `path_of`. A remote place is written once the folder is whole. Stores of objects can't rename a
             folder, so that the old one is removed first; a copy that fails is removed too.
-        last: Of a remote folder, the file that is copied last: without it the folder is not whole.
+        last: In a remote folder, the file that is copied last: without it the folder is not whole.
         as_one_file: A remote place holds a zip file, which replaces the old one in one move.
 
     Yields:
@@ -57,7 +57,7 @@ def check_place(path: Any) -> None:
     """Refuse a local place to which no folder can be moved, before any work is done for it.
 
     Args:
-        path: From `path_of`; what a remote one takes is only known when it is written.
+        path: Result of `path_of`; what a remote one takes is only known when it is written.
 
     Raises:
         InputError: The current folder, a mount point, or a place below a file or a folder that can't be written to.

@@ -145,7 +145,7 @@ def at_hand(place: Any) -> Iterator[Path]:
     """A local folder with what is at a place: the place itself, or a copy that is gone afterwards.
 
     Args:
-        place: From `path_of`; a remote one is a folder, or what `upload_as_one_file` wrote.
+        place: Result of `path_of`; a remote one is a folder, or what `upload_as_one_file` wrote.
 
     Yields:
         The folder; if there is nothing at the place, it does not exist.

@@ -87,7 +87,7 @@ def with_classes(denoiser: Denoiser, class_ids: tuple[int, ...] | None) -> tuple
 
     Args:
         denoiser: Any model.
-        class_ids: From 0; None leaves the model as it is.
+        class_ids: Class numbers from 0; None leaves the model as it is.
 
     Returns:
         The denoiser, and what its conditions are; None of a model without classes.

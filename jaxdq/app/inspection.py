@@ -21,8 +21,8 @@ class SiteRow(NamedTuple):
     Attributes:
         runs_as: "W8A8", "W8, float inputs" or "float".
         what: The kind of layer; of what does not run on integers, the reason.
-        paths: Of the sites.
-        num_params: In their kernels.
+        paths: Paths of the sites.
+        num_params: Number of params in their kernels.
         mac_fraction: Share of the network's multiply-accumulates.
     """
 

@@ -135,8 +135,8 @@ def evaluate_run(
     Args:
         folder: A run.
         model: The float model, where it is no longer at the place that metrics.json names.
-        images: To draw; None takes the run's.
-        steps: Of the sampler; None takes the run's.
+        images: Number of images to draw; None takes the run's.
+        steps: Number of steps of the sampler; None takes the run's.
         seed: None takes the run's.
         classes: As in `Settings`; None takes the run's.
         decode: As in `quantize_model`.
@@ -178,9 +178,9 @@ def sample_run(
 
     Args:
         folder: A run; the float model's weights are not needed.
-        images: To draw, at least 1.
-        steps: Of the sampler; None takes the run's.
-        seed: Of the noise.
+        images: Number of images to draw, at least 1.
+        steps: Number of steps of the sampler; None takes the run's.
+        seed: Seed of the initial noise.
         classes: As in `Settings`; the images have them in turn. None takes the run's.
         decode: As in `quantize_model`, where the model still is at the place that metrics.json names.
 

@@ -39,16 +39,16 @@ class Settings:
         ranges: "minmax", "mse", "percentile" or "learned"; None leaves it to the recipe.
         arguments: Others of the recipe, such as {"budget": 64, "search.num_updates": 30}; values, or their text.
         sampler: "ddim" or "ddpm".
-        eta: Of DDIM, in [0, 1].
-        steps: Of the sampler.
-        seed: Of all that is random, in [0, 2**32).
-        images: To evaluate on, at least 2.
-        calibration_images: To calibrate on, at least 1.
+        eta: Eta of DDIM, in [0, 1].
+        steps: Number of steps of the sampler.
+        seed: Random seed, in [0, 2**32).
+        images: Number of images to evaluate on, at least 2.
+        calibration_images: Number of images to calibrate on, at least 1.
         batch_size: Images at a time.
         prompts: A text file, one prompt a line, for a text-to-image model; None for others.
         guidance: The scale of its classifier-free guidance.
-        dtype: Of what stays in float, as `jaxdq.quantize` takes it; None leaves it to the checkpoint.
-        classes: Of a class-conditional model, those to draw in turn: "0,5,9"; None is all of them.
+        dtype: Dtype of what stays in float, as `jaxdq.quantize` takes it; None leaves it to the checkpoint.
+        classes: For a class-conditional model, the classes to draw in turn: "0,5,9"; None is all of them.
 
     Raises:
         InputError: A number out of its range, classes that are no list of numbers, an argument that the recipe doesn't

@@ -166,7 +166,7 @@ class Calibrator(NamedTuple):
     """One step of a recipe.
 
     Attributes:
-        name: As it is written in a recipe; also the folder of its state.
+        name: Name in a recipe; also the folder of its state.
         run: `(work, key) -> work`.
         settings: What it was made with, as plain values of JSON: shown in metrics.json, and by which a resumed run is
             told from another.

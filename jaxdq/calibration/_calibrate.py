@@ -34,7 +34,7 @@ class Recipe:
     """A named composition: what is quantized how, and by which calibrators.
 
     Attributes:
-        name: As it is written on the command line.
+        name: Name on the command line.
         rules: The sites of a network -> the rules for them.
         calibrators: Run in order; together they fit grids for weights and activations.
     """
@@ -75,7 +75,7 @@ def calibrate(
     Args:
         denoiser: The float model.
         recipe: Such as `jaxdq.recipes.uniform_groups(weight_bits=8, act_bits=8, num_groups=8)`.
-        sampler: Whose trajectories are calibrated on; the result serves any sampler and number of steps.
+        sampler: Sampler of the trajectories to calibrate on; the result serves any sampler and number of steps.
         key: A random key for noise and whatever the calibrators draw.
         num_images: Trajectories to sample; where the model has more conditions (classes, prompts), they are spread over
             all of them by a permutation that the key decides.
@@ -83,9 +83,9 @@ def calibrate(
         checkpoint_dir: A folder for the state of loops that learn; the same call after a kill goes on from there and
             ends in the same bits. Of several processes the first writes, and all must see what it wrote. `~` and URIs
             such as gs://bucket/folder are understood as by `jaxdq.save`.
-        mesh: Of one axis, over whose devices the images of a batch (and the rows of loops that learn) are sharded, the
-            params replicated; None is one device. The result is one device's up to the order of float sums. Over
-            several hosts (`jax.distributed`) every process makes the same call and has the result.
+        mesh: Mesh of one axis. The images of a batch, and the rows of loops that learn, are sharded over its devices;
+            the params are replicated. None is one device. The result is one device's up to the order of float sums.
+            Over several hosts (`jax.distributed`) every process makes the same call and has the result.
 
     Returns:
         Calibration: scales, groups and the plan; a small pytree.
@@ -231,7 +231,7 @@ def _claim(folder: Any, asked: list[Any], key: jax.Array) -> None:
     """Marks a checkpoint folder as this run's, or refuses it as another's.
 
     Args:
-        folder: From `path_of`.
+        folder: Result of `path_of`.
         asked: All that a run is known by.
         key: The run's.
     """

@@ -29,7 +29,7 @@ class SearchSettings:
     """How the search runs; the paper's values where it states them.
 
     Attributes:
-        num_updates: Of the logits.
+        num_updates: Number of updates of the logits.
         learning_rate: Adam's (the public code of the paper has 0.05 and decays weights, which keeps rows undecided).
         entropy: Strength of the entropy term at the end (1 in the paper's public code, there without annealing).
         moves: Partitions that are tried by their images in the end, each with one boundary moved. The discretisation
@@ -101,7 +101,7 @@ def search_groups(num_groups: int, settings: SearchSettings = _SEARCH) -> Run:
 
     Args:
         num_groups: G.
-        settings: Of the search.
+        settings: Settings of the search.
 
     Returns:
         A calibrator that fits the activations' grids; needs histograms as evidence.

@@ -53,7 +53,7 @@ class RangeSettings:
     """How ranges are learned.
 
     Attributes:
-        num_updates: Of all ranges at once.
+        num_updates: Number of updates of all ranges at once.
         learning_rate: Adam's for the logarithms of activations' scales, decaying to 0 by a cosine.
         zero_point_rate: The same for zero points, in codes.
         weight_rate: The same for the logarithms of the weights' scales.
@@ -116,7 +116,7 @@ def learn_ranges(settings: RangeSettings = _LEARNING) -> Run:
     integer path come closest to the float ones, from noise that nothing was learned from.
 
     Args:
-        settings: Of the learning.
+        settings: Settings of the learning.
 
     Returns:
         A calibrator that replaces the grids of activations and weights; codes that were decided stay.

@@ -39,7 +39,7 @@ class Layer(NamedTuple):
     Attributes:
         site: Its plan.
         module: The layer alone.
-        grid: That its kernel is rounded to.
+        grid: Grid that its kernel is rounded to.
         kernel: f32[G, K, N / G], in float (`kernel_matrix`).
     """
 

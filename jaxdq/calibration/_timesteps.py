@@ -93,8 +93,8 @@ def normal_timesteps(mean: float = 0.4, deviation: float = 0.4) -> Policy:
     """Steps drawn from a normal distribution over the sampler's steps, clipped to its ends (PTQ4DM's NDTC).
 
     Args:
-        mean: In parts of S, counted from the image (PTQ4DM prefers steps near it).
-        deviation: In parts of S.
+        mean: Mean as a fraction of S, counted from the image (PTQ4DM prefers steps near it).
+        deviation: Standard deviation as a fraction of S.
     """
     _check_finite(mean=mean, deviation=deviation)
 

@@ -44,12 +44,12 @@ class Call:
     """One call of a leaf, or a product that belongs to none.
 
     Attributes:
-        path: Of the module.
+        path: Path of the module.
         module: The leaf, unbound; None for a bare product.
         params: Its params, as shapes.
         inputs: Shapes of the arrays it is called with.
         output: The shape of what it returns.
-        equation: Of a bare product, its parameters for `lax.dot_general`.
+        equation: For a bare product, its parameters for `lax.dot_general`.
     """
 
     path: str
@@ -73,8 +73,8 @@ class Network(NamedTuple):
     """What one call of a network consists of.
 
     Attributes:
-        calls: Of leaves, in the order of execution.
-        moved_bytes: From and to memory by what stands between them.
+        calls: Calls of leaves, in the order of execution.
+        moved_bytes: Bytes moved from and to memory between them.
         live_bytes: The most that is alive between two calls: activations, no parameters.
         computed: (function, dtype) -> elements that what stands between them computes it of; functions are those of
             `FUNCTIONS`, and "arithmetic" for all of `ARITHMETIC`.

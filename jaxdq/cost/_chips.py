@@ -9,8 +9,8 @@ class Chip(NamedTuple):
     """One core, by its data sheet.
 
     Attributes:
-        name: As users write it, "v5e".
-        topology: As the compiler names a machine with one of it.
+        name: Name that users write, "v5e".
+        topology: The compiler's name of a machine with one such chip.
         clock: Hz.
         bandwidth: Bytes a second from and to its memory (HBM).
         lanes: Elements that its vector unit adds or multiplies in a cycle.

@@ -38,9 +38,9 @@ class Compiled(NamedTuple):
 
     Attributes:
         program: What its text says.
-        temp_bytes: Of buffers in HBM beside arguments and results.
-        code_bytes: Of the program.
-        seconds: To compile.
+        temp_bytes: Bytes of buffers in HBM beside arguments and results.
+        code_bytes: Bytes of the program.
+        seconds: Seconds to compile.
     """
 
     program: Program
@@ -76,7 +76,7 @@ def compile_for(
 
     Args:
         programs: Exported for the platform "tpu".
-        chip: Whose compiler is asked.
+        chip: Chip to compile for.
         profile: Simulate the final schedule. Where the profiler gives up on a program, the cycles are the heuristic's.
         limit_s: Seconds that the profiler has for one program.
         jobs: Compilers at a time; None is one for each processor.
@@ -125,9 +125,9 @@ def export_framed(function: Callable, inputs: tuple, params: Any = ()) -> export
     wait a thousand cycles for each.
 
     Args:
-        function: Of a tuple of arrays and a pytree.
+        function: Function of a tuple of arrays and a pytree.
         inputs: Arrays or shapes.
-        params: Of arrays or shapes.
+        params: Pytree of arrays or shapes.
     """
     leaves, tree = jax.tree.flatten(params)  # exported functions know no types but those of JAX
 

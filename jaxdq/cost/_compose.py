@@ -46,14 +46,14 @@ class Modelled(NamedTuple):
     Attributes:
         milliseconds: The sum over calls of the longer of schedule and memory, and what stands between the calls.
         parts: Kind of call -> milliseconds.
-        schedule_milliseconds: Of the final schedules alone, as if memory never made them wait.
-        memory_milliseconds: Of the bytes alone.
-        memory_bytes: From and to the chip's memory.
+        schedule_milliseconds: Milliseconds of the final schedules alone, as if memory never made them wait.
+        memory_milliseconds: Milliseconds of the bytes alone.
+        memory_bytes: Bytes moved from and to the chip's memory.
         guessed_fraction: Share of the cycles that no schedule was simulated for.
         contractions: "s8 x s8" -> number of dots and convolutions of these operands.
         temp_bytes: The most that is alive at one time: between calls, or within one.
-        code_bytes: Of the distinct calls' programs, each once.
-        compile_seconds: Of the compilations that were kept, done now or earlier.
+        code_bytes: Bytes of the distinct calls' programs, each once.
+        compile_seconds: Seconds of the compilations that were kept, done now or earlier.
         num_programs: Distinct programs.
     """
 
@@ -79,8 +79,8 @@ def modelled(variants: Mapping[str, Variant], chip: Chip, *, jobs: int | None = 
     Where grids are static, those of the call's time are looked up once among eight groups.
 
     Args:
-        variants: By name.
-        chip: Which chip.
+        variants: Variants by name.
+        chip: The chip.
         jobs: Compilers at a time; None is one for each processor.
     """
     wanted = {

@@ -41,7 +41,7 @@ class ExecutionMode(NamedTuple):
     """How a variant of the network runs its calls.
 
     Attributes:
-        dtype: Of activations and of what stays in float.
+        dtype: Dtype of activations and of what stays in float.
         blocked: Attention in blocks of queries, else with all scores at once.
         quantized: Whether kernels are quantized, as the plan has it.
         act: "static" or "dynamic" integers, or "float".
@@ -59,7 +59,7 @@ class LoweredCall(NamedTuple):
     Attributes:
         exported: The program, for a TPU.
         ratio: Cycles of the call for one of the program's.
-        param_bytes: That the call reads beside its inputs.
+        param_bytes: Bytes that the call reads beside its inputs.
     """
 
     exported: export.Exported
@@ -74,7 +74,7 @@ def lowered_call(call: Call, mode: ExecutionMode, site: SitePlan | None, attempt
         call: Which; of int8 where it is called with codes that an earlier one made.
         mode: How the variant runs.
         site: The plan's; None where it has none.
-        attempt: Which of `ATTEMPTS`.
+        attempt: Index into `ATTEMPTS`.
     """
     small, ratio = _shrunk(call, ATTEMPTS[attempt])
     function, params = _function(small, mode, site)

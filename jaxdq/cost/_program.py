@@ -22,9 +22,9 @@ class Instruction(NamedTuple):
 
     Attributes:
         name: Unique in the program.
-        type: Of the result, such as "bf16[8,128]{1,0}".
+        type: Type of the result, such as "bf16[8,128]{1,0}".
         op: "fusion", "convolution", "while", ...
-        rest: From the operands on.
+        rest: The line from the operands on.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Program(NamedTuple):
 
     Attributes:
         cycles: Kind ("matrix", "copy" or "other") -> cycles, every loop's body as often as it runs.
-        guessed: Of those, the cycles of instructions that the schedule did not price, as the tiling heuristic has it.
+        guessed: The part of them due to instructions that the schedule did not price, as the tiling heuristic has it.
         contractions: "s8 x s8" -> number of dots and convolutions of these operands.
         conditionals: Number of conditionals that have a contraction in a branch; tables may be chosen by one.
     """

@@ -32,9 +32,9 @@ class VariantSpec(NamedTuple):
 
     Attributes:
         mode: How it runs; its dtype is that of activations where the platform is fast in bfloat16.
-        weight_bits: Of kernels.
-        act_bits: Of inputs.
-        what: For readers.
+        weight_bits: Bits of kernels.
+        act_bits: Bits of inputs.
+        what: One line for readers.
     """
 
     mode: ExecutionMode

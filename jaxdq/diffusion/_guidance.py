@@ -61,7 +61,7 @@ def guided(denoiser: Denoiser, unconditional: Sequence[Any], *, guidance_scale: 
     Args:
         denoiser: A conditional model whose conditions are those to be guided towards: a text encoder's rows for P
             prompts, say.
-        unconditional: For each of its conditions the array without: [1, ...] or [P, ...], such as the embedding of "".
+        unconditional: For each condition, the array that stands for none: [1, ...] or [P, ...], such as that of "".
         guidance_scale: A finite number; 1 is the conditional network alone.
 
     Returns:

@@ -33,9 +33,9 @@ class Leaf(NamedTuple):
 
     Attributes:
         path: `a/b/bias`.
-        shape: Of the array.
+        shape: Shape of the array.
         dtype: Its name.
-        digest: Of its numbers; "" of an array that goes on a grid, or had no numbers when the plan was made.
+        digest: Digest of its numbers; "" of an array that goes on a grid, or had no numbers when the plan was made.
     """
 
     path: str
@@ -63,7 +63,7 @@ def check_belongs(params: Any, plan: "Plan", what: str, remedy: str, *, quantize
 
     Args:
         params: A params tree; arrays, shapes or tracers.
-        plan: Of the network.
+        plan: Plan of the network.
         what: What to call the params in a sentence.
         remedy: What to do about it.
         quantized: Whether planned kernels are on their grids already.
@@ -97,8 +97,8 @@ def calling(module: Any, plan: "Plan", called: Collection[str], *, is_whole: boo
     """Refuses, around its call with quantized params, a module that is not the plan's network.
 
     Args:
-        module: That is called.
-        plan: Of the params.
+        module: Module that is called.
+        plan: Plan of the params.
         called: Paths of the integer sites that were called, filled in the meantime.
         is_whole: Whether all of the network is called.
 

@@ -11,8 +11,8 @@ def check_coverage(plan: Plan, name: str) -> str:
     """Refuses a plan that quantizes nothing; says what one leaves in float that quantizes less than half.
 
     Args:
-        plan: Of the network.
-        name: Of the network, for the sentence.
+        plan: Plan of the network.
+        name: Name of the network, for the sentence.
 
     Returns:
         A sentence; "" where half of the multiply-accumulates or more run on integers.

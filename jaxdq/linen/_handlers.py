@@ -26,7 +26,7 @@ def handlers_of(params: QuantizedParams, grid_of: GridOf, t: jax.Array | np.ndar
     """Path -> handler of every module that does not run as flax would run it.
 
     Args:
-        params: Of the network.
+        params: Params of the network.
         grid_of: (site, name of an input, the input) -> its grid in this call.
         t: The model time of this call, a scalar or one for each row.
     """
@@ -98,8 +98,8 @@ def call_on_integers(
         module: `Dense`, `DenseGeneral`, `Conv` or `Einsum`.
         inputs: Float arrays: one, or both sides of a product.
         grids: One for each input, a scalar each or broadcastable with size 1 along contracted axes.
-        scheme: Of the inputs.
-        dtype: Of the float kernel, which flax's promotion takes part in.
+        scheme: Scheme of the inputs.
+        dtype: Dtype of the float kernel, which takes part in flax's type promotion.
     """
     kind = kind_of(module)
     assert kind is not None
@@ -116,7 +116,7 @@ def call_on_codes(module: nn.Module, inputs: Sequence[QTensor], dtype: jax.typin
     Args:
         module: Bound, with a `QTensor` for its kernel, as `call_on_integers` takes it.
         inputs: One, or both sides of a product.
-        dtype: Of the result, where the module has none of its own.
+        dtype: Dtype of the result, where the module has none of its own.
     """
     kind = kind_of(module)
     assert kind is not None

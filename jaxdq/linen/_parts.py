@@ -62,8 +62,8 @@ def round_parts(kernel: jax.Array, decided: Parts, sizes: Sequence[int], axis: i
         kernel: The original one.
         decided: Grids or codes.
         sizes: Input channels of each part.
-        axis: That they lie along.
-        scheme: Of every part.
+        axis: Axis that they lie along.
+        scheme: Scheme of every part.
 
     Raises:
         InputError: Another number of parts, or grids of another scheme.
@@ -117,10 +117,10 @@ def call_on_parts(
     Args:
         module: Bound, with the kernel as its own.
         x: float[..., C], as the contraction meets it.
-        kernel: In codes.
-        grids: Of the inputs: one for each part, or one for all.
-        scheme: Of the inputs.
-        dtype: Of the result.
+        kernel: Kernel in codes.
+        grids: Grids of the inputs: one for each part, or one for all.
+        scheme: Scheme of the inputs.
+        dtype: Dtype of the result.
     """
     kind = kind_of(module)
     assert kind is not None

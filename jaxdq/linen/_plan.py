@@ -238,8 +238,8 @@ def on_pieces(
     """What a visitor makes of an input: `function` of it, or of each of its pieces; x itself where it stays in float.
 
     Args:
-        activations: Of a plan; keys are names of inputs, or `path[start:stop]` of pieces along the last axis.
-        name: Of the input.
+        activations: Those of a plan; keys are names of inputs, or `path[start:stop]` of pieces along the last axis.
+        name: Name of the input.
         x: The input.
         function: (name of the activation, array) -> an array of its shape.
     """
@@ -257,7 +257,7 @@ def make_plan(rules: Sequence[Rule], sites: Iterable[Site], params: Any = None) 
 
     Args:
         rules: In order of precedence.
-        sites: From `find_sites`.
+        sites: Sites from `find_sites`.
         params: The params tree, to name what belongs to no site, and to know it again; optional.
 
     Returns:

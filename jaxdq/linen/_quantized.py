@@ -38,7 +38,7 @@ class Calibration:
         params: Path of a leaf, `a/b/bias` -> the array that takes its place: corrected biases, fine-tuned leaves.
         tables: Path of a module that sees nothing but the time -> f32[T, ...], what it returns for one row at every
             model time; the module and its params are gone.
-        correction: Of the network's ends, by model time.
+        correction: Correction of the network's ends, by model time.
         instead: Another calibration that runs at some times; None where this one always runs.
     """
 
@@ -58,7 +58,7 @@ class Instead:
     """What runs in place of a calibration at some times.
 
     Attributes:
-        calib: Of the same network; None is the float network.
+        calib: Calibration of the same network; None is the float network.
         at: bool[T], the model times at which it runs.
     """
 
@@ -76,7 +76,7 @@ class QuantizedParams:
         acts: Grids of the activations by time group; its columns are the plan's.
         plan: Which site runs on which integers (static).
         variables: The network's collections other than params, as in `Calibration`.
-        correction: Of the network's ends, by model time, as in `Calibration`.
+        correction: Correction of the network's ends, by model time, as in `Calibration`.
     """
 
     params: Any
@@ -96,8 +96,8 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
 
     Args:
         params: The float params that were calibrated, nested dict.
-        calib: From `jaxdq.calibrate`.
-        dtype: Of what stays in float and of what flows between the sites: bfloat16 is half the memory traffic of
+        calib: Result of `jaxdq.calibrate`.
+        dtype: Dtype of what stays in float and of activations between the sites: bfloat16 is half the memory traffic of
             float32, and what a TPU is fast in. Then `jaxdq.apply` casts images and sequences to it, and the output back
             to what came; layers with a dtype of their own keep theirs. None leaves it to the params.
 

@@ -41,7 +41,7 @@ def rows_of(layer: nn.Module, x: jax.Array, shape: tuple[int, ...]) -> jax.Array
     Args:
         layer: Unbound, one for which `without_rows` has no reason.
         x: float[...], what the layer is called with.
-        shape: Of its kernel, [*contracted, *features].
+        shape: Shape of its kernel, [*contracted, *features].
 
     Returns:
         f32[G, R, K]: G feature groups (1 but for grouped convolutions), R positions, K products in each.

@@ -18,10 +18,10 @@ def run(traced: Trace, visitor: Visitor, params: Any, args: tuple) -> Any:
     array at the top, so that it may keep it.
 
     Args:
-        traced: From `trace`.
+        traced: Result of `trace`.
         visitor: (name, x) -> x, names as in `Site.inputs`.
-        params: Of the shapes that were traced.
-        args: Of the shapes that were traced.
+        params: Params of the shapes that were traced.
+        args: Arguments of the shapes that were traced.
     """
     leaves = jax.tree.leaves((params, *args))
     out = _run(traced.closed.jaxpr, traced.closed.consts, leaves, traced.found, visitor)

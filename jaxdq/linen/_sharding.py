@@ -21,7 +21,7 @@ def shard_by_output(qparams: QuantizedParams, mesh: Mesh, axis: str) -> Quantize
 
     Args:
         qparams: What `jaxdq.quantize` returned; arrays or `jax.ShapeDtypeStruct`.
-        mesh: Of any number of axes.
+        mesh: Mesh of any number of axes.
         axis: The name of the one over which channels are split.
 
     Returns:

@@ -31,14 +31,14 @@ class Site:
     Attributes:
         path: The module's path in the params tree, `a/b/c`.
         kind: "dense", "conv" or "product" (two arrays and no kernel).
-        shape: Of the kernel; of a product, of its right-hand side.
+        shape: Shape of the kernel; for a product, of its right-hand side.
         channel_axes: The kernel's output axes; () for a product.
         rows: Positions of one image at which the kernel is applied; 1 on the path of the time embedding.
         macs: Multiply-accumulates for one row of the batch.
         unsupported: Why it can't run on integers; "" where it can.
         takes_weights: Whether its kernel can be on a grid even so, since what computes there sees it in float.
         stacked: Axes of the kernel that `nn.scan` goes through, one layer after the other.
-        dtype: Of the kernel, which flax's promotion takes part in.
+        dtype: Dtype of the kernel, which takes part in flax's type promotion.
         batch_first: Whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
         reads: Path of the first site that is called with the very same array (keys and values have that of queries,
             say), so that one grid can serve all of them; "" where this is the first, or has nobody to share with, as

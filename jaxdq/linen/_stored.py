@@ -83,7 +83,7 @@ def from_arrays(tree: dict[str, Any], plan: Any) -> Any:
 
     Args:
         tree: The arrays.
-        plan: From `plan_from`.
+        plan: Result of `plan_from`.
     """
     if isinstance(plan, tuple):
         first, second = (from_arrays(tree["choices"][str(index)], one) for index, one in enumerate(plan))

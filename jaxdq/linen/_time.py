@@ -66,7 +66,7 @@ def grids_at(acts: Acts, t: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Arra
     """(scale, zero_point) of every quantized activation at t: [A], or [B, A] where t is a vector.
 
     Args:
-        acts: Of T timesteps.
+        acts: Grids over T timesteps.
         t: Any number type, scalar or [B]; a t in [0, T] has the group of the nearest whole time from 0 to T-1.
 
     Raises:

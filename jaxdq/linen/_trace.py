@@ -29,8 +29,8 @@ class Call(NamedTuple):
     """One call of a layer, as the module made it.
 
     Attributes:
-        path: Of the layer.
-        kind: Of the layer.
+        path: Path of the layer.
+        kind: Kind of the layer.
         module: The layer, unbound.
         inputs: The arrays it was called with (tracers, to tell them apart by identity).
         params: Shapes of its own params.
@@ -81,7 +81,7 @@ class _Origin(NamedTuple):
     """A leaf of params, or the slice of it that a scan's body sees.
 
     Attributes:
-        path: Of the leaf.
+        path: Path of the leaf.
         axes: Its axes that are left, in the order in which the slice has them.
         stacked: Its axes that scans go through.
     """
@@ -108,7 +108,7 @@ class Trace:
     Attributes:
         closed: The jaxpr of `(params, *args) -> leaves of the output`.
         out_tree: Structure of the output.
-        calls: In the order in which the module made them.
+        calls: Calls in the order in which the module made them.
         conditions: The arrays of two axes or more that the network is called with, but for its first.
         found: Id of an equation -> what it is; those that are calls of layers.
         read: Paths of leaves of params that something else than their own layer reads.

@@ -21,7 +21,7 @@ class Unit(NamedTuple):
     """One call of a unit.
 
     Attributes:
-        path: Of the module in the params tree, `a/b/c`.
+        path: Path of the module in the params tree, `a/b/c`.
         module: The module alone, unbound: `module.apply({"params": params}, *args, **kwargs)` is the call.
         params: Its own params.
         args: Positional arguments of the call.
@@ -42,7 +42,7 @@ def at_units(is_unit: IsUnit, on_unit: Callable[[nn.Module, tuple, dict, Any], A
     """Within, every call of an outermost unit is shown to `on_unit`, and returns what that returns.
 
     Args:
-        is_unit: Of bound modules.
+        is_unit: Predicate of bound modules.
         on_unit: (bound module, args, kwargs, output) -> output.
     """
     inside = 0

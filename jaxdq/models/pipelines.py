@@ -75,7 +75,7 @@ def denoiser_from_pipeline(
         pipeline: A `FlaxStableDiffusionPipeline` or `FlaxStableDiffusionXLPipeline`.
         params: Its params, not replicated.
         prompts: P >= 1 texts; image i takes prompt i % P.
-        guidance_scale: Of classifier-free guidance.
+        guidance_scale: Scale of classifier-free guidance.
 
     Returns:
         Denoiser: of latents, float[H, W, C] with the UNet's sample_size as H and W.

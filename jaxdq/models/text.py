@@ -26,7 +26,7 @@ class TextEncoder(NamedTuple):
     """A model's tokenizers and text encoders: one of each in Stable Diffusion 1 and 2, two in XL.
 
     Attributes:
-        tokenizers: As transformers has them.
+        tokenizers: Tokenizers of transformers.
         encoders: Flax text encoders of transformers, `encoder(ids, params=params)`.
         params: The params of each encoder.
     """
@@ -76,7 +76,7 @@ def conditions_of(encoder: TextEncoder, prompts: Sequence[str], side: int) -> tu
     Args:
         encoder: The model's own.
         prompts: P >= 1 texts.
-        side: Of the images in pixels, which XL is told.
+        side: Side of the images in pixels, an input of XL.
 
     Returns:
         (conditional, unconditional), rows P and 1. As diffusers' pipelines have it, no prompt is the embedding of ""
@@ -98,7 +98,7 @@ def load_text_denoiser(folder: str | Path, prompts: Sequence[str], *, guidance_s
         folder: With `tokenizer/` and `text_encoder/` (and a second of each in XL) beside `unet/` and `scheduler/`; or a
             Hub id, as `jaxdq.load_denoiser` takes it.
         prompts: P >= 1 texts; image i takes prompt i % P.
-        guidance_scale: Of classifier-free guidance.
+        guidance_scale: Scale of classifier-free guidance.
 
     Returns:
         Denoiser: of latents, guided.

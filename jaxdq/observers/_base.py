@@ -78,7 +78,7 @@ def search_range(
         error_of: `(low, high) -> f32[...]`, elementwise: each entry is a range of its own.
         low: f32[...], the full range, which is among the candidates and wins ties.
         high: f32[...].
-        scheme: Whose symmetry decides which searches are worth their time.
+        scheme: Scheme; its symmetry decides which searches are worth their time.
         num_candidates: Ratios tried per search, one at a time, so that memory does not grow with them.
 
     Returns:

@@ -31,7 +31,7 @@ def ema(decay: float = 0.9) -> Observer:
     share out evenly make two of one.
 
     Args:
-        decay: In [0, 1); 0 is the last batch alone.
+        decay: Decay in [0, 1); 0 is the last batch alone.
 
     Returns:
         Observer. merge is the mean weighted by the number of batches: commutative, and associative up to float

@@ -107,7 +107,7 @@ def points_and_shares(state: HistogramState) -> tuple[jax.Array, jax.Array]:
     of exact zeros are missing from their sum: zeros have no error.
 
     Args:
-        state: Of a histogram observer (`mse`, `percentile`).
+        state: State of a histogram observer (`mse`, `percentile`).
 
     Returns:
         points: f32[P], and shares: f32[P] >= 0, which sum to at most 1.

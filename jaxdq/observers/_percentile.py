@@ -18,7 +18,7 @@ def percentile(p: float = 99.99) -> Observer:
     smallest value. A tail of zeros ends exactly at 0.
 
     Args:
-        p: In (50, 100], per cent; 100 is `minmax`.
+        p: Percentage in (50, 100]; 100 is `minmax`.
 
     Returns:
         Observer; merge is exact and associative (see `_histogram`).

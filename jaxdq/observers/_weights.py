@@ -75,7 +75,7 @@ def percentile_weights(p: float = 99.9) -> WeightQParams:
     channel of which that would leave nothing but zeros keeps its whole range: its few other weights are all it has.
 
     Args:
-        p: In (50, 100], per cent; 100 is `minmax_weights`, and so is 99.9 for channels of less than 1,000 weights.
+        p: Percentage in (50, 100]; 100 is `minmax_weights`, and so is 99.9 for channels of less than 1,000 weights.
 
     Returns:
         As `minmax_weights`.

@@ -26,7 +26,7 @@ class Window:
     Attributes:
         strides: One per space axis.
         padding: "SAME", "SAME_LOWER" or "VALID", in any case, or (before, after) per space axis.
-        dilation: Of the kernel, one per space axis.
+        dilation: Dilation of the kernel, one per space axis.
         groups: Feature groups; C and N are divided into as many parts.
     """
 
@@ -73,7 +73,7 @@ def conv_general_dilated(
         rhs: Codes [*window, C / groups, N]; scale per tensor or per output channel ([1, ..., 1, N]).
         window: Strides, padding, dilation, groups.
         bias: float[N] or broadcastable to the output.
-        out_dtype: Of the output; None is float32.
+        out_dtype: Dtype of the output; None is float32.
 
     Returns:
         float[B, *space', N].

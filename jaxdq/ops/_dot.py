@@ -30,7 +30,7 @@ def dot_general(
         rhs: Likewise; its `code_sum` is used where lhs has a zero point and the sum was computed ahead.
         dimension_numbers: ((lhs contracting, rhs contracting), (lhs batch, rhs batch)), non-negative, as in `lax`.
         bias: Float, broadcastable to the output.
-        out_dtype: Of the output; None is float32.
+        out_dtype: Dtype of the output; None is float32.
 
     Returns:
         float[*batch, *lhs free, *rhs free].

@@ -74,7 +74,7 @@ def finish(
         correction: int32, broadcastable to it; 0 where there are no zero points.
         scale: f32, broadcastable to it: the product of both operands' scales.
         bias: Float, broadcastable to it, or None.
-        out_dtype: Of the result; None is float32.
+        out_dtype: Dtype of the result; None is float32.
     """
     scale = _row(scale)
     out = total.astype(jnp.float32) * scale

@@ -24,7 +24,7 @@ class Shapes(NamedTuple):
         batch: B.
         width: The smallest space axis of the input.
         channels: C.
-        taps: Of the window.
+        taps: Number of taps of the window.
         strides: The largest.
     """
 
@@ -39,9 +39,9 @@ class FormRule(NamedTuple):
     """One line of the table.
 
     Attributes:
-        platform: As JAX names it: cpu, tpu, cuda, rocm.
+        platform: JAX's name of it: cpu, tpu, cuda, rocm.
         applies: Whether to these shapes.
-        form: Of `FORMS`.
+        form: One of `FORMS`.
         why: What was measured.
     """
 
@@ -109,7 +109,7 @@ def convolve_codes(
         rhs: int8[*window, C / groups, N].
         window: Strides, dilation, groups.
         pads: (before, after) for each space axis.
-        space: Of the input before anything was padded; None is that of lhs.
+        space: Space axes of the input before padding; None is that of lhs.
     """
     batch, *sides, channels = _AS_IF.get() or (lhs.shape[0], *(space or lhs.shape[1:-1]), lhs.shape[-1])
     shapes = Shapes(batch, min(sides), channels, math.prod(rhs.shape[:-2]), max(window.strides))

@@ -78,8 +78,8 @@ def sample(
         num_images: N >= 1.
         key: A random key.
         batch_size: Images at a time; the last batch is filled up and cut, so that nothing is traced again.
-        mesh: Of one axis, over whose devices the images of a batch are sharded (a multiple of their number is drawn at
-            a time) and the params replicated; None is one device. Over several hosts every process makes the same call
+        mesh: Mesh of one axis. The images of a batch are sharded over its devices (a multiple of their number is drawn
+            at a time); the params are replicated. None is one device. Over several hosts every process makes the same call
             and has all images.
 
     Returns:
@@ -270,7 +270,7 @@ def one_pass(
         data: The states.
         batch_size: Images at a time.
         counts: int[S], how many images of each step are shown, in turn (`turns`); None is all.
-        mesh: Whose devices share a batch.
+        mesh: Mesh whose devices share a batch.
     """
     counts = np.full(data.num_steps, data.num_images) if counts is None else counts
     turn = turns(counts)

@@ -38,10 +38,10 @@ class Walk(NamedTuple):
         denoiser: The network, its shapes and conditions.
         sampler: Says whether fresh noise enters.
         coefficients: The sampler's numbers of every step.
-        key: Of the images' noise: image i is that of `jaxdq.sample` with this key.
+        key: Key of the images' noise: image i is that of `jaxdq.sample` with this key.
         num_images: N.
         batches: Indices of the images, in batches of one size; the last one is filled up.
-        mesh: Whose devices share a batch; None is one device.
+        mesh: Mesh whose devices share a batch; None is one device.
     """
 
     denoiser: Denoiser
@@ -86,7 +86,7 @@ class Walk(NamedTuple):
             x: The latents before.
             output: What the network said of them, corrected or not.
             step: 0 is the noisiest.
-            params: Whose correction says how much fresh noise enters, where it does; None leaves it to the sampler.
+            params: Params, whose correction may set how much fresh noise enters; None leaves it to the sampler.
         """
         coefficients = self.coefficients if params is None else with_noise_of(params, self.coefficients)
         numbers = jax.tree.map(lambda leaf: leaf[self._checked(step)], coefficients)
@@ -144,7 +144,7 @@ def walk(
         num_images: N >= 1.
         key: A random key, as `jaxdq.sample` takes it.
         batch_size: Images at a time.
-        mesh: Of one axis, whose devices share a batch.
+        mesh: Mesh of one axis, whose devices share a batch.
 
     Returns:
         Walk.
@@ -176,7 +176,7 @@ def predict(
         t: int32[], the model time.
         image_index: int32[N], whose conditions these latents have.
         batches: Positions 0..N-1 in batches of one size (`batches_of`); the last one goes on from 0.
-        mesh: Whose devices share a batch; None is one device.
+        mesh: Mesh whose devices share a batch; None is one device.
 
     Returns:
         f32[N, H, W, C].

@@ -15,8 +15,8 @@ class SizeRow(NamedTuple):
 
     Attributes:
         label: What is counted, in plain words.
-        float_bytes: In the float model.
-        quantized_bytes: In the quantized one, codes packed, scales included.
+        float_bytes: Bytes in the float model.
+        quantized_bytes: Bytes in the quantized model, codes packed, scales included.
     """
 
     label: str
@@ -56,7 +56,7 @@ def planned_bytes(params: Any, plan: Plan) -> int:
 
     Args:
         params: Arrays or `jax.ShapeDtypeStruct`.
-        plan: Which site runs on which integers.
+        plan: Plan of the network.
     """
     table, one_group = (1, len(plan.columns)), _no_array((1,), jnp.int32)
     acts = Acts(_no_array(table, jnp.float32), _no_array(table, jnp.int32), one_group, plan.columns)

@@ -12,7 +12,7 @@ def move_boundaries(
 
     Args:
         group_of_step: int[S], where it starts.
-        error: Of that partition.
+        error: Error of that partition.
         error_of: Partition -> error; a move that does not lower it, or makes it NaN, is taken back.
         most: Calls of `error_of`.
 

@@ -41,8 +41,8 @@ def round_by_error(
     Args:
         w: f32[K, N], float weights.
         hessian: f32[K, K].
-        qparams: Of w, scalar or f32[N].
-        scheme: Of w.
+        qparams: Grid of w, scalar or f32[N].
+        scheme: Scheme of w.
         greedy: `obq` in place of `gptq`.
         damping: As in `damped`.
 
@@ -66,8 +66,8 @@ def gptq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, 
     Args:
         w: f32[K, N].
         hessian: f32[K, K], positive definite (see `damped`).
-        qparams: Of w, scalar or f32[N].
-        scheme: Of w.
+        qparams: Grid of w, scalar or f32[N].
+        scheme: Scheme of w.
         block: Inputs at a time; the same result to rounding.
 
     Returns:
@@ -122,8 +122,8 @@ def obq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, o
     Args:
         w: f32[K, N].
         hessian: f32[K, K], positive definite (see `damped`).
-        qparams: Of w, scalar or f32[N].
-        scheme: Of w.
+        qparams: Grid of w, scalar or f32[N].
+        scheme: Scheme of w.
         outputs_at_a_time: How many inverses are in memory.
 
     Returns:

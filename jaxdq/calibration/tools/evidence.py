@@ -96,7 +96,7 @@ def gather_evidence(work: Work, observer: Observer, data: Trajectories | None = 
     """Runs an observer on every quantized array at every step, in one pass over states.
 
     Args:
-        work: Whose float network and plan.
+        work: Work, for its float network and plan.
         observer: Such as `jaxdq.observers.minmax()`.
         data: The states that the network is shown, such as those that a quantized network walked through; None takes
             the float trajectories, of which the selected states are shown.

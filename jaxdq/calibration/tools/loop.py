@@ -36,7 +36,7 @@ def learn(
         state: The initial state, a pytree of arrays.
         batch_of: The i-th batch; a function of i alone, so that a resumed run sees what an unbroken one saw.
         num_updates: How many.
-        label: For the progress bar.
+        label: Label of the progress bar.
         checkpoint: A folder in which the state is kept every few updates; an earlier state there is continued, and
             ends in the same bits.
         judge: `state -> error` on the host, asked before the first update, after every `judge_every` and after the

@@ -41,11 +41,11 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
     """The i-th update's rows: a function of i alone, so that a resumed loop sees what an unbroken one saw.
 
     Args:
-        work: Whose chosen states are drawn from.
+        work: Work, for its selected states.
         weight: f64[S], what a squared error counts for at each step.
         num_rows: R at most, each of another step. Over a mesh, its next multiple of the number of devices: rows that
             weigh nothing are added.
-        key: Of the draws.
+        key: Key of the draws.
     """
     data, counts, mesh = work.data, counts_of(work), work.machine.mesh
     seen, turn = np.flatnonzero(counts), turns(counts)
@@ -80,7 +80,7 @@ def apply_by_row(module: Any, params: Any, visitor_at: Callable[[jax.Array], Vis
 
     Args:
         module: The network.
-        params: In float.
+        params: Params in float.
         visitor_at: `step int32[] -> visitor`.
         rows: R states.
     """

@@ -17,7 +17,7 @@ class ModelClass(NamedTuple):
     """What belongs to one of diffusers' classes.
 
     Attributes:
-        class_name: Of the PyTorch class, which a pickle is converted with.
+        class_name: Name of the PyTorch class, which a pickle is converted with.
         complete: Checks a configuration and fills in what it leaves out.
         build: Makes the module that a configuration describes.
     """
@@ -41,7 +41,7 @@ def abstract_params(module: UNet) -> Any:
     """Return the shapes of the module's parameters without making them.
 
     Args:
-        module: From ``unet2d_from_config`` or ``unet2d_condition_from_config``.
+        module: Result of ``unet2d_from_config`` or ``unet2d_condition_from_config``.
 
     Returns:
         The parameter tree with ``jax.ShapeDtypeStruct`` leaves, all float32.

@@ -68,7 +68,7 @@ class StoredWeights(NamedTuple):
         file: The file, or the index of several.
         num_params: The numbers in it.
         num_bytes: What they take there.
-        dtypes: Of the tensors, the most numbers first.
+        dtypes: Dtypes of the tensors, the most numbers first.
         misfit: The sentence that says why they are not this network's; "" where they are.
     """
 

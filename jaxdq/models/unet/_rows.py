@@ -160,8 +160,8 @@ def check_inputs(x: jax.Array, t_shape: tuple[int, ...], in_channels: int, *, mu
 
     Args:
         x: What should be float[B, H, W, in_channels].
-        t_shape: Of the time.
-        in_channels: Of the network.
+        t_shape: Shape of the time.
+        in_channels: Input channels of the network.
         multiple: A divisor of H and W.
         smallest: H and W, at least.
     """

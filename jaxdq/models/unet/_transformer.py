@@ -75,7 +75,7 @@ def gelu(x: jax.Array, *, approximate: bool) -> jax.Array:
 
     Args:
         x: float[...].
-        approximate: By the known tanh of a cubic, 5e-4 off, as some networks were trained.
+        approximate: Whether to use the tanh of a cubic, 5e-4 off, as some networks were trained.
 
     Returns:
         float[...] of x's dtype.
@@ -93,7 +93,7 @@ class Geglu(nn.Module):
     """``h * gelu(gate)`` with ``[h, gate] = proj(x)`` (Shazeer 2020).
 
     Attributes:
-        width: Of the result.
+        width: Width of the result.
         approximate: Gelu by its tanh approximation (True) or exactly (False).
     """
 
@@ -111,7 +111,7 @@ class FeedForward(nn.Module):
     """``net_2(net_0(x))``: four times as wide in between, with a gate.
 
     Attributes:
-        approximate_gelu: Of the gate.
+        approximate_gelu: Whether the gate uses it.
     """
 
     approximate_gelu: bool
@@ -131,7 +131,7 @@ class TransformerBlock(nn.Module):
 
     Attributes:
         num_heads: A divisor of the channels.
-        approximate_gelu: Of the feed-forward.
+        approximate_gelu: Whether the feed-forward uses it.
     """
 
     num_heads: int

@@ -54,7 +54,7 @@ def find_weights(folder: Path, class_name: str) -> WeightFiles:
     """Choose among the files of weights in a folder: the finest numbers, and those that the network samples with.
 
     Args:
-        folder: Of one network.
+        folder: Folder of one network.
         class_name: Diffusers' name of the network, for the advice how to convert a pickle.
 
     Raises:

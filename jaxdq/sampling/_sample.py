@@ -79,8 +79,8 @@ def sample(
         key: A random key.
         batch_size: Images at a time; the last batch is filled up and cut, so that nothing is traced again.
         mesh: Mesh of one axis. The images of a batch are sharded over its devices (a multiple of their number is drawn
-            at a time); the params are replicated. None is one device. Over several hosts every process makes the same call
-            and has all images.
+            at a time); the params are replicated. None is one device. Over several hosts every process makes the same
+            call and has all images.
 
     Returns:
         float32[N, H, W, C], clipped to the schedule's `clip_range` (images: [-1, 1]); where that is None the model

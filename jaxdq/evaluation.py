@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
         seconds: Phase -> wall-clock seconds, compilation included.
         image_space: "pixels", or "latents" where the model draws those and there was no `decode`; in the latter case
             what is said of images here is true of latents.
-        rows: int[R], which rows of the model's conditions the images have, in turn.
+        rows: int[R], rows of the model's conditions that the images cycle through.
     """
 
     t: np.ndarray
@@ -179,7 +179,7 @@ def noise_energies(denoiser: Denoiser, params: Any, data: Trajectories, *, batch
 
     Args:
         denoiser: The float model, which drew `data`.
-        params: What is held against it: quantized or float parameters.
+        params: Quantized or float parameters to compare with it.
         data: Trajectories of the float model.
         batch_size: Images at a time.
 

@@ -1,1 +1,1 @@
-"""What every floor may lean on, and which knows nothing of quantization: errors, paths, folders, trees, devices."""
+"""Helpers for every floor, independent of quantization: errors, paths, folders, trees, devices."""

@@ -1,4 +1,4 @@
-"""What a value was made with, in plain values of JSON: for metrics.json, and to tell one run from another."""
+"""Descriptions of values as plain JSON: for metrics.json, and to tell one run from another."""
 
 import dataclasses
 import functools

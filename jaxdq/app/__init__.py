@@ -1,1 +1,1 @@
-"""The command line, and what it leaves for a person: a run's folder, its report, tables."""
+"""The command line and its results: a run's folder, its report, tables."""

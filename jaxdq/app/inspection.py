@@ -20,7 +20,7 @@ class SiteRow(NamedTuple):
 
     Attributes:
         runs_as: "W8A8", "W8, float inputs" or "float".
-        what: The kind of layer; of what does not run on integers, the reason.
+        what: The kind of layer, or why it does not run on integers.
         paths: Paths of the sites.
         num_params: Number of params in their kernels.
         mac_fraction: Share of the network's multiply-accumulates.

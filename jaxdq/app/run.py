@@ -2,7 +2,7 @@
 
     DIR/quantized/     the checkpoint (`jaxdq.save`)
     DIR/model/         the float model's configurations, without its weights: enough to sample from DIR alone
-    DIR/metrics.json   what was asked for and what was measured
+    DIR/metrics.json   settings and measurements
     DIR/samples.png    float images above quantized ones, from the same noise
     DIR/report.html    all of it on one page
 
@@ -65,7 +65,7 @@ def quantize_model(
     goes on from there.
 
     Args:
-        settings: What is asked for.
+        settings: Settings of the run.
         out: The folder to write; one that holds anything is refused.
         overwrite: Whether an earlier run there is replaced, once the new one is whole.
         decode: As in `jaxdq.evaluate`; None takes the decoder in the model's `vae/`, if it can be read.
@@ -181,7 +181,7 @@ def sample_run(
         images: Number of images to draw, at least 1.
         steps: Number of steps of the sampler; None takes the run's.
         seed: Seed of the initial noise.
-        classes: As in `Settings`; the images have them in turn. None takes the run's.
+        classes: As in `Settings`; images cycle through them. None takes the run's.
         decode: As in `quantize_model`, where the model still is at the place that metrics.json names.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What is asked of a run, and the recipe and sampler that its settings name."""
+"""Settings of a run, and the recipe and sampler that they name."""
 
 import dataclasses
 import inspect

@@ -3,7 +3,7 @@
 - `Work` is what is known so far: the problem, the machine, the facts that were measured, and the calibration that
   follows from them.
 - A *calibrator* is a value that turns work into work that knows one thing more, or the same thing better: its name,
-  its function `(work, key) -> work`, the settings that it was made with, and the kinds of facts it needs and gives.
+  its function `(work, key) -> work`, its settings, and the kinds of facts it needs and gives.
 - A *recipe* is a name, rules, and a tuple of calibrators, run in order.
 
 So min-max quantization, as everyone does it, is
@@ -95,7 +95,7 @@ class Work(NamedTuple):
         machine: Where it is done.
         facts: Kind -> what was measured; a kind is the type of its value, declared in the file of the calibrator that
             measures it.
-        calib: The calibration, of which the plan is complete from the start. There is no other copy of what it holds.
+        calib: The calibration; its plan is complete from the start. Nothing it holds is copied elsewhere.
         log: (name, numbers) of each calibrator that has something to report: `tried` maps what was tried to the error
             of the images that came of it, `kept` names the one that stays, `updates` are curves.
     """
@@ -168,7 +168,7 @@ class Calibrator(NamedTuple):
     Attributes:
         name: Name in a recipe; also the folder of its state.
         run: `(work, key) -> work`.
-        settings: What it was made with, as plain values of JSON: shown in metrics.json, and by which a resumed run is
+        settings: Its arguments as plain values of JSON: shown in metrics.json, and by which a resumed run is
             told from another.
         needs: Kinds that must be known before: types of facts, `Grid` for the weights' grids, `Acts` for activations'.
         gives: Kinds that are known afterwards.

@@ -65,7 +65,7 @@ def price(work: Work) -> Proxy:
 def share_by_price(num_groups: int) -> Run:
     """Equal spans of the steps, each activation's grid the one of least propagated error in its group.
 
-    Beside `share_uniformly`, whose grids are the observer's own and know nothing of what an error costs.
+    Unlike `share_uniformly`, whose grids are the observer's own and ignore what an error costs.
     """
 
     def run(work: Work, key: jax.Array) -> Work:

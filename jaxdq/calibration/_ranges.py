@@ -1,4 +1,4 @@
-"""Ranges learned by gradient: what grids make the network's output, and not each activation, least wrong.
+"""Ranges learned by gradient: the grids that minimise the error of the network's output, not of each activation.
 
 With the groups fixed, every group's scale and zero point, and the weights' scales, follow the gradient of
 

@@ -1,4 +1,4 @@
-"""Measuring what an error costs the image."""
+"""The cost to the image of an error in an activation."""
 
 import jax
 

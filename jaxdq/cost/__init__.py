@@ -1,4 +1,4 @@
-"""What a network costs on a chip that is not at hand: the chip's compiler is asked about each of its calls.
+"""The cost of a network on a chip that is not at hand, from what the chip's compiler makes of each call.
 
 Nothing runs on a TPU here. Cycles come from the compiler's simulation of its own final schedule; waiting for memory is
 added by bytes and bandwidth.

@@ -91,7 +91,7 @@ def network_of(module: nn.Module, params: Any, *args: Any) -> Network:
 
     Args:
         module: A linen module, or a wrapper whose `apply(variables, ...)` calls one.
-        params: Its params, arrays or shapes, in the dtype that is asked about.
+        params: Its params, arrays or shapes, in the dtype to be priced.
         *args: Its arguments, arrays or shapes.
     """
     calls: list[Call] = []

@@ -1,4 +1,4 @@
-"""Asking the TPU compiler, on a machine without a TPU: workers that compile, and a cache of what they said."""
+"""The TPU compiler on a machine without a TPU: workers that compile, and a cache of their answers."""
 
 import concurrent.futures
 import hashlib

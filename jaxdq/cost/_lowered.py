@@ -1,4 +1,4 @@
-"""A call as a program of its own, in each execution mode: what the compiler is asked about."""
+"""A call as a program of its own, in each execution mode, for the compiler to price."""
 
 import dataclasses
 import math

@@ -109,7 +109,7 @@ class Denoiser:
         """The same model with these rows of its conditions.
 
         Args:
-            rows: int[R] >= 0; the images take them in turn, image i row `rows[i % R]` of what it is here.
+            rows: int[R] >= 0; images cycle through them: image i has row `rows[i % R]`.
         """
 
         def taken(array: Any) -> Any:

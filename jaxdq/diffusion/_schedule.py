@@ -26,7 +26,7 @@ class NoiseSchedule:
         prediction_type: What the model returns: the noise `eps`, the velocity
             `v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0` (Salimans & Ho 2022, app. D), or the sample `x_0`.
         clip_range: The predicted x_0 is clipped to [-clip_range, clip_range]; None leaves it alone (latent models).
-        spacing: How samplers spread their steps over the timesteps, unless they are told otherwise.
+        spacing: Default of how samplers spread their steps over the timesteps.
         steps_offset: Int >= 0, added to every timestep of the "leading" spacing.
         set_alpha_to_one: Whether DDIM's last step lands on abar = 1 (a clean image) or on `abar_0`.
         variance_type: DDPM's step variance: the posterior's ("small") or beta ("large"; Ho et al. 2020, sec. 3.2).

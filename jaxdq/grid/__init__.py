@@ -1,4 +1,4 @@
-"""What a quantized number is. Imports jax only."""
+"""The number grid: schemes, quantized tensors, rounding, packing. Imports jax only."""
 
 from jaxdq.grid._affine import SMALLEST_SCALE as SMALLEST_SCALE
 from jaxdq.grid._affine import dequantize as dequantize

@@ -95,7 +95,7 @@ def attends_as_in_diffusers(module: nn.Module, *args: Any, **kwargs: Any) -> boo
         return False
     try:
         given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
-    except TypeError:  # the call itself says what is wrong with it
+    except TypeError:  # the call itself reports what is wrong with it
         return False
     x, context = given.get("hidden_states"), given.get("context")
     if (

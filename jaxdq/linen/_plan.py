@@ -1,7 +1,7 @@
 """Rules and plans: which site runs on which integers, total and loud.
 
-A rule says what is wanted of the sites it matches; the plan says what happens at every site of one network. A site
-that no rule matches and a rule that matches no site are errors, since both are most often a typing slip that would
+A rule states what should happen at the sites it matches; the plan, what happens at every site of one network. A site
+that no rule matches and a rule that matches no site are errors: both are most often typing slips, which would
 otherwise pass as a float layer or as an unquantized network.
 """
 
@@ -113,7 +113,7 @@ class Plan:
         sites: One SitePlan for each site, in the order of execution.
         unplanned: (path, shape, reason) of parameters of two or more axes that belong to no site: they stay in float.
         dtype: What flows between the sites, such as "bfloat16"; "" is what flax makes of inputs and params.
-        leaves: The network's params, by which others are told from them; () where the plan was made without params.
+        leaves: Names, shapes and digests that identify the network's params; () for a plan made without params.
     """
 
     sites: tuple[SitePlan, ...]

@@ -1,4 +1,4 @@
-"""What calibration learned, and what runs: two pytrees and the pure function between them."""
+"""A calibration and the network that runs: two pytrees and the pure function between them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _FLOATS = ("bfloat16", "float16", "float32")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """All that was decided about one network: small, a pytree, independent of the sampler.
+    """All decisions about one network: a small pytree, independent of the sampler.
 
     Attributes:
         weights: Path of a site -> the grid that its kernel is rounded to, scales broadcastable to the kernel; or the
@@ -69,7 +69,7 @@ class Instead:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedParams:
-    """What runs and is saved: the params tree with `QTensor` in place of float kernels, and the activations' grids.
+    """The network that runs and is saved: params with `QTensor` in place of float kernels, and the activations' grids.
 
     Attributes:
         params: The network's params; the kernel of a quantized site is a `QTensor`, its float kernel is gone.

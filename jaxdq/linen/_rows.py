@@ -1,4 +1,4 @@
-"""What a layer's kernel multiplies, as the rows of a matrix: a layer is a least-squares problem in its kernel.
+"""The inputs of a layer as rows of a matrix: rounding its kernel is a least-squares problem.
 
 A layer is linear in its kernel, so that called with the identity for a kernel it returns the very numbers that it
 contracts: the patches of a convolution, whatever its padding, strides and dilation, or the inputs of a dense layer.

@@ -37,7 +37,7 @@ class Site:
         macs: Multiply-accumulates for one row of the batch.
         unsupported: Why it can't run on integers; "" where it can.
         takes_weights: Whether its kernel can be on a grid even so, since what computes there sees it in float.
-        stacked: Axes of the kernel that `nn.scan` goes through, one layer after the other.
+        stacked: Axes of the kernel along which `nn.scan` stacks layers.
         dtype: Dtype of the kernel, which takes part in flax's type promotion.
         batch_first: Whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
         reads: Path of the first site that is called with the very same array (keys and values have that of queries,

@@ -1,1 +1,1 @@
-"""Where denoisers come from and what surrounds them: diffusers' UNets, text encoders, decoders, Flax pipelines."""
+"""Sources of denoisers and their surroundings: diffusers' UNets, text encoders, decoders, Flax pipelines."""

@@ -1,4 +1,4 @@
-"""The one door to diffusers and transformers: opened only when asked for, and one sentence where it stays shut."""
+"""The only imports of diffusers and transformers: lazy, with one clear sentence where they are missing."""
 
 from typing import Any
 

@@ -19,7 +19,7 @@ between two observers is the idea of `qparams`, and what must be remembered for 
 Contract, kept by each and tested in one battery: a state that saw nothing, or only zeros, gives scale 1; zero lies
 exactly on the grid; values a power of two larger give a scale larger by that power; values with NaN or infinity give a
 scale of NaN or infinity, for the host to refuse with the name of the tensor. `merge` is associative and equal to
-updating in sequence, except for `ema`, which says what it does instead.
+updating in sequence, except for `ema`, whose docstring states what it does instead.
 
 A weight is seen whole and at once: `minmax_weights()`, `mse_weights(p)` and `percentile_weights(p)` are functions
 `(w, scheme) -> QParams`, with one scale for each channel of `scheme.channel_axis`.

@@ -1,4 +1,4 @@
-"""What recipes spend on searching and learning, unless they are given settings.
+"""Default budgets of the recipes' searching and learning.
 
 Eight bits leave little to gain. `digits` at W8A8, eight groups, seed 0: noise SQNR 37.6 dB before learning, 38.0 after
 20 updates, 38.4 after 40, 38.5 after 60, 38.7 after 120 (with the search's earlier form). Each update takes 0.4 s of

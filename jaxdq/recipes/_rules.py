@@ -1,4 +1,4 @@
-"""Which sites the recipes quantize, unless they are told otherwise."""
+"""The sites that recipes quantize by default."""
 
 import re
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a run leaves for a person: its numbers, its pictures and its page."""
+"""The results of a run: its numbers, its pictures and its page."""
 
 from jaxdq.app.report._folder import QUANTIZED as QUANTIZED
 from jaxdq.app.report._folder import check_free as check_free

@@ -40,7 +40,7 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `out` to build in: moved there at the end, removed if anything goes wrong.
 
     Args:
-        out: As in `check_free`, which is asked again at the end.
+        out: As in `check_free`, which is called again at the end.
         overwrite: As in `check_free`.
 
     Yields:

@@ -1,4 +1,4 @@
-"""What a person is told about the classes or prompts of a run."""
+"""One sentence about the classes or prompts that a run covered."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

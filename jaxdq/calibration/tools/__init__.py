@@ -1,4 +1,4 @@
-"""What several calibrators are made of: evidence, loops that learn, rows of states, tables of errors.
+"""Building blocks of calibrators: evidence, loops that learn, rows of states, tables of errors.
 
-A calibrator's file imports from here and from `jaxdq.calibration._base`, and knows no other calibrator.
+A calibrator's file imports from here and from `jaxdq.calibration._base`, and from no other calibrator.
 """

@@ -1,4 +1,4 @@
-"""What observers saw of every quantized activation at every step, and the grids that follow for any groups of steps.
+"""Observer states of every quantized activation at every step, and the grids that follow for any groups of steps.
 
 Evidence is kept by the name of the array. A plan's columns are looked up by that name, so that a plan that changes
 after the fact, such as one with other bits, finds its arrays or is refused.

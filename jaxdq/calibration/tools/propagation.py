@@ -1,4 +1,4 @@
-"""What an error in one activation at one step costs the image: errors propagated along the trajectory."""
+"""The cost to the image of an error in one activation at one step: errors propagated along the trajectory."""
 
 import functools
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What a loop that learns from the network's output sees in one update, and how its result is judged."""
+"""The batch of one update of a loop that learns from the network's output, and how its result is judged."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Which of the sampled states calibrators may look at."""
+"""The sampled states that calibrators may use."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class Selection(NamedTuple):
     """The calibration set.
 
     Attributes:
-        counts: int[S], how many states of each step are in it, its images in turn.
+        counts: int[S], number of states of each step in it; steps cycle through the images.
     """
 
     counts: np.ndarray

@@ -19,7 +19,7 @@ class ModelFiles(NamedTuple):
         beta_schedule: The schedule's name; "" where the scheduler's file is silent.
         parts: "name (class)" of the pipeline's other parts.
         weights: What is stored; None where there are no weights, or damaged ones.
-        no_weights: The sentence that says so; "" where there are weights.
+        no_weights: Why there are no weights, in a sentence; "" where there are some.
     """
 
     unet_class: str

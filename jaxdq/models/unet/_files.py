@@ -69,7 +69,7 @@ class StoredWeights(NamedTuple):
         num_params: The numbers in it.
         num_bytes: What they take there.
         dtypes: Dtypes of the tensors, the most numbers first.
-        misfit: The sentence that says why they are not this network's; "" where they are.
+        misfit: Why they are not this network's, in a sentence; "" where they are.
     """
 
     file: Path

@@ -55,7 +55,7 @@ def load_denoiser(
             conditions of a text-conditional model unless they are given.
         conditions: What the network takes after (x, t), each with a leading axis of rows. For a text-conditional model
             ``(encoder_hidden_states: float[P, M, K],)``, and for SDXL ``(encoder_hidden_states, text_embeds: float[P,
-            E], time_ids: float[P, 6])``; None goes through the classes of a class-conditional model in order.
+            E], time_ids: float[P, 6])``; None cycles through the classes of a class-conditional model.
 
     Returns:
         The denoiser. Its shape is that of the arrays the network draws: latents, where the pipeline has a VAE.

@@ -1,6 +1,7 @@
 """Rounding kernels so that what their layers return, and not each weight, comes closest (Optimal Brain Compression)."""
 
 import functools
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._common.devices import gather, replicate, replicated
-from jaxdq._common.errors import InputError
+from jaxdq._common.errors import InputError, InputWarning
 from jaxdq._common.progress import track
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least, check_not_negative
 from jaxdq.calibration.tools.compression import rounded_by_error
@@ -31,6 +32,7 @@ from jaxdq.linen import (
 from jaxdq.sampling import Batch, num_batches, one_pass
 
 RoundingMethod = Literal["gptq", "obq"]
+_DECIDED = "it is decided already"
 
 
 class Layer(NamedTuple):
@@ -69,8 +71,9 @@ def compensate_rounding(
     of every step count alike, half is what an error at that step costs the image. An output channel keeps nearest
     rounding where that is no worse, and so does the network where its images come no closer on the integer path.
 
-    Kernels that are no one matrix (stacked by `nn.scan`, cut into parts, masked, batched) keep nearest rounding and are
-    named in the log, as are codes that were decided before.
+    Kernels that are no one matrix (stacked by `nn.scan`, cut into parts, masked, batched) or whose inputs can't be seen
+    (inside `nn.jit` and its like) keep nearest rounding and are named in the log, as are codes that were decided
+    before. If those are more than half, a warning says so.
 
     Where we deviate from the source: one Hessian for all timesteps, weighted by step; inputs that are always 0 keep
     their weights, rounded to nearest, and are not zeroed.
@@ -102,7 +105,11 @@ def compensate_rounding(
         for portion in _portions(layers, portion_bytes):
             hessians = gather_hessians(work, portion, num_images)
             for path, layer in track(portion.items(), f"round by {method}"):
+                if not np.any(hessians[path]):
+                    left[path] = "no inputs of it were seen"
+                    continue
                 codes[path], errors[path] = _rounded(layer, hessians[path], method == "obq", damping)
+        _warn_of_most(left, len(codes), method)
         rounded = work.deciding(weights={**work.calib.weights, **codes})
         tried = {"nearest": image_error(work), method: image_error(rounded)} if codes else {}
         keep = tried and tried[method] <= tried["nearest"]
@@ -115,6 +122,18 @@ def compensate_rounding(
         return (rounded if keep else work).logging("compensate_rounding", log)
 
     return run
+
+
+def _warn_of_most(left: Mapping[str, str], num_rounded: int, method: str) -> None:
+    others = [f"'{path}' ({reason})" for path, reason in left.items() if reason != _DECIDED]
+    if len(others) > num_rounded:
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        warnings.warn(
+            f"{method} rounded {num_rounded} of {num_rounded + len(others)} kernels; the others keep nearest rounding: "
+            f"{shown}.",
+            InputWarning,
+            stacklevel=2,
+        )
 
 
 def gather_hessians(work: Work, layers: Mapping[str, Layer], num_images: int) -> dict[str, jax.Array]:
@@ -159,7 +178,7 @@ def _layers(work: Work) -> tuple[dict[str, Layer], dict[str, str]]:
         if site.weight is None:
             continue
         grid = work.calib.weights[site.path]
-        reason = without_rows(site, modules[site.path]) or ("" if isinstance(grid, Grid) else "it is decided already")
+        reason = without_rows(site, modules[site.path]) or ("" if isinstance(grid, Grid) else _DECIDED)
         if reason or not isinstance(grid, Grid):
             left[site.path] = reason
         else:

@@ -8,7 +8,7 @@ import pytest
 from pair import PARAMS, STATES, work
 from toys import NUM_TIMESTEPS, SHAPE, toy_denoiser
 
-from jaxdq import InputError, Rule, Scheme, apply, ddim, linear_schedule, quantize
+from jaxdq import InputError, InputWarning, Rule, Scheme, apply, ddim, linear_schedule, quantize
 from jaxdq.calibration import (
     Recipe,
     _rounding,
@@ -113,7 +113,7 @@ def test_decided_codes_stay_and_are_named():
 
 
 class Scanned(nn.Module):
-    """Two layers that nn.scan stacks, and one that stands alone."""
+    """Two layers that nn.scan stacks, twice, and one that stands alone."""
 
     @nn.compact
     def __call__(self, x, t):
@@ -122,6 +122,7 @@ class Scanned(nn.Module):
 
         scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
         h, _ = scanned(nn.Dense(x.shape[-1], name="many"), x, None)
+        h, _ = scanned(nn.Dense(x.shape[-1], name="more"), h, None)
         return nn.Dense(x.shape[-1], name="one")(h)
 
 
@@ -138,10 +139,28 @@ def test_stacked_kernels_keep_nearest_rounding_and_are_named():
             compensate_rounding(),
         ),
     )
-    work = run_recipe(toy_denoiser(Scanned()), recipe, sampler=ddim(3), key=KEY, num_images=2)
+    with pytest.warns(
+        InputWarning, match="gptq rounded 1 of 3 kernels; the others keep nearest rounding: 'many' .nn.scan"
+    ):
+        work = run_recipe(toy_denoiser(Scanned()), recipe, sampler=ddim(3), key=KEY, num_images=2)
     log = work.log[-1][1]
     assert list(log["layer_error"]) == ["one"] and "nn.scan" in log["left"]["many"]
     assert not isinstance(work.calib.weights["many"], QTensor)
+
+
+class Jitted(nn.Module):
+    """A layer inside a transformation, whose inputs no visitor sees, and one beside it."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        return nn.Dense(x.shape[-1], name="seen")(nn.jit(nn.Dense)(x.shape[-1], name="unseen")(x))
+
+
+def test_layers_whose_inputs_are_not_seen_are_named():
+    recipe = Recipe("toy", lambda sites: [Rule(".*", W4, A8)], (*BEFORE, compensate_rounding()))
+    work = run_recipe(toy_denoiser(Jitted()), recipe, sampler=ddim(3), key=KEY, num_images=2)
+    log = work.log[-1][1]
+    assert list(log["layer_error"]) == ["seen"] and log["left"] == {"unseen": "no inputs of it were seen"}
 
 
 @pytest.mark.parametrize(

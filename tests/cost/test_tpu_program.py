@@ -67,7 +67,7 @@ def test_no_sums_and_no_float32_of_an_activations_size_are_kept(name):
     make, shape, other = BLOCKS[name]
     composition = script("bench_composition")
     act = Scheme(8, symmetric=False)
-    whole, _ = composition.assembled(make(composition.STYLE), shape, other, composition.WAYS["W8A8"], act)
+    whole, _ = composition.assembled(make(composition.STYLE), shape, other, composition.MODES["W8A8"], act)
     kept = arrays_kept(whole)
     most = {kind: max((size for other, size in kept if other == kind), default=0) for kind in ("bf16", "f32", "s32")}
     assert most["bf16"] >= math.prod(shape)  # the reading sees the block's own input

@@ -43,9 +43,9 @@ def quantize(weight_bits):
     ("num_images", "learns", "rtol"),
     [
         (11, False, 1e-5),
-        pytest.param(5, False, 1e-5, marks=pytest.mark.slow),
-        pytest.param(16, False, 1e-5, marks=pytest.mark.slow),
-        pytest.param(11, True, 1e-3, marks=pytest.mark.slow),
+        (5, False, 1e-5),
+        (16, False, 1e-5),
+        (11, True, 1e-3),
     ],
 )
 def test_a_calibration_is_that_of_one_device(num_images, learns, rtol):
@@ -84,7 +84,6 @@ def test_images_are_those_of_one_device():
     np.testing.assert_allclose(one, eight, atol=1e-2)
 
 
-@pytest.mark.slow
 def test_pmap_takes_replicated_qparams():
     x, t = jax.random.normal(KEY, (8, 2, *SHAPE)), jnp.arange(8) * 2
     replicated = jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), quantize(8))
@@ -94,7 +93,7 @@ def test_pmap_takes_replicated_qparams():
         np.testing.assert_allclose(eps[device], one, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bits", [8, 4])
 def test_a_network_split_by_output_channels_says_the_same(bits):
     qparams, mesh = quantize(bits), jax.make_mesh((2, 4), ("data", "model"))
     split = jax.device_put(qparams, shard_by_output(qparams, mesh, "model"))
@@ -109,7 +108,6 @@ def test_a_network_split_by_output_channels_says_the_same(bits):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_mesh_whose_axes_are_explicit():
     mesh = jax.make_mesh((8,), ("images",), axis_types=(AxisType.Explicit,))
     x, label = (

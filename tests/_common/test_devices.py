@@ -63,10 +63,10 @@ def free_address():
         return f"localhost:{found.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_on_eight_devices(which):
+@pytest.mark.slow
+def test_on_eight_devices():
     file = TESTS / "on_eight_devices.py"
-    printed = finish(start("-m", "pytest", "-p", "no:cacheprovider", "-m", which, file, devices=8))
+    printed = finish(start("-m", "pytest", "-p", "no:cacheprovider", file, devices=8))
     assert " passed" in printed or "[100%]" in printed
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each a process of its own
 PROGRAM = """
 from jaxdq.app.compile_cache import use_compile_cache
 use_compile_cache()

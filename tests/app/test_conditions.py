@@ -54,6 +54,7 @@ def output_of(capsys, words) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_calibration_and_evaluation_spread_over_all_conditions():
     denoiser, qparams = toy_denoiser(Tiny(), (LABELS,)), tiny_quantized()[1]
     shown = []
@@ -116,6 +117,7 @@ def test_a_run_says_which_classes_it_saw(made, capsys):
     assert again["image_psnr_db"] == json.loads((made / "metrics.json").read_text())["image_psnr_db"]
 
 
+@pytest.mark.slow
 def test_classes_are_chosen_by_name(model, made, tmp_path, capsys):
     metrics = made_by(["quantize", model, "--classes", "0, 5,99"], tmp_path / "few")
     found = metrics["conditions"]

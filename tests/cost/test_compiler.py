@@ -126,6 +126,7 @@ def test_the_compiler_gets_the_flags_and_they_are_named_where_it_refuses(monkeyp
     assert profiled.startswith(f"--xla_some=1 {compiler._PROFILE}") and plain == "--xla_some=1"
 
 
+@pytest.mark.slow
 def test_an_answer_is_found_again_whoever_asks(fake):
     def deeper(depth):
         jax.clear_caches()
@@ -163,7 +164,7 @@ def test_a_dead_worker_is_asked_again_without_the_profiler(monkeypatch):
 
 
 @pytest.mark.parametrize("act", ["static", "dynamic", "float"])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
 def test_units_of_a_network_hold_what_their_variant_says(act, bits):
     denoiser = load_denoiser("digits")
     x, t = jnp.zeros((2, *denoiser.shape)), jnp.int32(0)

@@ -198,6 +198,7 @@ def test_the_prompts_of_a_pipeline_become_conditions_of_both_halves(loaded, fami
         np.testing.assert_allclose(without[0], nothing, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_importing_jaxdq_imports_neither_diffusers_nor_transformers():
     code = "import sys, jaxdq, jaxdq.app.run; assert not {'diffusers', 'transformers', 'torch'} & set(sys.modules)"
     path = os.pathsep.join([str(Path(jaxdq.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

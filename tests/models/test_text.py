@@ -133,6 +133,7 @@ def test_a_damaged_part_is_one_sentence(small, tmp_path, file, content, message)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value) and str(caught.value).endswith(".")
 
 
+@pytest.mark.slow
 def test_a_hub_id_brings_its_text_encoders(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     download = SimpleNamespace(snapshot_download=lambda hub_id, allow_patterns: str(small))

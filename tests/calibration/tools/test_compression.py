@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdq.calibration.tools.compression import damped, gptq, layer_error, obq, round_by_error
+from jaxdq.calibration.tools import compression
+from jaxdq.calibration.tools.compression import damped, layer_error
+from jaxdq.calibration.tools.compression import rounded_by_error as round_by_error
 from jaxdq.grid import QParams, Scheme, fake_quantize
 
+gptq = jax.jit(compression.gptq, static_argnames=("scheme", "block"))
+obq = jax.jit(compression.obq, static_argnames=("scheme", "outputs_at_a_time"))
 FOUR = Scheme(4, channel_axis=-1)
 TWO = Scheme(2, symmetric=False, channel_axis=-1)
 

@@ -131,10 +131,8 @@ def test_oracle_shards_of_diffusers(folder):
     chex.assert_trees_all_equal(params_of(folder), twin_params())
 
 
-@pytest.mark.parametrize(
-    ("dtype", "variant"),
-    [("float16", "fp16"), *(pytest.param("bfloat16", name, marks=pytest.mark.slow) for name in ("bf16", None))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "variant"), [("float16", "fp16"), ("bfloat16", "bf16"), ("bfloat16", None)])
 def test_half_precision_of_diffusers_is_read_as_float32(dtype, variant, folder):
     import torch
 

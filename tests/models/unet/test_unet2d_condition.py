@@ -103,12 +103,13 @@ def abstract_sites(name):
 
 
 # Parameters as counted by diffusers; two products for each attention, two attentions for each transformer block.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_params", "num_blocks"),
     [
         ("v1-4", 859_520_964, 16),
-        pytest.param("v2-1", 865_910_724, 16, marks=pytest.mark.slow),
-        pytest.param("xl-base", 2_567_463_684, 70, marks=pytest.mark.slow),
+        ("v2-1", 865_910_724, 16),
+        ("xl-base", 2_567_463_684, 70),
     ],
 )
 def test_golden_every_contraction_is_a_site(name, num_params, num_blocks):

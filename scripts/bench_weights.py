@@ -15,15 +15,23 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import block_rows
+import weights_rows
 from bench_rows import ROOT, add, digests_of, in_figures, is_fresh, read, spread
 from models import HELP, load
 from rich.console import Console
 from rich.table import Table
-from weights_rows import METHODS, Weights, rules_of
+from weights_rows import rules_of
 
 import jaxdq
 
-BEHIND = (ROOT / "scripts" / "weights_rows.py", ROOT / "jaxdq" / "diffusion" / "_ddim.py")  # the rows and their sampler
+METHODS = {**weights_rows.METHODS, **block_rows.METHODS}
+# What a row depends on: the file that makes it, and the sampler.
+BEHIND = {
+    name: (ROOT / "scripts" / f"{rows.__name__}.py", ROOT / "jaxdq" / "diffusion" / "_ddim.py")
+    for rows in (weights_rows, block_rows)
+    for name in rows.METHODS
+}
 # (figure of a row, head of its column, digits)
 COLUMNS = (
     ("noise_sqnr_db", "noise SQNR (dB)", 2),
@@ -56,23 +64,27 @@ def main(argv: list[str] | None = None) -> None:
     """Measure what is missing, then show all that was asked for."""
     args = parse(argv)
     denoisers = {denoiser.name: denoiser for denoiser in map(load, args.model)}
-    digests = digests_of(denoisers, *BEHIND)
+    behind = {files: digests_of(denoisers, *files) for files in set(BEHIND.values())}
+    digests = {(model, method): behind[BEHIND[method]][model] for model in denoisers for method in METHODS}
     asked = itertools.product(range(args.seeds), denoisers, args.bits, args.methods)
     tasks = [Task(model, bits, method, args.steps, args.images, seed) for seed, model, bits, method in asked]
     sampler = jaxdq.ddim(args.steps)
 
     @functools.lru_cache(maxsize=1)  # rows of one seed and model follow one another
-    def shared(model: str, seed: int) -> Weights:
-        return Weights(denoisers[model], sampler, seed, args.images)
+    def shared(model: str, seed: int) -> block_rows.Blocks:
+        return block_rows.Blocks(denoisers[model], sampler, seed, args.images)
 
     for index, task in enumerate([] if args.show else tasks):
-        if is_fresh(read(args.json), task.label, digests[task.model]):
+        digest = digests[task.model, task.method]
+        if is_fresh(read(args.json), task.label, digest):
             continue
-        row = shared(task.model, task.seed).weights_row(task.bits, task.method)
-        add(args.json, task.label, row, digests[task.model])
+        found = shared(task.model, task.seed)
+        make = found.blocks_row if task.method in block_rows.METHODS else found.weights_row
+        row = make(task.bits, task.method)
+        add(args.json, task.label, row, digest)
         print(f"{index + 1} of {len(tasks)}: {task.label}: {row['noise_sqnr_db']:.2f} dB", file=sys.stderr, flush=True)
     rows = read(args.json)
-    fresh = [task for task in tasks if is_fresh(rows, task.label, digests[task.model])]
+    fresh = [task for task in tasks if is_fresh(rows, task.label, digests[task.model, task.method])]
     for name in denoisers:
         Console(width=160).print(table_of(name, {task: rows[task.label] for task in fresh if task.model == name}))
     stale = sum(task.label in rows for task in tasks) - len(fresh)

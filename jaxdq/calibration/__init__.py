@@ -18,6 +18,8 @@ from jaxdq.calibration._groups import share_optimally as share_optimally
 from jaxdq.calibration._observe import observe as observe
 from jaxdq.calibration._ranges import RangeSettings as RangeSettings
 from jaxdq.calibration._ranges import learn_ranges as learn_ranges
+from jaxdq.calibration._reconstruction import ReconstructionSettings as ReconstructionSettings
+from jaxdq.calibration._reconstruction import reconstruct as reconstruct
 from jaxdq.calibration._refit import refit_ranges as refit_ranges
 from jaxdq.calibration._rounding import RoundingMethod as RoundingMethod
 from jaxdq.calibration._rounding import compensate_rounding as compensate_rounding

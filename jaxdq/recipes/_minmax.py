@@ -25,8 +25,9 @@ def minmax(
         act_bits: 2 to 8.
         ranges: "minmax" (nothing is clipped), "mse" (least rounding error), "percentile" (all but the outermost
             values) or "learned" (from "mse", by the gradient of the output's error).
-        weights: "nearest" rounding, or "gptq" or "obq", which let the other weights of a layer make up for each
-            weight's rounding error, and need the layer's inputs: below 8 bits of weights far closer images.
+        weights: "nearest" rounding; "gptq" or "obq", which let the other weights of a layer make up for each weight's
+            rounding error, and need the layer's inputs: below 8 bits of weights far closer images; or "adaround", which
+            learns block by block which weights are rounded up.
         learning: Settings of the learning, with ranges "learned"; None takes fewer updates at 8 bits than below.
 
     Returns:

@@ -73,13 +73,13 @@ def chosen(ranges: RangeMethod, learning: RangeSettings | None, default: RangeSe
 def in_equal_spans(
     num_groups: int,
     ranges: RangeMethod,
-    weights: WeightRounding,
+    weights: WeightRounding | tuple[Calibrator, ...],
     learning: RangeSettings | None,
     default: RangeSettings,
 ) -> tuple[Calibrator, ...]:
     """Calibrators that fit ranges in each of `num_groups` equal spans of the steps, and round the weights."""
     weight_range, act_range, learn = chosen(ranges, learning, default)
-    rounded = rounding(weights)
+    rounded = weights if isinstance(weights, tuple) else rounding(weights)
     sensitivity = (measure_sensitivity(),) if learn or rounded else ()
     spans = (fit_weights(weight_range), observe(act_range), *sensitivity, share_uniformly(num_groups))
     # Ranges are learned around the codes: weight scales that were learned for nearest rounding suit no other.

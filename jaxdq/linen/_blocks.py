@@ -1,0 +1,211 @@
+"""The blocks that a network is reconstructed by: which modules, in which order, and what each is called with.
+
+A block is the outermost module of few kernels: a ResNet block, a transformer block, an attention layer; what belongs to
+none is a block of one layer. A container (a level of a UNet) is none, however few kernels it has.
+"""
+
+import collections
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from flax.core.tracers import current_trace
+
+from jaxdq.linen._kinds import path_of
+from jaxdq.linen._units import at_paths, at_units
+
+_CONTAINER = re.compile(r"(Down|Up|Mid|Cross)\w*Block|Sequential|UNet\w*|Encoder|Decoder")
+
+
+class Blocks(NamedTuple):
+    """A network cut into blocks.
+
+    Attributes:
+        blocks: In the order of execution.
+        left: Path of a kernel that belongs to none -> why.
+    """
+
+    blocks: tuple["Block", ...]
+    left: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One module, called alone: `block.apply({"params": own}, *arrays)` with the arrays that it was called with.
+
+    Attributes:
+        path: Path of the module in the params tree, `a/b/c`.
+        kernels: Paths of its kernels, from the root of the network.
+        module: Unbound.
+        call: What is no array among the call's arguments, and how they are put together.
+        variables: Its collections other than params.
+    """
+
+    path: str
+    kernels: tuple[str, ...]
+    module: nn.Module
+    call: tuple[Any, tuple[Any, ...]]
+    variables: Mapping[str, Any]
+
+    def apply(self, variables: Any, *arrays: jax.Array) -> Any:
+        """The module's own call, with these arrays in place of its own."""
+        structure, fixed = self.call
+        given = iter(arrays)
+        leaves = [next(given) if leaf is _ARRAY else leaf for leaf in fixed]
+        args, kwargs = jax.tree.unflatten(structure, leaves)
+        return self.module.apply({**self.variables, **variables}, *args, **kwargs)
+
+    def name_of(self, relative: str) -> str:
+        """The name in the network of an array or a kernel that has this one in the block."""
+        return f"{self.path}/{relative}".strip("/") if not relative.startswith(":") else self.path + relative
+
+    def params_in(self, params: Any) -> Any:
+        """Its own params in the tree of the network."""
+        for part in self.path.split("/") if self.path else ():
+            params = params[part]
+        return params
+
+
+def cut_into_blocks(
+    module: nn.Module,
+    params: Any,
+    kernels: Collection[str],
+    *args: Any,
+    max_kernels: int = 10,
+    chosen: Collection[str] = (),
+) -> Blocks:
+    """Cuts a network into blocks, without computing.
+
+    Args:
+        module: A linen module, or a wrapper whose `apply(variables, ...)` calls one.
+        params: Its params.
+        kernels: Paths of the kernels that are to be in a block.
+        *args: The network's arguments; shapes welcome.
+        max_kernels: The most kernels of a block; 1 makes every layer one.
+        chosen: Patterns of paths (whole, as in `Rule`) of modules that are blocks whatever they hold; they come first.
+    """
+    called: list[tuple[str, str]] = []
+    inside: set[str] = set()
+
+    def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: Any) -> Any:
+        if context.method_name == "__call__":
+            path = path_of(context.module)
+            if current_trace() == outer[0]:
+                called.append((path, type(context.module).__name__))
+            else:
+                inside.add(path)
+        return next_fun(*call_args, **call_kwargs)
+
+    outer: list[Any] = []
+
+    def forward(params: Any, *args: Any) -> Any:
+        outer[:] = [current_trace()]
+        with nn.intercept_methods(visit):
+            return module.apply({"params": params}, *args)
+
+    jax.eval_shape(forward, params, *args)
+    times = collections.Counter(path for path, _ in called)
+    paths = _chosen(dict(called), kernels, max_kernels, [re.compile(pattern) for pattern in chosen])
+    once = {path: own for path, own in paths.items() if times[path] == 1}
+    often = {kernel: path for path, own in paths.items() if path not in once for kernel in own}
+    left = {kernel: f"'{path}' is called more than once" for kernel, path in often.items()}
+    held = {kernel for own in paths.values() for kernel in own}
+    left |= {
+        kernel: "it sits in a lifted transformation of the network itself" if kernel in inside else "nothing calls it"
+        for kernel in kernels
+        if kernel not in held
+    }
+    return Blocks(_in_order(module, params, once, args), left)
+
+
+def _chosen(
+    classes: Mapping[str, str], kernels: Collection[str], max_kernels: int, patterns: list[re.Pattern]
+) -> dict[str, tuple[str, ...]]:
+    """Path of a block -> its kernels."""
+    below = {path: tuple(k for k in kernels if k == path or not path or k.startswith(f"{path}/")) for path in classes}
+    # A module whose kernels no called module below it holds is as far as a network can be cut there.
+    paths = sorted((path for path in classes if below[path]), key=lambda path: path.count("/") + bool(path))
+
+    def is_block(path: str) -> bool:
+        own = below[path]
+        if any(pattern.fullmatch(path) for pattern in patterns) or path in own:
+            return True
+        deeper = [other for other in paths if other != path and (not path or other.startswith(f"{path}/"))]
+        if set(own) - {kernel for other in deeper for kernel in below[other]}:
+            return bool(path)
+        return bool(path) and len(own) <= max_kernels and _CONTAINER.search(classes[path]) is None
+
+    found: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        if not any(path == other or path.startswith(f"{other}/") for other in found) and is_block(path):
+            found[path] = below[path]
+    return found
+
+
+class _Array:
+    """Stands for an array among the arguments of a call."""
+
+    def __repr__(self) -> str:
+        return "array"
+
+
+_ARRAY = _Array()
+
+
+def _in_order(module: nn.Module, params: Any, paths: Mapping[str, tuple[str, ...]], args: tuple) -> tuple[Block, ...]:
+    found: list[Block] = []
+
+    def on_unit(unit: nn.Module, call_args: tuple, call_kwargs: dict, out: Any) -> Any:
+        leaves, structure = jax.tree.flatten((call_args, call_kwargs))
+        fixed = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+        others = {name: tree for name, tree in unit.variables.items() if name != "params"}
+        path = path_of(unit)
+        found.append(Block(path, paths[path], unit.clone(parent=None, name=None), (structure, fixed), others))
+        return out
+
+    def forward(params: Any, *args: Any) -> Any:
+        with at_units(at_paths(*paths), on_unit):
+            return module.apply({"params": params}, *args)
+
+    jax.eval_shape(forward, params, *args)
+    return tuple(found)
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+class AtBlocks:
+    """A network whose call returns, in place of its output, what goes into its blocks and comes out of them.
+
+    `apply(variables, *args)` returns, for each block in order, (the arrays it was called with, the arrays it returned).
+    It may be called through `jaxdq.apply`: then they are those of the network on integers.
+
+    Attributes:
+        module: The network.
+        blocks: Its blocks.
+    """
+
+    def __init__(self, module: Any, blocks: tuple[Block, ...]) -> None:
+        self.module, self.blocks = module, blocks
+
+        def apply(variables: Any, *args: Any, **kwargs: Any) -> list[tuple[tuple, tuple]]:
+            seen: dict[str, tuple[tuple, tuple]] = {}
+
+            def on_unit(unit: nn.Module, call_args: tuple, call_kwargs: dict, out: Any) -> Any:
+                given = tuple(leaf for leaf in jax.tree.leaves((call_args, call_kwargs)) if _is_array(leaf))
+                seen[path_of(unit)] = (given, tuple(jax.tree.leaves(out)))
+                return out
+
+            with at_units(at_paths(*(block.path for block in blocks)), on_unit):
+                module.apply(variables, *args, **kwargs)
+            return [seen[block.path] for block in blocks]
+
+        # Its arguments are the network's own, by whose names the time is found.
+        call = type(module).__call__ if callable(module) else module.apply
+        apply.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
+        self.apply = apply

@@ -352,8 +352,6 @@ def _reconstructed(
         checkpoint=None if folder is None else folder / f"block_{index}",
         mesh=mesh,
     )
-    if not settings.acts:
-        learned = learned._replace(act=start.act, zero_point=start.zero_point)
     bounds = np.array([schemes_of(work)[column].bounds for column in columns]).reshape(-1, 2).T
     learned = learned._replace(zero_point=jnp.clip(jnp.round(learned.zero_point), *bounds))
     codes = {path: _hard(*kernels[path], learned.logits[_relative(block, path)]) for path in block.kernels}
@@ -362,6 +360,8 @@ def _reconstructed(
     errors[index] = nearest, min(nearest, after)
     if after >= nearest:
         return decided._replace(errors=errors)
+    if not settings.acts:
+        return decided._replace(codes={**decided.codes, **codes}, errors=errors)
     scale = jnp.asarray(decided.scale).at[:, columns].set(jnp.maximum(jnp.exp(learned.act), SMALLEST_SCALE))
     zero_point = jnp.asarray(decided.zero_point).at[:, columns].set(learned.zero_point.astype(jnp.int32))
     return Decided({**decided.codes, **codes}, scale, zero_point, errors)

@@ -22,10 +22,10 @@ from jaxdq.linen._attention import queries_at_a_time as queries_at_a_time
 from jaxdq.linen._belonging import Leaf as Leaf
 from jaxdq.linen._belonging import check_belongs as check_belongs
 from jaxdq.linen._belonging import leaves_of as leaves_of
-from jaxdq.linen._blocks import AtBlocks as AtBlocks
 from jaxdq.linen._blocks import Block as Block
 from jaxdq.linen._blocks import Blocks as Blocks
 from jaxdq.linen._blocks import cut_into_blocks as cut_into_blocks
+from jaxdq.linen._blocks import values_at_blocks as values_at_blocks
 from jaxdq.linen._correction import Correction as Correction
 from jaxdq.linen._correction import noise_std_of as noise_std_of
 from jaxdq.linen._coverage import check_coverage as check_coverage

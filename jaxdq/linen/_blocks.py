@@ -5,9 +5,8 @@ none is a block of one layer. A container (a level of a UNet) is none, however f
 """
 
 import collections
-import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from flax.core.tracers import current_trace
 from jaxdq.linen._kinds import path_of
 from jaxdq.linen._units import at_paths, at_units
 
+_LIFTED = "it sits in nn.remat, nn.scan or another lifted transformation, out of which no values can be taken"
 _CONTAINER = re.compile(r"(Down|Up|Mid|Cross)\w*Block|Sequential|UNet\w*|Encoder|Decoder")
 
 
@@ -114,11 +114,7 @@ def cut_into_blocks(
     often = {kernel: path for path, own in paths.items() if path not in once for kernel in own}
     left = {kernel: f"'{path}' is called more than once" for kernel, path in often.items()}
     held = {kernel for own in paths.values() for kernel in own}
-    left |= {
-        kernel: "it sits in a lifted transformation of the network itself" if kernel in inside else "nothing calls it"
-        for kernel in kernels
-        if kernel not in held
-    }
+    left |= {kernel: _LIFTED if kernel in inside else "nothing calls it" for kernel in kernels if kernel not in held}
     return Blocks(_in_order(module, params, once, args), left)
 
 
@@ -179,33 +175,24 @@ def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-class AtBlocks:
-    """A network whose call returns, in place of its output, what goes into its blocks and comes out of them.
+def values_at_blocks(blocks: Sequence[Block], call: Callable[[], Any]) -> list[tuple[tuple, tuple]]:
+    """What goes into each block, and what comes out of it, while a network is called. Pure; jit it as a whole.
 
-    `apply(variables, *args)` returns, for each block in order, (the arrays it was called with, the arrays it returned).
-    It may be called through `jaxdq.apply`: then they are those of the network on integers.
+    Args:
+        blocks: Of the network, called once each.
+        call: Calls the network, in float or on integers.
 
-    Attributes:
-        module: The network.
-        blocks: Its blocks.
+    Returns:
+        For each block (the arrays it was called with, as `Block.apply` takes them; the arrays it returned).
     """
+    seen: dict[str, tuple[tuple, tuple]] = {}
 
-    def __init__(self, module: Any, blocks: tuple[Block, ...]) -> None:
-        self.module, self.blocks = module, blocks
+    def on_unit(unit: nn.Module, call_args: tuple, call_kwargs: dict, out: Any) -> Any:
+        given = tuple(leaf for leaf in jax.tree.leaves((call_args, call_kwargs)) if _is_array(leaf))
+        seen[path_of(unit)] = (given, tuple(jax.tree.leaves(out)))
+        return out
 
-        def apply(variables: Any, *args: Any, **kwargs: Any) -> list[tuple[tuple, tuple]]:
-            seen: dict[str, tuple[tuple, tuple]] = {}
-
-            def on_unit(unit: nn.Module, call_args: tuple, call_kwargs: dict, out: Any) -> Any:
-                given = tuple(leaf for leaf in jax.tree.leaves((call_args, call_kwargs)) if _is_array(leaf))
-                seen[path_of(unit)] = (given, tuple(jax.tree.leaves(out)))
-                return out
-
-            with at_units(at_paths(*(block.path for block in blocks)), on_unit):
-                module.apply(variables, *args, **kwargs)
-            return [seen[block.path] for block in blocks]
-
-        # Its arguments are the network's own, by whose names the time is found.
-        call = type(module).__call__ if callable(module) else module.apply
-        apply.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
-        self.apply = apply
+    # Around the call: the interceptors that put layers on integers are nearer to them.
+    with at_units(at_paths(*(block.path for block in blocks)), on_unit):
+        call()
+    return [seen[block.path] for block in blocks]

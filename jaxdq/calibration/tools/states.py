@@ -11,7 +11,7 @@ from jaxdq._common.devices import gather, replicate, replicated
 from jaxdq._common.progress import track
 from jaxdq.calibration._base import Work
 from jaxdq.calibration.tools.rows import Rows, rows_of_steps, step_weights
-from jaxdq.linen import AtBlocks, Block, QuantizedParams, apply
+from jaxdq.linen import Block, QuantizedParams, apply, values_at_blocks
 
 
 class States(NamedTuple):
@@ -49,12 +49,13 @@ def states_of_blocks(
         state_bytes: The most bytes of states that are held at a time; fewer states are taken where they are larger.
         key: Which states.
     """
-    network, mesh = AtBlocks(work.denoiser.module, blocks), work.machine.mesh
+    module, mesh = work.denoiser.module, work.machine.mesh
     rows_of = rows_of_steps(work, step_weights(work), work.machine.batch_size, key)
 
     def seen(params: Any, rows: Rows) -> list[tuple[tuple, tuple]]:
         def one(row: Rows) -> Any:
-            return apply(network, params, row.x[None], row.t, *(arg[None] for arg in row.args))  # type: ignore[arg-type]
+            args = (row.x[None], row.t, *(arg[None] for arg in row.args))
+            return values_at_blocks(blocks, lambda: apply(module, params, *args))
 
         return jax.vmap(one)(rows)
 

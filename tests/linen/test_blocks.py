@@ -1,0 +1,124 @@
+"""Which modules are blocks, in which order, and what comes in and out of them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import SHAPE, ToyUNet
+
+from jaxdq import load_denoiser
+from jaxdq.linen import apply_visited, cut_into_blocks, find_sites, values_at_blocks
+
+T = jnp.int32(3)
+
+
+class Unit(nn.Module):
+    """Two layers, called with more than arrays."""
+
+    width: int = 6
+
+    @nn.compact
+    def __call__(self, x, t, *, scale=1.0, context=None):
+        h = nn.Dense(self.width, name="up")(x) * scale + (0 if context is None else context)
+        return x + nn.Dense(x.shape[-1], name="down")(nn.silu(h)) + jnp.cos(t)
+
+
+class Stack(nn.Module):
+    """Blocks in another order than their names', one in nn.remat, one that is called twice, and a layer that is not."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        context = nn.Dense(6, name="a_context")(x)
+        x = Unit(name="z_first")(x, t, scale=2.0, context=context)
+        x = nn.remat(Unit)(name="b_second")(x, t)
+        twice = Unit(name="c_twice")
+        return nn.Dense(x.shape[-1], name="d_out")(twice(twice(x, t), t))
+
+
+class Level(nn.Module):
+    @nn.compact
+    def __call__(self, x, t):
+        return Unit(name="unit")(nn.Dense(x.shape[-1], name="alone")(x), t)
+
+
+class DownBlock(Level):
+    """A container by its name."""
+
+
+class Two(nn.Module):
+    make: type
+
+    @nn.compact
+    def __call__(self, x, t):
+        return self.make(name="level")(x, t)
+
+
+def params_of(module, x):
+    return module.init(jax.random.key(0), x, T)["params"]
+
+
+def kernels_of(module, params, x):
+    return [site.path for site in find_sites(module, params, x, T) if site.kind != "product"]
+
+
+def cut(module, x, **settings):
+    params = params_of(module, x)
+    return cut_into_blocks(module, params, kernels_of(module, params, x), x, T, **settings)
+
+
+X = jax.random.normal(jax.random.key(1), (2, *SHAPE))
+
+
+def test_blocks_come_in_the_order_of_execution_and_what_is_left_is_named():
+    blocks, left = cut(Stack(), X)
+    assert [block.path for block in blocks] == ["a_context", "z_first", "d_out"]
+    assert blocks[1].kernels == ("z_first/up", "z_first/down")
+    assert left.pop("b_second/up").startswith("it sits in nn.remat, nn.scan") and left.pop("b_second/down")
+    assert left == dict.fromkeys(("c_twice/up", "c_twice/down"), "'c_twice' is called more than once")
+
+
+def test_layers_alone():
+    blocks, left = cut(Stack(), X, max_kernels=1)
+    assert [block.path for block in blocks] == ["a_context", "z_first/up", "z_first/down", "d_out"]
+    assert set(left) == {f"{path}/{one}" for path in ("b_second", "c_twice") for one in ("up", "down")}
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "paths"),
+    [
+        (Level, {}, ["level"]),
+        (Level, {"max_kernels": 2}, ["level/alone", "level/unit"]),
+        (DownBlock, {}, ["level/alone", "level/unit"]),
+        (DownBlock, {"chosen": ["lev.*"]}, ["level"]),
+        (Level, {"max_kernels": 1, "chosen": ["level/unit"]}, ["level/alone", "level/unit"]),
+    ],
+)
+def test_what_is_a_block(make, settings, paths):
+    assert [block.path for block in cut(Two(make), X, **settings).blocks] == paths
+
+
+def test_the_bundled_model_is_cut_into_residual_blocks_and_attention():
+    denoiser = load_denoiser("digits")
+    x, t = jax.ShapeDtypeStruct((1, *denoiser.shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    sites = find_sites(denoiser.module, denoiser.params, x, t)
+    kernels = [site.path for site in sites if site.kind != "product"]
+    blocks, left = cut_into_blocks(denoiser.module, denoiser.params, kernels, x, t)
+    assert not left and sorted(kernel for block in blocks for kernel in block.kernels) == sorted(kernels)
+    assert blocks[0].path == "time_embedding" and blocks[-1].path == "conv_out"
+    kinds = {type(block.module).__name__ for block in blocks}
+    assert {"ResnetBlock", "Attention"} <= kinds and not any("UNet" in kind or "DownBlock" in kind for kind in kinds)
+
+
+def test_oracle_a_block_alone_returns_what_it_returned_in_the_network():
+    for module in (Stack(), ToyUNet()):
+        params = params_of(module, X)
+        blocks, _ = cut_into_blocks(module, params, kernels_of(module, params, X), X, T)
+        seen = values_at_blocks(blocks, lambda module=module, params=params: module.apply({"params": params}, X, T))
+        assert len(seen) == len(blocks) >= 3
+        for block, (arrays, output) in zip(blocks, seen, strict=True):
+            own = block.params_in(params)
+            np.testing.assert_allclose(block.apply({"params": own}, *arrays), output[0], rtol=1e-5, atol=1e-5)
+            names = []
+            apply_visited(block, own, lambda name, x, names=names: names.append(name) or x, *arrays)
+            assert {block.name_of(name) for name in names} == set(block.kernels) or block.path == ""

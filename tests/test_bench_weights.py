@@ -18,7 +18,7 @@ def made(monkeypatch):
             made.append((bits, name, self.seed))
             return {figure: 30.0 + self.seed for figure, *_ in bench.COLUMNS}
 
-    monkeypatch.setattr(bench, "Weights", Weights)
+    monkeypatch.setattr(bench.block_rows, "Blocks", Weights)
     monkeypatch.setattr(bench, "load", lambda name: toy_denoiser())
     return made
 
@@ -39,9 +39,11 @@ def test_the_first_seed_of_all_rows_comes_first_and_a_stopped_run_goes_on(tmp_pa
     assert len(made) == 8 and "30.50 ± 0.71" in said and "8 of 8 rows; 0 more are stale" in said
 
 
-def test_rows_depend_on_what_makes_them():
-    behind = {file.relative_to(bench.ROOT).as_posix() for file in provenance.sources_behind(bench.ROOT, *bench.BEHIND)}
-    assert {"jaxdq/calibration/_rounding.py", "jaxdq/calibration/tools/compression.py"} < behind
+@pytest.mark.parametrize(("method", "source"), [("gptq", "_rounding"), ("qdiffusion", "_reconstruction")])
+def test_rows_depend_on_what_makes_them(method, source):
+    behind = provenance.sources_behind(bench.ROOT, *bench.BEHIND[method])
+    assert bench.ROOT / "jaxdq" / "calibration" / f"{source}.py" in behind
+    assert (bench.ROOT / "jaxdq" / "calibration" / "_reconstruction.py" in behind) == (method == "qdiffusion")
 
 
 def test_bits_without_activations_leave_those_in_float():

@@ -18,7 +18,6 @@ from jaxdq.calibration._groups import share_optimally as share_optimally
 from jaxdq.calibration._observe import observe as observe
 from jaxdq.calibration._ranges import RangeSettings as RangeSettings
 from jaxdq.calibration._ranges import learn_ranges as learn_ranges
-from jaxdq.calibration._reconstruction import ReconstructionSettings as ReconstructionSettings
 from jaxdq.calibration._reconstruction import reconstruct as reconstruct
 from jaxdq.calibration._refit import refit_ranges as refit_ranges
 from jaxdq.calibration._rounding import RoundingMethod as RoundingMethod
@@ -40,5 +39,6 @@ from jaxdq.calibration.tools.evidence import group_of_step as group_of_step
 from jaxdq.calibration.tools.evidence import observed_ranges as observed_ranges
 from jaxdq.calibration.tools.evidence import share as share
 from jaxdq.calibration.tools.propagation import Sensitivity as Sensitivity
+from jaxdq.calibration.tools.reconstruction import ReconstructionSettings as ReconstructionSettings
 from jaxdq.calibration.tools.selection import Selection as Selection
 from jaxdq.calibration.tools.selection import check_budget as check_budget

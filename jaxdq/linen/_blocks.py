@@ -63,6 +63,14 @@ class Block:
         """The name in the network of an array or a kernel that has this one in the block."""
         return f"{self.path}/{relative}".strip("/") if not relative.startswith(":") else self.path + relative
 
+    def relative(self, name: str) -> str:
+        """The name in the block of what has this one in the network."""
+        return name[len(self.path) :].lstrip("/")
+
+    def holds(self, name: str) -> bool:
+        """Whether a kernel, an array or a piece of one by this name in the network is the block's."""
+        return name == self.path or name.startswith((f"{self.path}/", f"{self.path}:", f"{self.path}["))
+
     def params_in(self, params: Any) -> Any:
         """Its own params in the tree of the network."""
         for part in self.path.split("/") if self.path else ():

@@ -12,12 +12,14 @@ from jaxdq import InputError, Rule, Scheme, calibration, ddim
 from jaxdq.calibration import (
     RangeSettings,
     Recipe,
+    ReconstructionSettings,
     SearchSettings,
     compensate_rounding,
     fit_weights,
     learn_ranges,
     measure_sensitivity,
     observe,
+    reconstruct,
     refit_ranges,
     run_recipe,
     search_groups,
@@ -48,9 +50,10 @@ CALIBRATORS = {
         refit_ranges(),
         learn_ranges(RangeSettings(num_updates=UPDATES, judge_every=2, rows=3)),
         compensate_rounding(num_images=2),
+        reconstruct(ReconstructionSettings(num_updates=UPDATES, num_states=6, rows=3)),
     )
 }
-LEARNS = ("search_groups", "learn_ranges")  # keep their state in a folder
+LEARNS = ("search_groups", "learn_ranges", "reconstruct")  # keep their state in a folder
 GOES_ON = {"learn_ranges"}  # from where the last run ended: a second run is no repetition
 RULES = [Rule("one|two", Scheme(4, channel_axis=-1), Scheme(4, symmetric=False)), Rule(".*", reason="an end")]
 

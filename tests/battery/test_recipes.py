@@ -13,7 +13,7 @@ import pytest
 from toys import SHAPE, Tiny, toy_denoiser
 
 from jaxdq import Rule, Scheme, apply, calibrate, ddpm, quantize, recipes, restore, save
-from jaxdq.calibration import RangeSettings, SearchSettings
+from jaxdq.calibration import RangeSettings, ReconstructionSettings, SearchSettings
 from jaxdq.evaluation import noise_sqnr_per_step_db
 from jaxdq.grid import QTensor
 from jaxdq.sampling import trajectories
@@ -29,6 +29,9 @@ RECIPES = {
     "uniform_groups-learned": recipes.uniform_groups(num_groups=2, ranges="learned", learning=LEARNING),
     "uniform_groups-gptq": recipes.uniform_groups(num_groups=2, weights="gptq"),
     "uniform_groups-obq": recipes.uniform_groups(num_groups=2, weights="obq"),
+    "qdiffusion": recipes.qdiffusion(
+        8, 8, 2, reconstruction=ReconstructionSettings(num_updates=20, num_states=32, rows=8)
+    ),
     "adpdm": recipes.adpdm(num_groups=2, search=SEARCH, learning=LEARNING),
     "adpdm-minmax": recipes.adpdm(num_groups=2, search=SEARCH, ranges="minmax"),
 }

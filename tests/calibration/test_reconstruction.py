@@ -22,8 +22,9 @@ from jaxdq.calibration import (
     share_uniformly,
 )
 from jaxdq.calibration.tools import loop
+from jaxdq.calibration.tools.reconstruction import start_logits
 from jaxdq.diffusion import Denoiser
-from jaxdq.grid import QTensor, dequantize
+from jaxdq.grid import QTensor, dequantize, fake_quantize, round_learned
 from jaxdq.linen import kernel_at
 from jaxdq.observers import minmax, mse_weights
 
@@ -104,9 +105,8 @@ def test_soft_weights_at_the_start_are_the_float_ones():
     work = before()
     latents = _reconstruction._latents(work)
     for path, (value, grid) in latents.items():
-        logits = _reconstruction._start_logits(value, grid.qparams.scale)
-        rounding = functools.partial(_reconstruction.round_learned, logits=logits)
-        soft = _reconstruction.fake_quantize(value, grid.qparams, grid.scheme, rounding)
+        logits = start_logits(value, grid.qparams.scale)
+        soft = fake_quantize(value, grid.qparams, grid.scheme, functools.partial(round_learned, logits=logits))
         low, high = grid.scheme.bounds
         inside = np.abs(value / grid.qparams.scale - np.clip(value / grid.qparams.scale, low, high)) == 0
         np.testing.assert_allclose(np.where(inside, soft, 0), np.where(inside, value, 0), rtol=1e-4, atol=1e-5)

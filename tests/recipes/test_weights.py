@@ -21,6 +21,14 @@ def test_codes_are_decided_on_fitted_grids_and_ranges_learned_around_them(make, 
 
 
 @every_recipe
+def test_adaround_learns_rounding_alone_before_ranges(make):
+    found = names(make(4, 8, ranges="learned", weights="adaround"))
+    assert found.index("reconstruct") == found.index("learn_ranges") - 1 and "compensate_rounding" not in found
+    one = next(one for one in make(4, 8, weights="adaround").calibrators if one.name == "reconstruct")
+    assert one.settings["settings"]["acts"] is False
+
+
+@every_recipe
 def test_nearest_rounding_is_no_calibrator(make):
     assert "compensate_rounding" not in names(make(4, 8, weights="nearest"))
 
@@ -31,7 +39,7 @@ def test_adpdm_compensates_below_eight_bits():
 
 
 @every_recipe
-@pytest.mark.parametrize("weights", ["adaround", "", 4, True])
+@pytest.mark.parametrize("weights", ["adaquant", "", 4, True])
 def test_refuses_unknown_rounding(make, weights):
-    with pytest.raises(InputError, match=r"weights is .*; give one of 'nearest', 'gptq', 'obq'"):
+    with pytest.raises(InputError, match=r"weights is .*; give one of 'nearest', 'gptq', 'obq', 'adaround'"):
         make(4, 8, weights=weights)

@@ -1,5 +1,6 @@
 """Rounding and step sizes learned block by block, each on what the quantized network before it makes (Q-Diffusion)."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._common.devices import is_first_process
+from jaxdq._common.errors import InputWarning
 from jaxdq.calibration._base import Run, Work, calibrator
 from jaxdq.calibration.tools.evidence import group_of_step, with_acts
 from jaxdq.calibration.tools.propagation import Sensitivity
@@ -77,6 +79,7 @@ def reconstruct(settings: ReconstructionSettings = _SETTINGS) -> Run:
     def run(work: Work, key: jax.Array) -> Work:
         latents = _latents(work)
         blocks, left = _blocks(work, latents, settings)
+        _warn_of_most(left, len(latents))
         states_of = states_of_blocks(work, blocks, settings.num_states, settings.state_bytes, key)
         begun, (decision, errors) = _begun(work, _start(work, latents, len(blocks)))
         for index in range(begun, len(blocks)):
@@ -115,6 +118,17 @@ def _blocks(
         max_kernels=10 if settings.by == "block" else 1,
         chosen=settings.blocks,
     )
+
+
+def _warn_of_most(left: Mapping[str, str], num_kernels: int) -> None:
+    if 2 * len(left) > num_kernels:
+        shown = ", ".join(f"'{path}' ({reason})" for path, reason in list(left.items())[:3])
+        warnings.warn(
+            f"{len(left)} of {num_kernels} kernels are in no block that can be taken alone, and keep nearest rounding: "
+            f"{shown}{', ...' if len(left) > 3 else ''}.",
+            InputWarning,
+            stacklevel=2,
+        )
 
 
 def _latents(work: Work) -> dict[str, Latent]:

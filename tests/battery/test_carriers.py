@@ -204,7 +204,13 @@ def made(name):
     return method, calib, QUANTIZE(DENOISER.params, calib)
 
 
-@pytest.fixture(scope="module", params=METHODS)
+# Rows whose carriers other rows have too: in CI.
+SLOW = {"step-aware bits", "quest", "pcr", "weight groups"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in METHODS]
+)
 def row(request):
     return made(request.param)
 

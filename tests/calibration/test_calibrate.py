@@ -168,6 +168,7 @@ class PerRow(Tiny):
         return Tiny.__call__(self, x, t, label)
 
 
+@pytest.mark.slow
 def test_a_network_that_takes_one_time_per_row_is_called_so_everywhere():
     labels = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
     plain = toy_denoiser(Tiny(), (labels,))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toys import NUM_TIMESTEPS, SHAPE
 
-from jaxdq import InputError, Rule, Scheme, apply, ddim, linear_schedule, quantize
+from jaxdq import InputError, InputWarning, Rule, Scheme, apply, ddim, linear_schedule, quantize
 from jaxdq.calibration import (
     Recipe,
     ReconstructionSettings,
@@ -50,8 +50,8 @@ class Both(nn.Module):
 
 
 @functools.cache
-def before(num_groups=1):
-    module, x = Both(), jnp.zeros((2, *SHAPE))
+def before(num_groups=1, module=Both()):  # noqa: B008
+    x = jnp.zeros((2, *SHAPE))
     params = module.init(jax.random.key(3), x, jnp.int32(0))["params"]
     denoiser = Denoiser(module, params, linear_schedule(NUM_TIMESTEPS), SHAPE)
     calibrators = (
@@ -164,6 +164,22 @@ def test_codes_that_were_decided_stay(monkeypatch):
     once = after(by="block")
     again = reconstruct(ReconstructionSettings(**{**QUICK, "num_updates": 2}))(once, KEY)
     assert again.calib is once.calib and again.log[-1][1]["tried"] == {}
+
+
+class Hidden(nn.Module):
+    """Two layers in nn.remat, and one that is not."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        return nn.Dense(x.shape[-1], name="out")(nn.remat(Half)(name="half")(x, t))
+
+
+def test_kernels_out_of_reach_keep_nearest_rounding_and_are_named():
+    work = before(module=Hidden())
+    with pytest.warns(InputWarning, match=r"2 of 3 kernels are in no block .* nearest rounding: 'half/conv' \(it sits"):
+        after = reconstruct(ReconstructionSettings(**{**QUICK, "num_updates": 2}))(work, KEY)
+    assert set(after.log[-1][1]["left"]) == {"half/conv", "half/dense"}
+    assert set(after.log[-1][1]["block_error"]) == {"out"}
 
 
 @pytest.mark.parametrize(

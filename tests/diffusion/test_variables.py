@@ -61,6 +61,7 @@ def run(module, qparams, **kwargs):
     return np.asarray(jax.jit(jaxdq.apply, static_argnums=0)(module, qparams, X, **kwargs))
 
 
+@pytest.mark.slow
 def test_collections_come_along_in_float_on_integers_and_after_restoring(quantized, tmp_path):
     denoiser, qparams = quantized
     exact = np.asarray(Positional().apply({"params": PARAMS, **VARIABLES}, X, 5))

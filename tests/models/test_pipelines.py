@@ -174,6 +174,7 @@ def test_every_dense_and_conv_of_the_flax_unet_is_a_site(config, attention):
         assert any(part in path for path in kernels)
 
 
+@pytest.mark.slow
 def test_the_prompts_of_a_pipeline_become_conditions_of_both_halves(loaded, family):
     pipeline, params = loaded
     denoiser = jaxdq.denoiser_from_pipeline(pipeline, params, PROMPTS, guidance_scale=3.0)

@@ -140,7 +140,7 @@ def guided_denoiser():
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda: toy_denoiser(ScalarTime()), id="scalar t"),
+        pytest.param(lambda: toy_denoiser(ScalarTime()), id="scalar t", marks=pytest.mark.slow),
         pytest.param(guided_denoiser, id="guided", marks=pytest.mark.slow),
     ],
 )

@@ -70,7 +70,7 @@ def twin_params(family="v1"):
     return jax_condition_network(FAMILIES[family], network(family))[1]
 
 
-@pytest.mark.parametrize("family", ["v1", "v2", pytest.param("xl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["v1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("v2", "xl"))])
 def test_oracle_a_folder_of_diffusers(family, tmp_path):
     config = FAMILIES[family]
     write_scheduler(tmp_path)
@@ -253,6 +253,7 @@ def test_networks_that_do_not_return_what_they_take_are_called_what_they_are(cha
     assert ("learned variance" in str(e.value)) == (channels == (4, 8))
 
 
+@pytest.mark.slow
 def test_latents_of_any_size_are_drawn(folder):
     file = folder / "unet" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": [9, 7]}))

@@ -60,7 +60,16 @@ VARIANTS = {  # of SMALL, which has heads of 8 channels and symmetric downsampli
 }
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+QUICK = {"one head", "scale and shift", "rows that resample in residual blocks", "no middle, centred, odd width"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, id=name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name, changes in VARIANTS.items()
+    ],
+)
 def test_oracle_equals_diffusers(changes):
     assert twin_error(SMALL | changes, np.array([3, 951])) < TOLERANCE
 

@@ -63,7 +63,7 @@ SIZES = [  # diffusers goes back up to the sizes of the way down; a multiple of 
     pytest.param(THREE, (9, 7), id="9 x 7"),
     pytest.param(THREE, (8, 6), id="one odd side", marks=pytest.mark.slow),
     pytest.param(THREE, (3, 2), id="smaller than its rows", marks=pytest.mark.slow),
-    pytest.param(V1, (1, 5), id="a single row of pixels"),
+    pytest.param(V1, (1, 5), id="a single row of pixels", marks=pytest.mark.slow),
     pytest.param(THREE | {"downsample_padding": 0}, (9, 7), id="asymmetric downsampling", marks=pytest.mark.slow),
     pytest.param(V1 | RESNET | {"resnet_time_scale_shift": "scale_shift"}, (6, 8), id="resampling in residual blocks"),
 ]
@@ -80,6 +80,7 @@ def test_oracle_at_any_size(config, size):
     assert relative_error(ours, torch_condition_output(network, x, t, *rest)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_scalar_t_equals_a_vector_t():
     module, params = jax_condition_network(V1, torch_condition_network(V1))
     apply, x, rest = compiled(module.apply), images(V1), conditions(V1)
@@ -129,6 +130,7 @@ def test_golden_every_contraction_is_a_site(name, num_params, num_blocks):
     assert not any(site.unsupported for site in sites)
 
 
+@pytest.mark.slow
 def test_nearly_all_of_v1_4_runs_on_integers():
     sites, params = abstract_sites("v1-4")
     rules = default_rules(weight_bits=8, act_bits=8)(sites)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import block_rows
+import budget_rows
 import weights_rows
 from bench_rows import ROOT, add, digests_of, in_figures, is_fresh, read, spread
 from models import HELP, load
@@ -25,11 +26,11 @@ from weights_rows import rules_of
 
 import jaxdq
 
-METHODS = {**weights_rows.METHODS, **block_rows.METHODS}
+METHODS = {**weights_rows.METHODS, **block_rows.METHODS, **budget_rows.METHODS}
 # What a row depends on: the file that makes it, and the sampler.
 BEHIND = {
     name: (ROOT / "scripts" / f"{rows.__name__}.py", ROOT / "jaxdq" / "diffusion" / "_ddim.py")
-    for rows in (weights_rows, block_rows)
+    for rows in (weights_rows, block_rows, budget_rows)
     for name in rows.METHODS
 }
 # (figure of a row, head of its column, digits)
@@ -71,15 +72,16 @@ def main(argv: list[str] | None = None) -> None:
     sampler = jaxdq.ddim(args.steps)
 
     @functools.lru_cache(maxsize=1)  # rows of one seed and model follow one another
-    def shared(model: str, seed: int) -> block_rows.Blocks:
-        return block_rows.Blocks(denoisers[model], sampler, seed, args.images)
+    def shared(model: str, seed: int) -> budget_rows.Budgets:
+        return budget_rows.Budgets(denoisers[model], sampler, seed, args.images)
 
     for index, task in enumerate([] if args.show else tasks):
         digest = digests[task.model, task.method]
         if is_fresh(read(args.json), task.label, digest):
             continue
         found = shared(task.model, task.seed)
-        make = found.blocks_row if task.method in block_rows.METHODS else found.weights_row
+        makers = ((block_rows, found.blocks_row), (budget_rows, found.budget_row))
+        make = next((make for rows, make in makers if task.method in rows.METHODS), found.weights_row)
         row = make(task.bits, task.method)
         add(args.json, task.label, row, digest)
         print(f"{index + 1} of {len(tasks)}: {task.label}: {row['noise_sqnr_db']:.2f} dB", file=sys.stderr, flush=True)

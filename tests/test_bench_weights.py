@@ -14,11 +14,13 @@ def made(monkeypatch):
         def __init__(self, denoiser, sampler, seed, num_images):
             self.seed = seed
 
+        blocks_row = budget_row = None
+
         def weights_row(self, bits, name):
             made.append((bits, name, self.seed))
             return {figure: 30.0 + self.seed for figure, *_ in bench.COLUMNS}
 
-    monkeypatch.setattr(bench.block_rows, "Blocks", Weights)
+    monkeypatch.setattr(bench.budget_rows, "Budgets", Weights)
     monkeypatch.setattr(bench, "load", lambda name: toy_denoiser())
     return made
 

@@ -62,6 +62,10 @@ def quantize(
     ranges: Annotated[
         str | None, typer.Option(help="minmax, mse, percentile or learned; the recipe's own choice if not given.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Bits of weights by layer, so that all fits into this share of the float bytes: 0.12x."),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_ARGUMENTS)] = None,
     sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
     eta: Annotated[float, typer.Option(help="Of ddim: 0 is deterministic, 1 as noisy as ddpm.")] = 0.0,
@@ -91,6 +95,7 @@ def quantize(
         act_bits=act_bits,
         groups=groups,
         ranges=ranges,
+        budget=budget,
         arguments=pairs(set_ or ()),
         sampler=sampler,
         eta=eta,

@@ -1,6 +1,7 @@
 """Settings of a run, and the recipe and sampler that they name."""
 
 import dataclasses
+import functools
 import inspect
 import shlex
 import typing
@@ -17,6 +18,7 @@ from jaxdq.app.arguments import typed, with_fields
 from jaxdq.calibration import Recipe
 from jaxdq.diffusion import Sampler, ddim, ddpm
 from jaxdq.linen import check_dtype
+from jaxdq.recipes import within_budget
 from jaxdq.sampling import BATCH_SIZE
 
 DEFAULT_RECIPE = "adpdm"
@@ -37,6 +39,8 @@ class Settings:
         act_bits: 2 to 8.
         groups: Spans of time with scales of their own; None leaves it to the recipe.
         ranges: "minmax", "mse", "percentile" or "learned"; None leaves it to the recipe.
+        budget: Share of the float network's bytes, such as "0.12x", within which each layer gets its bits of weights;
+            None gives all `weight_bits`.
         arguments: Others of the recipe, such as {"budget": 64, "search.num_updates": 30}; values, or their text.
         sampler: "ddim" or "ddpm".
         eta: Eta of DDIM, in [0, 1].
@@ -61,6 +65,7 @@ class Settings:
     act_bits: int = 8
     groups: int | None = None
     ranges: str | None = None
+    budget: str | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sampler: str = "ddim"
     eta: float = 0.0
@@ -80,6 +85,8 @@ class Settings:
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least {least}.")
         check_dtype(self.dtype)
+        if self.budget is not None:
+            parse_budget(self.budget)
         if self.class_ids is not None and self.prompts is not None:
             raise InputError("both classes and prompts were given; a model draws from one of them: give that one.")
         self._take_arguments()
@@ -110,15 +117,19 @@ class Settings:
         bits = f"w{self.weight_bits}a{self.act_bits}"
         dtype = "" if self.dtype is None else f"-{self.dtype}"
         ranges = "" if self.ranges is None else f"-{self.ranges}"
+        ranges += "" if self.budget is None else f"-{self.budget}"
         arguments = "".join(f"-{name}={value}" for name, value in self.arguments.items())
         name = f"{local_path(self.model).resolve().name}-{self.recipe}-{bits}{groups}{ranges}{arguments}{dtype}"
         return Path("out") / name
 
 
 def recipes_by_name() -> dict[str, Callable[..., Recipe]]:
-    """The functions of `jaxdq.recipes` that return a Recipe."""
+    """The functions of `jaxdq.recipes` that return a Recipe, and take none."""
     public = {name: value for name, value in vars(recipes).items() if inspect.isfunction(value) and name[0] != "_"}
-    return {name: value for name, value in public.items() if typing.get_type_hints(value).get("return") is Recipe}
+    hints = {name: typing.get_type_hints(value) for name, value in public.items()}
+    return {
+        name: public[name] for name, hint in hints.items() if [key for key in hint if hint[key] is Recipe] == ["return"]
+    }
 
 
 def recipe_named(name: str) -> Callable[..., Recipe]:
@@ -154,9 +165,9 @@ def make_recipe(settings: Settings) -> Recipe:
     fields = {name: value for name, value in settings.arguments.items() if "." in name}
     keywords |= {name: value for name, value in settings.arguments.items() if name not in fields}
     recipe = make(**keywords)
-    if not fields:
-        return recipe
-    return make(**keywords, **with_fields(make, fields, lambda cls: _made_with(recipe, cls)))
+    if fields:
+        recipe = make(**keywords, **with_fields(make, fields, functools.partial(_made_with, recipe)))
+    return recipe if settings.budget is None else within_budget(recipe, parse_budget(settings.budget))
 
 
 def _made_with(recipe: Recipe, cls: Any) -> Any:
@@ -194,6 +205,21 @@ def check_seed(seed: int) -> None:
     """Refuses a seed that JAX would fold into another."""
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}; give a whole number from 0 to {2**32 - 1}.")
+
+
+def parse_budget(text: str) -> float:
+    """The share in a text such as "0.12x".
+
+    Raises:
+        InputError: Anything but a number in (0, 1], with or without an x behind it.
+    """
+    try:
+        share = float(str(text).strip().lower().removesuffix("x"))
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise InputError(f"budget is {text!r}; give a share of the float network's bytes in (0, 1], such as 0.12x.")
+    return share
 
 
 def parse_classes(text: str) -> tuple[int, ...]:

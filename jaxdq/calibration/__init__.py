@@ -7,6 +7,8 @@ from jaxdq.calibration._base import Problem as Problem
 from jaxdq.calibration._base import Work as Work
 from jaxdq.calibration._base import calibrator as calibrator
 from jaxdq.calibration._base import kind as kind
+from jaxdq.calibration._budget import Resource as Resource
+from jaxdq.calibration._budget import spend_budget as spend_budget
 from jaxdq.calibration._calibrate import Recipe as Recipe
 from jaxdq.calibration._calibrate import calibrate as calibrate
 from jaxdq.calibration._calibrate import plan_for as plan_for

@@ -5,3 +5,4 @@ from jaxdq.recipes._minmax import minmax as minmax
 from jaxdq.recipes._qdiffusion import qdiffusion as qdiffusion
 from jaxdq.recipes._rules import default_rules as default_rules
 from jaxdq.recipes._uniform_groups import uniform_groups as uniform_groups
+from jaxdq.recipes._within import within_budget as within_budget

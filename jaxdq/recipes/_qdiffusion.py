@@ -7,7 +7,7 @@ from jaxdq.recipes._rules import default_rules
 
 
 def qdiffusion(
-    weight_bits: int = 4,
+    weight_bits: int = 8,
     act_bits: int = 8,
     num_groups: int = 1,
     *,

@@ -48,6 +48,7 @@ def write_pages(
         figures=_figures_of(evaluation, qparams, ranges),
         sizes=size_rows(params, qparams),
         sites=qparams.plan.rows(),
+        shares=shares_of_error(metrics),
         lowest=_lowest(evaluation),
         warnings=warnings_of(metrics),
         learned=learned(metrics),
@@ -111,6 +112,12 @@ def learned(metrics: Mapping[str, Any]) -> list[str]:
         for name, log in metrics.get("calibration", {}).items()
         if log.get("tried")
     ]
+
+
+def shares_of_error(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> what a layer's weights are predicted to add to the images' error, where bits were chosen by it."""
+    shares = metrics.get("calibration", {}).get("spend_budget", {}).get("share_of_error", {})
+    return {path: f"{_two_figures(100 * share)}%" for path, share in shares.items()}
 
 
 def warnings_of(metrics: Mapping[str, Any]) -> list[str]:

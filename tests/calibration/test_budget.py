@@ -28,13 +28,13 @@ KEY = jax.random.key(0)
 
 
 class Uneven(nn.Module):
-    """One layer whose errors all reach the output, and one of the same size whose errors hardly do."""
+    """One layer whose errors all reach the output, and two of the same size whose errors hardly do."""
 
     @nn.compact
     def __call__(self, x, t):
         wide = nn.Dense(64, name="in")(x)
         h = nn.Dense(64, name="loud")(wide)
-        quiet = nn.Dense(64, name="quiet")(wide)
+        quiet = nn.Dense(64, name="quiet")(wide) + nn.Dense(64, name="still")(wide)
         return nn.Dense(x.shape[-1], name="out")(jnp.tanh(h + 0.001 * quiet)) + 0.01 * t
 
 
@@ -43,7 +43,7 @@ def before():
     module, x = Uneven(), jnp.zeros((2, *SHAPE))
     params = module.init(jax.random.key(3), x, jnp.int32(0))["params"]
     denoiser = Denoiser(module, params, linear_schedule(NUM_TIMESTEPS), SHAPE)
-    rules = [Rule("loud|quiet", Scheme(4, channel_axis=-1), Scheme(8, symmetric=False)), Rule(".*", reason="an end")]
+    rules = [Rule("loud|quiet|still", Scheme(4, channel_axis=-1), Scheme(8, symmetric=False)), Rule(".*", reason="an end")]
     calibrators = (fit_weights(mse_weights()), observe(minmax()), measure_sensitivity(2, 1), share_uniformly(1))
     return run_recipe(denoiser, Recipe("toy", lambda sites: rules, calibrators), sampler=ddim(4), key=KEY, num_images=8)
 

@@ -43,7 +43,10 @@ def before():
     module, x = Uneven(), jnp.zeros((2, *SHAPE))
     params = module.init(jax.random.key(3), x, jnp.int32(0))["params"]
     denoiser = Denoiser(module, params, linear_schedule(NUM_TIMESTEPS), SHAPE)
-    rules = [Rule("loud|quiet|still", Scheme(4, channel_axis=-1), Scheme(8, symmetric=False)), Rule(".*", reason="an end")]
+    rules = [
+        Rule("loud|quiet|still", Scheme(4, channel_axis=-1), Scheme(8, symmetric=False)),
+        Rule(".*", reason="an end"),
+    ]
     calibrators = (fit_weights(mse_weights()), observe(minmax()), measure_sensitivity(2, 1), share_uniformly(1))
     return run_recipe(denoiser, Recipe("toy", lambda sites: rules, calibrators), sampler=ddim(4), key=KEY, num_images=8)
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxdq._common.errors import InputError
 
-RESOLUTION = 20_000  # units that the most expensive choice of all layers is counted in
+RESOLUTION = 20_000  # units that the most expensive choice of all layers is counted in, at the least
 
 
 def allocate(losses: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
@@ -12,8 +12,9 @@ def allocate(losses: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray
 
         min sum_l losses[l, k_l]    so that    sum_l costs[l, k_l] <= budget
 
-    by `V_l(u) = min_k losses[l, k] + V_{l-1}(u - costs[l, k])`. Costs are rounded up to whole units, which depend on
-    the costs alone: the budget is met, and more of it is never worse.
+    by `V_l(u) = min_k losses[l, k] + V_{l-1}(u - costs[l, k])`. Costs are counted in their greatest common divisor, or
+    rounded up to units of a 20,000th where that is too small; units depend on the costs alone, so that the budget is
+    met and more of it is never worse.
 
     Args:
         losses: f64[L, K].
@@ -37,11 +38,11 @@ def allocate(losses: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray
         raise InputError(f"the budget is {budget:,.0f} and the least that can be spent is {least:,.0f}; give more.")
     if budget >= most:
         return losses.argmin(axis=1)
-    unit = most / RESOLUTION
-    steps = np.ceil(costs / unit).astype(int)
+    unit = _unit(costs, most)
+    steps = np.ceil(costs / unit - 1e-9).astype(int)
     if steps.min(axis=1).sum() * unit > budget:  # what rounding up adds must not leave nothing
         return costs.argmin(axis=1)
-    room = int(budget / unit) + 1
+    room = int(budget / unit + 1e-9) + 1
     best, chosen = np.zeros(room), np.zeros((len(losses), room), np.int64)
     for layer, (loss, step) in enumerate(zip(losses, steps, strict=True)):
         options = np.full((len(loss), room), np.inf)
@@ -53,3 +54,12 @@ def allocate(losses: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray
         levels[layer] = chosen[layer, left]
         left -= steps[layer, levels[layer]]
     return levels
+
+
+def _unit(costs: np.ndarray, most: float) -> float:
+    """What costs are counted in."""
+    if np.all(costs == np.round(costs)) and most < 2**62:
+        common = float(np.gcd.reduce(costs.astype(np.int64), axis=None))
+        if common and most / common <= 5 * RESOLUTION:
+            return common
+    return most / RESOLUTION

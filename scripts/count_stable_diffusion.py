@@ -3,7 +3,9 @@
     python scripts/count_stable_diffusion.py --models v1-4 v2-1 xl
 
 Prints one JSON line for each: sites, and how many of them are products of attention; the share of multiply-accumulates
-on integers with and without those products (a rule switches them on); bytes in float32, at W8 and at W4, as ratios too.
+on integers with and without those products (a rule switches them on); bytes in float32, at W8 and at W4, as ratios too;
+and the blocks that `reconstruct` learns one after the other: how many, the most weights of one, and bytes of one state
+(a latent at one time) as the largest block keeps it and as all blocks see it in one call, without guidance.
 """
 
 import argparse
@@ -11,8 +13,13 @@ import json
 import time
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 import jaxdq
 from jaxdq.app.inspection import inspection_of
+from jaxdq.grid import stored_bytes
+from jaxdq.linen import cut_into_blocks, kernel_at, values_at_blocks
 from jaxdq.models.unet import abstract_params, unet2d_condition_from_config
 
 MODELS: dict[str, dict[str, Any]] = {  # unet/config.json where it differs from the class's defaults
@@ -72,6 +79,26 @@ def count(config: dict[str, Any]) -> dict[str, Any]:
         "integer_mac_fraction_with_products": round(found.mac_fraction_with_products, 4),
         "bytes": sizes,
         "of_float32": {name: round(size / found.float32_bytes, 4) for name, size in sizes.items()},
+        "blocks": blocks_of(denoiser, [site.path for site in found.plan.sites if site.weight is not None]),
+    }
+
+
+def blocks_of(denoiser: jaxdq.Denoiser, kernels: list[str]) -> dict[str, int]:
+    """What block reconstruction keeps, by shapes."""
+    x, t = jax.ShapeDtypeStruct((1, *denoiser.shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    call = (x, t, *denoiser.abstract_args(1))
+    blocks, _ = cut_into_blocks(denoiser.module, denoiser.params, kernels, *call)
+
+    def seen(params: Any, *args: Any) -> Any:
+        return values_at_blocks(blocks, lambda: denoiser.module.apply({"params": params}, *args))
+
+    states = [stored_bytes(values) for values in jax.eval_shape(seen, denoiser.params, *call)]
+    weights = [sum(kernel_at(denoiser.params, path).size for path in block.kernels) for block in blocks]
+    return {
+        "blocks": len(blocks),
+        "most_weights": max(weights),
+        "bytes_of_a_state": max(states),
+        "bytes_of_a_state_in_all_blocks": sum(states),
     }
 
 

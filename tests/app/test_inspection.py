@@ -45,4 +45,5 @@ def test_golden_counts_of_stable_diffusion_1():
     assert (row["params"], row["sites"], row["products"], row["integer_sites"]) == (859_520_964, 346, 64, 256)
     assert (row["integer_mac_fraction"], row["integer_mac_fraction_with_products"]) == (0.8428, 0.9997)
     assert row["bytes"]["float32"] == 4 * row["params"]
+    assert row["blocks"]["blocks"] == 77 and 20e6 < row["blocks"]["bytes_of_a_state"] < 22e6
     assert 0.25 < row["of_float32"]["W8"] < 0.26 and 0.125 < row["of_float32"]["W4"] < 0.13

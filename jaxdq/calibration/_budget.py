@@ -1,6 +1,7 @@
 """Bits of weights for each layer within a budget: a database of losses, a dynamic programme, a search around it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -129,7 +130,11 @@ def measure(
     """The losses and the costs of every kernel that is to be rounded, at every level."""
     denoiser, mesh = work.denoiser, work.machine.mesh
     sites = [site for site in work.plan.sites if isinstance(work.calib.weights.get(site.path), Grid)]
-    fit = jax.jit(weight_range, static_argnums=1)
+
+    @functools.partial(jax.jit, static_argnums=1)  # one program for a kernel's shape, whatever the number of levels
+    def fit(kernel: jax.Array, schemes: tuple[Scheme, ...]) -> tuple[Grid, ...]:
+        return tuple(Grid(weight_range(kernel, scheme), scheme) for scheme in schemes)
+
     rows = rows_of_steps(work, step_weights(work), num_rows, key)(0)
 
     @jax.jit
@@ -142,7 +147,7 @@ def measure(
     grids, losses = [], []
     for site in track(sites, "losses of layers"):
         kernel = kernel_at(denoiser.params, site.path)
-        own = tuple(Grid(fit(kernel, scheme), scheme) for scheme in (_at(site, bits) for bits in levels))
+        own = fit(kernel, tuple(_at(site, bits) for bits in levels))
         grids.append(own)
         losses.append([float(loss(with_kernels(params, {site.path: _rounded(kernel, grid)}), rows)) for grid in own])
     shape, paths = (len(sites), len(levels)), tuple(site.path for site in sites)

@@ -76,7 +76,7 @@ def output_error(work):
     return float(jnp.mean((float_ - ours) ** 2))
 
 
-@pytest.mark.parametrize("by", ["block", "layer"])
+@pytest.mark.parametrize("by", ["block", pytest.param("layer", marks=pytest.mark.slow)])
 def test_outputs_come_closer_and_blocks_are_those_asked_for(by):
     work = after(by=by)
     name, log = work.log[-1]
@@ -113,6 +113,7 @@ def test_soft_weights_at_the_start_are_the_float_ones():
         assert inside.mean() > 0.9, path
 
 
+@pytest.mark.slow
 def test_step_sizes_move_in_their_own_group_and_stay_where_they_are_not_learned():
     start = before(2)
     settings = {**QUICK, "act_rate": 0.05}
@@ -131,7 +132,14 @@ def test_nearest_stays_where_images_come_no_closer(monkeypatch):
     assert work.calib is before().calib and work.log[-1][1]["kept"] == "before"
 
 
-@pytest.mark.parametrize("after_saves", [0, 1, 3], ids=["in the first block", "between", "in the second block"])
+@pytest.mark.parametrize(
+    "after_saves",
+    [
+        pytest.param(0, id="in the first block"),
+        pytest.param(1, id="between", marks=pytest.mark.slow),
+        pytest.param(3, id="in the second block", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, after_saves):
     monkeypatch.setattr(loop, "SAVE_EVERY", 5)
     calibrator = reconstruct(ReconstructionSettings(**{**QUICK, "num_updates": 8}))

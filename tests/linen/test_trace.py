@@ -131,7 +131,11 @@ class Net(nn.Module):
         return nn.Dense(4, name="last")(LIFTED[self.how][0](x) + jnp.cos(0.1 * t))
 
 
-@pytest.mark.parametrize("how", LIFTED)
+# Others are made of these: in CI.
+SLOW = {"scan along the last axis", "scan, in reverse", "scan of remat", "scan of a function", "remat of scan"}
+
+
+@pytest.mark.parametrize("how", [pytest.param(how, marks=[pytest.mark.slow] * (how in SLOW)) for how in LIFTED])
 def test_oracle_layers_in_remat_and_scan_run_on_integers(how):
     inner = LIFTED[how][1]
     expected = {f"{inner}/conv": "integer", f"{inner}/dense": "integer", "last": "integer"}

@@ -6,18 +6,20 @@ none is a block of one layer. A container (a level of a UNet) is none, however f
 
 import collections
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-from flax.core.tracers import current_trace
+from jax.extend.core import Literal
 
 from jaxdq.linen._kinds import path_of
+from jaxdq.linen._run import _bind
+from jaxdq.linen._trace import body_of
 from jaxdq.linen._units import at_paths, at_units
 
-_LIFTED = "it sits in nn.remat, nn.scan or another lifted transformation, out of which no values can be taken"
+_LIFTED = "it sits in nn.scan or another lifted transformation, out of which no values can be taken"
 _CONTAINER = re.compile(r"(Down|Up|Mid|Cross)\w*Block|Sequential|UNet\w*|Encoder|Decoder")
 
 
@@ -97,33 +99,22 @@ def cut_into_blocks(
         chosen: Patterns of paths (whole, as in `Rule`) of modules that are blocks whatever they hold; they come first.
     """
     called: list[tuple[str, str]] = []
-    inside: set[str] = set()
 
     def visit(next_fun: Callable, call_args: tuple, call_kwargs: dict, context: Any) -> Any:
         if context.method_name == "__call__":
-            path = path_of(context.module)
-            if current_trace() == outer[0]:
-                called.append((path, type(context.module).__name__))
-            else:
-                inside.add(path)
+            called.append((path_of(context.module), type(context.module).__name__))
         return next_fun(*call_args, **call_kwargs)
 
-    outer: list[Any] = []
-
     def forward(params: Any, *args: Any) -> Any:
-        outer[:] = [current_trace()]
         with nn.intercept_methods(visit):
             return module.apply({"params": params}, *args)
 
     jax.eval_shape(forward, params, *args)
-    times = collections.Counter(path for path, _ in called)
     paths = _chosen(dict(called), kernels, max_kernels, [re.compile(pattern) for pattern in chosen])
-    once = {path: own for path, own in paths.items() if times[path] == 1}
-    often = {kernel: path for path, own in paths.items() if path not in once for kernel in own}
-    left = {kernel: f"'{path}' is called more than once" for kernel, path in often.items()}
-    held = {kernel for own in paths.values() for kernel in own}
-    left |= {kernel: _LIFTED if kernel in inside else "nothing calls it" for kernel in kernels if kernel not in held}
-    return Blocks(_in_order(module, params, once, args), left)
+    found, reasons = _in_order(module, params, paths, args)
+    held = {kernel: path for path, own in paths.items() for kernel in own}
+    left = {kernel: reasons[path] for kernel, path in held.items() if path in reasons}
+    return Blocks(found, left | {kernel: "nothing calls it" for kernel in kernels if kernel not in held})
 
 
 def _chosen(
@@ -160,23 +151,66 @@ class _Array:
 _ARRAY = _Array()
 
 
-def _in_order(module: nn.Module, params: Any, paths: Mapping[str, tuple[str, ...]], args: tuple) -> tuple[Block, ...]:
-    found: list[Block] = []
+def _in_order(
+    module: nn.Module, params: Any, paths: Mapping[str, tuple[str, ...]], args: tuple
+) -> tuple[tuple[Block, ...], dict[str, str]]:
+    """The blocks that can be taken alone, in the order of execution; path -> why another one can't."""
+    found: dict[str, Block] = {}
+
+    def forward(params: Any, *args: Any) -> Any:
+        with at_units(at_paths(*paths), on_unit):
+            return module.apply({"params": params}, *args)
 
     def on_unit(unit: nn.Module, call_args: tuple, call_kwargs: dict, out: Any) -> Any:
         leaves, structure = jax.tree.flatten((call_args, call_kwargs))
         fixed = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
         others = {name: tree for name, tree in unit.variables.items() if name != "params"}
         path = path_of(unit)
-        found.append(Block(path, paths[path], unit.clone(parent=None, name=None), (structure, fixed), others))
-        return out
+        found[path] = Block(path, paths[path], unit.clone(parent=None, name=None), (structure, fixed), others)
+        return _marked(path, leaves, out)
 
-    def forward(params: Any, *args: Any) -> Any:
-        with at_units(at_paths(*paths), on_unit):
-            return module.apply({"params": params}, *args)
+    seen = [path for path, *_ in _marks(jax.make_jaxpr(forward)(params, *args).jaxpr)]
+    times = collections.Counter(seen)
+    reasons = {path: f"'{path}' is called more than once" for path in seen if times[path] > 1}
+    reasons |= dict.fromkeys((path for path in paths if path not in times), _LIFTED)
+    for path, block in found.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(block.variables)):
+            reasons.setdefault(path, "it has collections other than params inside a lifted transformation")
+    return tuple(found[path] for path in seen if path not in reasons), reasons
 
-    jax.eval_shape(forward, params, *args)
-    return tuple(found)
+
+_MARK = "jaxdq_block:"
+
+
+def _marked(path: str, given: Sequence[Any], out: Any) -> Any:
+    """What a block returns, through an equation that names it and has what went in and came out as its operands."""
+    leaves, structure = jax.tree.flatten(out)
+    arrays = [leaf for leaf in given if _is_array(leaf)]
+
+    def mark(*operands: Any) -> tuple:
+        return tuple(jax.lax.optimization_barrier(operands)[len(arrays) :])
+
+    mark.__name__ = mark.__qualname__ = f"{_MARK}{len(arrays)}:{len(leaves)}:{path}"
+    return jax.tree.unflatten(structure, jax.jit(mark)(*arrays, *leaves))
+
+
+def _mark_of(equation: Any) -> tuple[str, int] | None:
+    """(path of a block, how many of the operands went in), of an equation that is a mark."""
+    name = str(equation.params.get("name", "")) if equation.primitive.name in ("pjit", "jit") else ""
+    if not name.startswith(_MARK):
+        return None
+    given, made, path = name.removeprefix(_MARK).split(":", 2)
+    # A scan's body is evaluated as far as it can be before it runs, and may leave a part of a mark outside.
+    return (path, int(given)) if len(equation.invars) == int(given) + int(made) else None
+
+
+def _marks(jaxpr: Any) -> Iterator[tuple[str, int]]:
+    """The marks that values can be taken at: at the top, and in the bodies of `nn.remat`."""
+    for equation in jaxpr.eqns:
+        if (mark := _mark_of(equation)) is not None:
+            yield mark
+        elif equation.primitive.name != "scan" and (inner := body_of(equation)) is not None:
+            yield from _marks(inner)
 
 
 def _is_array(leaf: Any) -> bool:
@@ -187,20 +221,44 @@ def values_at_blocks(blocks: Sequence[Block], call: Callable[[], Any]) -> list[t
     """What goes into each block, and what comes out of it, while a network is called. Pure; jit it as a whole.
 
     Args:
-        blocks: Of the network, called once each.
+        blocks: Of the network, from `cut_into_blocks`.
         call: Calls the network, in float or on integers.
 
     Returns:
         For each block (the arrays it was called with, as `Block.apply` takes them; the arrays it returned).
     """
-    seen: dict[str, tuple[tuple, tuple]] = {}
 
     def on_unit(unit: nn.Module, call_args: tuple, call_kwargs: dict, out: Any) -> Any:
-        given = tuple(leaf for leaf in jax.tree.leaves((call_args, call_kwargs)) if _is_array(leaf))
-        seen[path_of(unit)] = (given, tuple(jax.tree.leaves(out)))
-        return out
+        return _marked(path_of(unit), jax.tree.leaves((call_args, call_kwargs)), out)
 
-    # Around the call: the interceptors that put layers on integers are nearer to them.
-    with at_units(at_paths(*(block.path for block in blocks)), on_unit):
-        call()
+    def marked() -> Any:
+        # Around the call: the interceptors that put layers on integers are nearer to them.
+        with at_units(at_paths(*(block.path for block in blocks)), on_unit):
+            return call()
+
+    closed = jax.make_jaxpr(marked)()
+    seen: dict[str, tuple[tuple, tuple]] = {}
+    _run(closed.jaxpr, closed.consts, [], seen)
     return [seen[block.path] for block in blocks]
+
+
+def _run(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any], seen: dict[str, tuple[tuple, tuple]]) -> list[Any]:
+    """Evaluates a jaxpr, the bodies of `nn.remat` that hold marks as if they stood in it, and keeps what marks show."""
+    values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *given), strict=True))
+
+    def value_of(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        operands = list(map(value_of, equation.invars))
+        inner = body_of(equation) if equation.primitive.name != "scan" else None
+        if (mark := _mark_of(equation)) is not None:
+            path, count = mark
+            seen[path] = tuple(operands[:count]), tuple(operands[count:])
+            outs: Any = operands[count:]
+        elif inner is not None and any(True for _ in _marks(inner)):
+            outs = _run(inner, (), operands, seen)
+        else:
+            outs = _bind(equation, operands)
+        values.update(zip(equation.outvars, outs, strict=True))
+    return [value_of(atom) for atom in jaxpr.outvars]

@@ -175,19 +175,25 @@ def test_codes_that_were_decided_stay(monkeypatch):
 
 
 class Hidden(nn.Module):
-    """Two layers in nn.remat, and one that is not."""
+    """Two layers in nn.remat, two that nn.scan goes through, and one that stands alone."""
 
     @nn.compact
     def __call__(self, x, t):
+        def step(layer, carry, _):
+            return layer(carry), None
+
+        over = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        for name in ("one", "two", "three", "four"):
+            x, _ = over(nn.Dense(x.shape[-1], name=name), x, None)
         return nn.Dense(x.shape[-1], name="out")(nn.remat(Half)(name="half")(x, t))
 
 
-def test_kernels_out_of_reach_keep_nearest_rounding_and_are_named():
+def test_layers_in_remat_are_learned_and_kernels_out_of_reach_are_named():
     work = before(module=Hidden())
-    with pytest.warns(InputWarning, match=r"2 of 3 kernels are in no block .* nearest rounding: 'half/conv' \(it sits"):
+    with pytest.warns(InputWarning, match=r"4 of 7 kernels are in no block .* nearest rounding: 'one' \(it sits"):
         after = reconstruct(ReconstructionSettings(**{**QUICK, "num_updates": 2}))(work, KEY)
-    assert set(after.log[-1][1]["left"]) == {"half/conv", "half/dense"}
-    assert set(after.log[-1][1]["block_error"]) == {"out"}
+    assert set(after.log[-1][1]["left"]) == {"one", "two", "three", "four"}
+    assert set(after.log[-1][1]["block_error"]) == {"half", "out"}
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,48 @@ X = jax.random.normal(jax.random.key(1), (2, *SHAPE))
 
 def test_blocks_come_in_the_order_of_execution_and_what_is_left_is_named():
     blocks, left = cut(Stack(), X)
-    assert [block.path for block in blocks] == ["a_context", "z_first", "d_out"]
+    assert [block.path for block in blocks] == ["a_context", "z_first", "b_second", "d_out"]
     assert blocks[1].kernels == ("z_first/up", "z_first/down")
-    assert left.pop("b_second/up").startswith("it sits in nn.remat, nn.scan") and left.pop("b_second/down")
     assert left == dict.fromkeys(("c_twice/up", "c_twice/down"), "'c_twice' is called more than once")
 
 
 def test_layers_alone():
     blocks, left = cut(Stack(), X, max_kernels=1)
-    assert [block.path for block in blocks] == ["a_context", "z_first/up", "z_first/down", "d_out"]
-    assert set(left) == {f"{path}/{one}" for path in ("b_second", "c_twice") for one in ("up", "down")}
+    paths = ["a_context", "z_first/up", "z_first/down", "b_second/up", "b_second/down", "d_out"]
+    assert [block.path for block in blocks] == paths
+    assert set(left) == {"c_twice/up", "c_twice/down"}
+
+
+class Scanned(nn.Module):
+    """Layers that nn.scan goes through, alone and inside a block."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        x = Stacked(name="within")(x, t)
+        return nn.Dense(x.shape[-1], name="out")(scanned(x, "alone"))
+
+
+class Stacked(nn.Module):
+    @nn.compact
+    def __call__(self, x, t):
+        return scanned(nn.Dense(x.shape[-1], name="first")(x), "rest")
+
+
+def scanned(x, name):
+    def step(layer, carry, _):
+        return layer(carry), None
+
+    over = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+    return over(nn.Dense(x.shape[-1], name=name), x, None)[0]
+
+
+def test_kernels_that_a_scan_goes_through_go_with_the_block_around_them():
+    blocks, left = cut(Scanned(), X)
+    assert [(block.path, block.kernels) for block in blocks] == [
+        ("within", ("within/first", "within/rest")),
+        ("out", ("out",)),
+    ]
+    assert list(left) == ["alone"] and left["alone"].startswith("it sits in nn.scan")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from jaxdq.linen._kinds import path_of
@@ -156,6 +157,7 @@ def _in_order(
 ) -> tuple[tuple[Block, ...], dict[str, str]]:
     """The blocks that can be taken alone, in the order of execution; path -> why another one can't."""
     found: dict[str, Block] = {}
+    odd: list[str] = []
 
     def forward(params: Any, *args: Any) -> Any:
         with at_units(at_paths(*paths), on_unit):
@@ -166,6 +168,8 @@ def _in_order(
         fixed = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
         others = {name: tree for name, tree in unit.variables.items() if name != "params"}
         path = path_of(unit)
+        if call_args and not jnp.ndim(call_args[0]):
+            odd.append(path)
         found[path] = Block(path, paths[path], unit.clone(parent=None, name=None), (structure, fixed), others)
         return _marked(path, leaves, out)
 
@@ -173,6 +177,7 @@ def _in_order(
     times = collections.Counter(seen)
     reasons = {path: f"'{path}' is called more than once" for path in seen if times[path] > 1}
     reasons |= dict.fromkeys((path for path in paths if path not in times), _LIFTED)
+    reasons |= dict.fromkeys(odd, "its first argument is no array with a batch")
     for path, block in found.items():
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(block.variables)):
             reasons.setdefault(path, "it has collections other than params inside a lifted transformation")

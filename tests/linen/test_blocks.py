@@ -84,6 +84,24 @@ def test_layers_alone():
     assert set(left) == {"c_twice/up", "c_twice/down"}
 
 
+class TimeFirst(nn.Module):
+    @nn.compact
+    def __call__(self, t, x):
+        return nn.Dense(x.shape[-1], name="one")(x) + nn.Dense(x.shape[-1], name="two")(x) * t
+
+
+class Odd(nn.Module):
+    @nn.compact
+    def __call__(self, x, t):
+        return nn.Dense(x.shape[-1], name="out")(TimeFirst(name="odd")(t, x))
+
+
+def test_blocks_whose_first_argument_has_no_batch_are_left():
+    blocks, left = cut(Odd(), X)
+    assert [block.path for block in blocks] == ["out"]
+    assert left == dict.fromkeys(("odd/one", "odd/two"), "its first argument is no array with a batch")
+
+
 class Scanned(nn.Module):
     """Layers that nn.scan goes through, alone and inside a block."""
 

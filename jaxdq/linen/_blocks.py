@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from jaxdq.linen._kinds import path_of
@@ -168,7 +167,7 @@ def _in_order(
         fixed = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
         others = {name: tree for name, tree in unit.variables.items() if name != "params"}
         path = path_of(unit)
-        if call_args and not jnp.ndim(call_args[0]):
+        if call_args and not getattr(call_args[0], "ndim", 0):
             odd.append(path)
         found[path] = Block(path, paths[path], unit.clone(parent=None, name=None), (structure, fixed), others)
         return _marked(path, leaves, out)

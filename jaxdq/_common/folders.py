@@ -64,6 +64,10 @@ def check_place(path: Any) -> None:
     """
     if is_remote(path):
         return
+    if odd := sorted(set("[]\\") & set(str(path))):
+        raise InputError(
+            f"'{path}' holds {' and '.join(odd)}, which checkpoints can't be read back from; choose another."
+        )
     whole = path.resolve()
     if whole == Path.cwd() or whole.is_mount():
         what = "the current folder" if whole == Path.cwd() else "a mount point"

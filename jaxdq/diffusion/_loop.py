@@ -143,7 +143,13 @@ def _scan(
 
     def body(x: jax.Array, this_step: tuple[jax.Array, Coefficients]) -> tuple[jax.Array, Any]:
         index, numbers = this_step
-        output = jnp.asarray(model(x, numbers.t), jnp.float32)
+        output = model(x, numbers.t)
+        if not hasattr(output, "shape"):
+            raise InputError(
+                f"The model returned a {type(output).__name__}; it must return one array of x's own shape: wrap it so "
+                "that it returns its prediction alone."
+            )
+        output = jnp.asarray(output, jnp.float32)
         if output.shape != x.shape:
             raise InputError(
                 f"The model was given x of shape {x.shape} and returned {output.shape}; "

@@ -24,6 +24,7 @@ from jaxdq.linen._belonging import check_belongs as check_belongs
 from jaxdq.linen._belonging import leaves_of as leaves_of
 from jaxdq.linen._blocks import Block as Block
 from jaxdq.linen._blocks import Blocks as Blocks
+from jaxdq.linen._blocks import check_patterns as check_patterns
 from jaxdq.linen._blocks import cut_into_blocks as cut_into_blocks
 from jaxdq.linen._blocks import values_at_blocks as values_at_blocks
 from jaxdq.linen._correction import Correction as Correction

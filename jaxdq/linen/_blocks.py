@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
+from flax.core.tracers import current_trace
 from jax.extend.core import Literal
 
+from jaxdq._common.errors import InputError, described
 from jaxdq.linen._kinds import path_of
 from jaxdq.linen._run import _bind
 from jaxdq.linen._trace import body_of
@@ -110,11 +113,39 @@ def cut_into_blocks(
             return module.apply({"params": params}, *args)
 
     jax.eval_shape(forward, params, *args)
-    paths = _chosen(dict(called), kernels, max_kernels, [re.compile(pattern) for pattern in chosen])
-    found, reasons = _in_order(module, params, paths, args)
+    classes, patterns = dict(called), check_patterns(chosen)
+    for pattern in patterns:
+        if not any(path and pattern.fullmatch(path) for path in classes):
+            raise InputError(f"blocks has the pattern '{pattern.pattern}' and no module has such a path; correct it.")
+    apart: set[str] = set()  # what can't be called alone, so that its layers are
+    while True:
+        paths = _chosen(
+            {path: name for path, name in classes.items() if path not in apart}, kernels, max_kernels, patterns
+        )
+        found, reasons = _in_order(module, params, paths, args)
+        more = {path for path in reasons if path not in kernels} - apart
+        if not more:
+            break
+        apart |= more
     held = {kernel: path for path, own in paths.items() for kernel in own}
     left = {kernel: reasons[path] for kernel, path in held.items() if path in reasons}
     return Blocks(found, left | {kernel: "nothing calls it" for kernel in kernels if kernel not in held})
+
+
+def check_patterns(patterns: Collection[str]) -> list[re.Pattern]:
+    """Patterns of paths, compiled.
+
+    Raises:
+        InputError: No collection of texts, or one that is no regular expression.
+    """
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise InputError(f"blocks is {patterns!r}; give a tuple of patterns of paths, such as ('mid_block', 'up_.*').")
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise InputError(
+            f"blocks has {error.pattern!r}, which is no regular expression ({error}); correct it."
+        ) from None
 
 
 def _chosen(
@@ -127,7 +158,7 @@ def _chosen(
 
     def is_block(path: str) -> bool:
         own = below[path]
-        if any(pattern.fullmatch(path) for pattern in patterns) or path in own:
+        if path in own or (path and any(pattern.fullmatch(path) for pattern in patterns)):
             return True
         deeper = [other for other in paths if other != path and (not path or other.startswith(f"{path}/"))]
         if set(own) - {kernel for other in deeper for kernel in below[other]}:
@@ -156,31 +187,59 @@ def _in_order(
 ) -> tuple[tuple[Block, ...], dict[str, str]]:
     """The blocks that can be taken alone, in the order of execution; path -> why another one can't."""
     found: dict[str, Block] = {}
-    odd: list[str] = []
+    reasons: dict[str, str] = {}
 
     def forward(params: Any, *args: Any) -> Any:
+        outer = current_trace()
+
+        def on_unit(unit: nn.Module, call_args: tuple, call_kwargs: dict, out: Any) -> Any:
+            leaves, structure = jax.tree.flatten((call_args, call_kwargs))
+            fixed = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+            path, own = path_of(unit), unit.variables.get("params", {})
+            others = {name: tree for name, tree in unit.variables.items() if name != "params"}
+            block = Block(path, paths[path], unit.clone(parent=None, name=None), (structure, fixed), others)
+            given = current_trace() == outer and block.params_in(params)
+            if (reason := _why_not_alone(block, own, given or own, leaves, out)) and path not in reasons:
+                reasons[path] = reason
+            found[path] = block
+            return _marked(path, leaves, out)
+
         with at_units(at_paths(*paths), on_unit):
             return module.apply({"params": params}, *args)
 
-    def on_unit(unit: nn.Module, call_args: tuple, call_kwargs: dict, out: Any) -> Any:
-        leaves, structure = jax.tree.flatten((call_args, call_kwargs))
-        fixed = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
-        others = {name: tree for name, tree in unit.variables.items() if name != "params"}
-        path = path_of(unit)
-        if call_args and not getattr(call_args[0], "ndim", 0):
-            odd.append(path)
-        found[path] = Block(path, paths[path], unit.clone(parent=None, name=None), (structure, fixed), others)
-        return _marked(path, leaves, out)
-
     seen = [path for path, *_ in _marks(jax.make_jaxpr(forward)(params, *args).jaxpr)]
     times = collections.Counter(seen)
-    reasons = {path: f"'{path}' is called more than once" for path in seen if times[path] > 1}
+    reasons |= {path: f"'{path}' is called more than once" for path in seen if times[path] > 1}
     reasons |= dict.fromkeys((path for path in paths if path not in times), _LIFTED)
-    reasons |= dict.fromkeys(odd, "its first argument is no array with a batch")
-    for path, block in found.items():
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(block.variables)):
-            reasons.setdefault(path, "it has collections other than params inside a lifted transformation")
     return tuple(found[path] for path in seen if path not in reasons), reasons
+
+
+def _why_not_alone(block: Block, own: Any, given: Any, leaves: Sequence[Any], out: Any) -> str:
+    """Why a block called alone would be another function than in the network, or none; "" if it is the same.
+
+    Args:
+        block: The block.
+        own: Params that its module has in the network.
+        given: Those of the network at its path.
+        leaves: What it was called with.
+        out: What it returned.
+    """
+    if leaves and (block.call[1][0] is not _ARRAY or not leaves[0].ndim):
+        return "its first argument is no array with a batch"
+    if not all(map(_is_array, jax.tree.leaves(out))):
+        return "it returns something that is no array"
+    if any(one is not other for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(given), strict=False)):
+        return "its params are changed on their way to it"
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(block.variables)):
+        return "it has collections other than params inside a lifted transformation"
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves if _is_array(leaf)]
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), own)
+    try:
+        made = jax.eval_shape(lambda params, *arrays: block.apply({"params": params}, *arrays), params, *shapes)
+    except Exception as error:  # whatever a module raises that needs what stands around it
+        return f"it can't be called alone ({described(error)})"
+    same = [leaf.shape for leaf in jax.tree.leaves(made)] == [leaf.shape for leaf in jax.tree.leaves(out)]
+    return "" if same else "called alone it returns something else"
 
 
 _MARK = "jaxdq_block:"
@@ -189,6 +248,8 @@ _MARK = "jaxdq_block:"
 def _marked(path: str, given: Sequence[Any], out: Any) -> Any:
     """What a block returns, through an equation that names it and has what went in and came out as its operands."""
     leaves, structure = jax.tree.flatten(out)
+    if not all(map(_is_array, leaves)):
+        return out  # no block: see `_why_not_alone`
     arrays = [leaf for leaf in given if _is_array(leaf)]
 
     def mark(*operands: Any) -> tuple:
@@ -218,7 +279,7 @@ def _marks(jaxpr: Any) -> Iterator[tuple[str, int]]:
 
 
 def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    return isinstance(leaf, jax.Array | np.ndarray)
 
 
 def values_at_blocks(blocks: Sequence[Block], call: Callable[[], Any]) -> list[tuple[tuple, tuple]]:

@@ -170,6 +170,12 @@ def _about_collections(error: Exception) -> InputError | None:
     )
 
 
+def _complex(*trees: Any) -> str:
+    leaves = (leaf for leaf in jax.tree.leaves(trees) if hasattr(leaf, "dtype"))
+    is_complex = any(jax.numpy.issubdtype(leaf.dtype, jax.numpy.complexfloating) for leaf in leaves)
+    return "it computes with complex numbers" if is_complex else ""
+
+
 def _leaf_paths(params: Any) -> list[str]:
     paths = jax.tree_util.tree_leaves_with_path(params)
     return ["/".join(str(getattr(key, "key", key)) for key in keys) for keys, _ in paths]
@@ -207,7 +213,7 @@ class _Recorder:
             return next_fun(*args, **kwargs)
         inputs = inputs_of(module, args, kwargs)
         params = dict(module.variables.get("params", {}))
-        reason = own_way(module) or kind.unsupported(module, *inputs)
+        reason = own_way(module) or _complex(inputs, params) or kind.unsupported(module, *inputs)
         alone = module.clone(parent=None, name=None)
         out = self._alone(next_fun, module, args, kwargs) if reason else self._as_equation(alone, params, inputs)
         own, made = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, out))

@@ -6,6 +6,7 @@ CPU, and each boundary that is moved two more. Below eight bits the settings' ow
 """
 
 from jaxdq.calibration import RangeSettings, SearchSettings
+from jaxdq.grid import Scheme
 from jaxdq.recipes._weights import WeightRounding
 
 
@@ -36,8 +37,8 @@ def rounding_for(weight_bits: int) -> WeightRounding:
         >>> rounding_for(8), rounding_for(4)
         ('nearest', 'gptq')
     """
-    return "nearest" if weight_bits >= 8 else "gptq"
+    return "nearest" if Scheme(weight_bits).bits >= 8 else "gptq"
 
 
 def _is_fine(weight_bits: int, act_bits: int) -> bool:
-    return min(weight_bits, act_bits) >= 8
+    return min(Scheme(weight_bits).bits, Scheme(act_bits).bits) >= 8

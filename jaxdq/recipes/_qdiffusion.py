@@ -1,5 +1,6 @@
 """Q-Diffusion: rounding and step sizes learned block by block, on states of the whole trajectory."""
 
+from jaxdq._common.errors import InputError
 from jaxdq.calibration import RangeSettings, Recipe, ReconstructionSettings, reconstruct
 from jaxdq.recipes._budget import learning_for
 from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
@@ -45,6 +46,8 @@ def qdiffusion(
 
     Source: Li et al., arXiv 2302.04304 (ICCV 2023).
     """
+    if reconstruction is not None and not isinstance(reconstruction, ReconstructionSettings):
+        raise InputError(f"reconstruction is {reconstruction!r:.80}; give a jaxdq.calibration.ReconstructionSettings.")
     rebuild = reconstruct(reconstruction or ReconstructionSettings())
     calibrators = in_equal_spans(num_groups, ranges, (rebuild,), learning, learning_for(weight_bits, act_bits))
     return Recipe("qdiffusion", default_rules(weight_bits, act_bits), calibrators)

@@ -200,6 +200,8 @@ def test_layers_in_remat_are_learned_and_kernels_out_of_reach_are_named():
     ("settings", "said"),
     [
         ({"by": "unit"}, "by is 'unit'; give one of 'block', 'layer'"),
+        ({"acts": "no"}, "acts is 'no'; give True or False"),
+        ({"blocks": ("(",)}, "which is no regular expression"),
         ({"num_updates": 0}, "num_updates is 0; give a whole number of at least 1"),
         ({"warmup": 1.0}, "warmup is 1.0; give a share of the updates below 1"),
         ({"penalty": -1.0}, "penalty is -1.0; give a finite number of at least 0"),

@@ -112,3 +112,11 @@ def test_model_may_compute_in_half_precision():
 def test_refuses_a_model_that_changes_the_shape():
     with pytest.raises(InputError, match=r"\(2, 4, 4, 2\) and returned \(2, 4, 4, 4\)"):
         draw(ddim(5), jnp.arange(2), lambda x, t: jnp.concatenate([x, x], -1))
+
+
+@pytest.mark.parametrize("output", [{"sample": 1.0}, None, (1.0, 2.0)], ids=["dict", "None", "tuple"])
+def test_a_model_that_returns_no_array_is_told(output):
+    x, keys = jnp.zeros((1, 2, 2, 1)), jax.random.split(jax.random.key(0), 1)
+    coefficients = ddim(2).coefficients(linear_schedule())
+    with pytest.raises(InputError, match=f"The model returned a {type(output).__name__}; it must return one array"):
+        trajectory(lambda x, t: output, ddim(2), coefficients, x, keys)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toys import SHAPE, ToyUNet
 
-from jaxdq import load_denoiser
+from jaxdq import InputError, load_denoiser
 from jaxdq.linen import apply_visited, cut_into_blocks, find_sites, values_at_blocks
 
 T = jnp.int32(3)
@@ -74,7 +74,7 @@ def test_blocks_come_in_the_order_of_execution_and_what_is_left_is_named():
     blocks, left = cut(Stack(), X)
     assert [block.path for block in blocks] == ["a_context", "z_first", "b_second", "d_out"]
     assert blocks[1].kernels == ("z_first/up", "z_first/down")
-    assert left == dict.fromkeys(("c_twice/up", "c_twice/down"), "'c_twice' is called more than once")
+    assert left == {path: f"'{path}' is called more than once" for path in ("c_twice/up", "c_twice/down")}
 
 
 def test_layers_alone():
@@ -96,10 +96,90 @@ class Odd(nn.Module):
         return nn.Dense(x.shape[-1], name="out")(TimeFirst(name="odd")(t, x))
 
 
-def test_blocks_whose_first_argument_has_no_batch_are_left():
-    blocks, left = cut(Odd(), X)
-    assert [block.path for block in blocks] == ["out"]
-    assert left == dict.fromkeys(("odd/one", "odd/two"), "its first argument is no array with a batch")
+class Sharing(nn.Module):
+    """Calls a layer that belongs to the network."""
+
+    shared: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return x + self.shared(nn.silu(nn.Dense(2, name="own")(x)))
+
+
+class WithShared(nn.Module):
+    @nn.compact
+    def __call__(self, x, t):
+        shared = nn.Dense(2, name="shared")
+        return nn.Dense(2, name="out")(Sharing(shared, name="second")(Sharing(shared, name="first")(x)))
+
+
+class Taking(nn.Module):
+    """Called with what is no array: a function of the time, a size, a type; returns more than arrays."""
+
+    @nn.compact
+    def __call__(self, x, fn=None, size=1, dtype=None):
+        x = nn.Dense(2, name="one")(x)[..., : int(size)].astype(dtype or x.dtype)
+        h = nn.Dense(2, name="two")(x if fn is None else fn(x))
+        return {"h": h, "size": 2.0, "name": "taking"}
+
+
+class WithTaking(nn.Module):
+    given: str
+
+    @nn.compact
+    def __call__(self, x, t):
+        given = {"fn": lambda z: z * jnp.cos(t), "size": np.prod((1, 2)), "dtype": np.float32}
+        return nn.Dense(2, name="out")(Taking(name="taking")(x, **{self.given: given[self.given]})["h"])
+
+
+class Changed(nn.Module):
+    """Its bias is another on its way to the layer."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        def scaled(tree):
+            return jax.tree_util.tree_map_with_path(lambda at, leaf: 50 * leaf if "bias" in str(at) else leaf, tree)
+
+        mapped = nn.map_variables(nn.Dense, "params", scaled, init=self.is_initializing())
+        return nn.Dense(2, name="out")(mapped(2, name="mapped")(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "paths", "left"),
+    [
+        (Odd(), ["odd/one", "odd/two", "out"], {}),
+        (WithShared(), ["first/own", "second/own", "out"], {"shared": "'shared' is called more than once"}),
+        *((WithTaking(given), ["taking/one", "taking/two", "out"], {}) for given in ("fn", "size", "dtype")),
+        (Changed(), ["out"], {"mapped": "its params are changed on their way to it"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_block_that_is_another_function_alone_is_cut_into_its_layers(module, paths, left):
+    blocks, found = cut(module, X)
+    assert [block.path for block in blocks] == paths and found == left
+    params = params_of(module, X)
+    seen = values_at_blocks(blocks, lambda: module.apply({"params": params}, X, T))
+    for block, (arrays, output) in zip(blocks, seen, strict=True):
+        alone = block.apply({"params": block.params_in(params)}, *arrays)
+        np.testing.assert_allclose(jax.tree.leaves(alone)[0], output[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (("(",), r"blocks has '\(', which is no regular expression"),
+        ("mid", "blocks is 'mid'; give a tuple of patterns of paths"),
+        (("",), "blocks is .*; give a tuple"),
+        (("nope.*",), "blocks has the pattern 'nope.*' and no module has such a path"),
+    ],
+)
+def test_patterns_that_choose_nothing_are_refused(chosen, said):
+    with pytest.raises(InputError, match=said):
+        cut(Two(Level), X, chosen=chosen)
+
+
+def test_the_network_itself_is_no_block():
+    assert [block.path for block in cut(Two(Level), X, chosen=(".*",)).blocks] == ["level"]
 
 
 class Scanned(nn.Module):

@@ -302,3 +302,21 @@ def test_kernels_that_are_read_outside_their_layers_stay_in_float_by_name():
         T0,
         expected={**dict.fromkeys(names, outside), "asked": "takes no integer codes", "measured": "integer"},
     )
+
+
+class Spectral(nn.Module):
+    """A layer of the frequencies of an image, as in neural operators."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        h = jnp.fft.ifft2(nn.Dense(4, name="spectral")(jnp.fft.fft2(x, axes=(1, 2))), axes=(1, 2)).real
+        return nn.Dense(4, name="real")(nn.silu(h))
+
+
+@pytest.mark.parametrize("kernel", [jnp.float32, jnp.complex64], ids=str)
+def test_layers_that_compute_with_complex_numbers_stay_in_float_by_name(kernel):
+    x = jnp.ones((2, 4, 4, 3))
+    params = toy_params(Spectral(), x, T0)
+    params["spectral"]["kernel"] = params["spectral"]["kernel"].astype(kernel)
+    plan = toy_plan(Spectral(), params, RULES, x, T0)
+    assert plan.by_path["spectral"].reason == "it computes with complex numbers" and plan.by_path["real"].is_integer

@@ -28,6 +28,10 @@ def test_takes_settings():
 def test_refuses_what_every_recipe_refuses():
     with pytest.raises(InputError, match="bits"):
         recipes.qdiffusion(9, 8)
+    with pytest.raises(InputError, match="bits is '8'"):
+        recipes.qdiffusion("8", 8)
+    with pytest.raises(InputError, match="reconstruction is 'fast'; give a"):
+        recipes.qdiffusion(4, 8, reconstruction="fast")
     with pytest.raises(InputError, match="ranges is 'best'"):
         recipes.qdiffusion(4, 8, ranges="best")
     with pytest.raises(InputError, match="settings of the learning were given"):

@@ -35,6 +35,7 @@ from jaxdq.linen import (
     Parts,
     Visitor,
     apply_visited,
+    check_patterns,
     dequantize_kernel,
     input_axis,
     kernel_at,
@@ -82,6 +83,9 @@ class ReconstructionSettings:
     def __post_init__(self) -> None:
         if self.by not in get_args(UnitKind):
             raise InputError(f"by is {self.by!r}; give one of {', '.join(map(repr, get_args(UnitKind)))}.")
+        if not isinstance(self.acts, bool):
+            raise InputError(f"acts is {self.acts!r}; give True or False.")
+        check_patterns(self.blocks)
         counts = ("num_updates", "rows", "num_states", "state_bytes")
         check_at_least(1, **{name: getattr(self, name) for name in counts})
         others = ("learning_rate", "act_rate", "zero_point_rate", "penalty", "warmup")

@@ -61,6 +61,9 @@ def test_refuses_a_run_without_force_a_file_and_other_things(tmp_path):
         check_free(tmp_path, overwrite=True)
     with pytest.raises(InputError, match="mount point"):
         check_free(Path("/proc"), overwrite=True)
+    for name in ("[w4a8]", "a\\b"):
+        with pytest.raises(InputError, match="which checkpoints can't be read"):
+            check_free(tmp_path / name, overwrite=True)
 
 
 def test_refuses_a_place_that_can_not_be_written(tmp_path):

@@ -86,10 +86,10 @@ class ReconstructionSettings:
         if not isinstance(self.acts, bool):
             raise InputError(f"acts is {self.acts!r}; give True or False.")
         check_patterns(self.blocks)
-        counts = ("num_updates", "rows", "num_states", "state_bytes")
-        check_at_least(1, **{name: getattr(self, name) for name in counts})
-        others = ("learning_rate", "act_rate", "zero_point_rate", "penalty", "warmup")
-        check_not_negative(**{name: getattr(self, name) for name in others})
+        numbers = {name: value for name, value in vars(self).items() if name not in ("by", "blocks", "acts")}
+        counts = {name: numbers.pop(name) for name in ("num_updates", "rows", "num_states", "state_bytes")}
+        check_at_least(1, **counts)
+        check_not_negative(**numbers)
         if self.warmup >= 1:
             raise InputError(f"warmup is {self.warmup!r}; give a share of the updates below 1.")
 
@@ -199,8 +199,8 @@ def learn_block(
     )
     error = _make_error(work, block, columns)
     hard = jax.jit(functools.partial(_mean_error, error, min(settings.rows, len(states.step))))
-    of_step, unknown = jnp.asarray(group_of_step(work)), jnp.float32(0)
-    fixed = Fixed(_params_of(work, block), own, of_step, jnp.float32(_power(states)), unknown)
+    of_step = jnp.asarray(group_of_step(work))
+    fixed = Fixed(_params_of(work, block), own, of_step, jnp.float32(_power(states)), jnp.float32(0))
     before = float(hard(begin, _with_codes(fixed, block, start.codes), states))
     fixed = replicate(fixed._replace(nearest=jnp.float32(before)), work.machine.mesh)
     optimizer = _optimizer(settings, begin)
@@ -264,10 +264,6 @@ def start_logits(kernel: jax.Array, scale: jax.Array) -> jax.Array:
     return init_rounding_logits(kernel.astype(jnp.float32) / scale)
 
 
-def _tensor(codes: jax.Array, grid: Grid) -> QTensor:
-    return QTensor(codes, grid.qparams, grid.scheme)
-
-
 def _hard(value: jax.Array, grid: Grid, logits: jax.Array) -> jax.Array:
     return quantize(value, grid.qparams, grid.scheme, functools.partial(round_learned_hard, logits=logits)).qvalue
 
@@ -295,8 +291,11 @@ def _params_of(work: Work, block: Block) -> Any:
 
 def _with_codes(fixed: Fixed, block: Block, codes: Mapping[str, jax.Array]) -> Fixed:
     """The block on these codes."""
-    tensors = {path: _tensor(codes[block.name_of(path)], grid) for path, (_, grid) in fixed.latents.items()}
-    return fixed._replace(params=with_kernels(fixed.params, {path: dequantize(each) for path, each in tensors.items()}))
+    kernels = {
+        path: dequantize(QTensor(codes[block.name_of(path)], grid.qparams, grid.scheme))
+        for path, (_, grid) in fixed.latents.items()
+    }
+    return fixed._replace(params=with_kernels(fixed.params, kernels))
 
 
 def _make_error(work: Work, block: Block, columns: np.ndarray) -> Error:

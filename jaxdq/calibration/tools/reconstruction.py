@@ -215,15 +215,9 @@ def learn_block(
         draw = np.random.default_rng((index, turn)).permutation(len(states.step))[: settings.rows]
         return fixed, states.at(draw), _penalty(settings, turn)
 
-    (learned, _), _ = learn(
-        update,
-        (begin, optimizer.init(begin)),
-        batch_of,
-        settings.num_updates,
-        label=f"reconstruct {block.path}",
-        checkpoint=None if folder is None else folder / f"block_{index}",
-        mesh=work.machine.mesh,
-    )
+    label, place = f"reconstruct {block.path}", None if folder is None else folder / f"block_{index}"
+    first, last = (begin, optimizer.init(begin)), settings.num_updates
+    (learned, _), _ = learn(update, first, batch_of, last, label=label, checkpoint=place, mesh=work.machine.mesh)
     bounds = np.array([schemes_of(work)[column].bounds for column in columns]).reshape(-1, 2).T
     learned = learned._replace(zero_point=jnp.clip(jnp.round(learned.zero_point), *bounds))
     codes = {path: _hard(*latents[path], learned.logits[block.relative(path)]) for path in block.kernels}

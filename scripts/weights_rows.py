@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import re
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from adpdm_rows import Shared, prepared
 
 import jaxdq
 from jaxdq.calibration import (
+    Calibrator,
     RangeSettings,
     Recipe,
     Work,
@@ -37,10 +39,12 @@ class Method(NamedTuple):
         rounding: "nearest", or a method of `compensate_rounding`.
         learned: Whether ranges then follow the gradient of the output's error: those of activations, and with nearest
             rounding those of weights.
+        sparsity: What of each kernel becomes 0, as `compensate_rounding` takes it.
     """
 
     rounding: str
     learned: bool = False
+    sparsity: str | float | None = None
 
 
 METHODS = {
@@ -49,6 +53,12 @@ METHODS = {
     "obq": Method("obq"),
     "nearest-learned": Method("nearest", learned=True),
     "gptq-learned": Method("gptq", learned=True),
+    "gptq-half": Method("gptq", sparsity=0.5),
+    "gptq-2:4": Method("gptq", sparsity="2:4"),
+    "gptq-4:8": Method("gptq", sparsity="4:8"),
+    "obq-half": Method("obq", sparsity=0.5),
+    "obq-2:4": Method("obq", sparsity="2:4"),
+    "obq-4:8": Method("obq", sparsity="4:8"),
 }
 
 
@@ -63,21 +73,33 @@ class Weights(Shared):
     def weights_row(self, bits: str, name: str) -> dict[str, Any]:
         """Calibrates and measures one row."""
         method = METHODS[name]
-        work, before = self.evidence
+        steps = [] if method.rounding == "nearest" else [compensate_rounding(method.rounding, sparsity=method.sparsity)]
+        return self.row(bits, steps + [learn_ranges(RangeSettings())] * method.learned)
+
+    def row(self, bits: str, steps: Iterable[Calibrator], num_groups: int = NUM_GROUPS) -> dict[str, Any]:
+        """What comes of these calibrators, once all ranges are fitted in equal spans."""
+        _, before = self.evidence
         start = time.perf_counter()
-        plan = plan_for(work.denoiser, Recipe("bits", rules_of(bits), ()))
-        grids = weight_grids(work.denoiser.params, plan, mse_weights())
-        work = work.deciding(plan=plan, weights=grids, acts=None)._replace(log=())
-        key = jax.random.key(self.seed)
-        work = share_uniformly(NUM_GROUPS)(work, key)
-        if method.rounding != "nearest":
-            work = compensate_rounding(method.rounding)(work, key)
-        if method.learned:
-            work = learn_ranges(RangeSettings())(work, jax.random.fold_in(key, 1))
+        work = self.with_ranges(bits, num_groups)
+        for index, step in enumerate(steps):
+            work = step(work, jax.random.fold_in(self.key, index) if index else self.key)
         qparams = jax.block_until_ready(jax.jit(jaxdq.quantize)(self.denoiser.params, work.calib))
         seconds = time.perf_counter() - start
         kept = [numbers.get("kept") for _, numbers in work.log]
         return {**self._measured(qparams), "prepare_seconds": before, "calibrate_seconds": seconds, "kept": kept}
+
+    @property
+    def key(self) -> jax.Array:
+        """The key of the row's calibrators."""
+        return jax.random.key(self.seed)
+
+    def with_ranges(self, bits: str, num_groups: int = NUM_GROUPS) -> Work:
+        """Work with ranges of least squared error, those of activations in equal spans of time."""
+        work, _ = self.evidence
+        plan = plan_for(work.denoiser, Recipe("bits", rules_of(bits), ()))
+        grids = weight_grids(work.denoiser.params, plan, mse_weights())
+        work = work.deciding(plan=plan, weights=grids, acts=None)._replace(log=())
+        return share_uniformly(num_groups)(work, self.key)
 
 
 def rules_of(bits: str) -> Any:

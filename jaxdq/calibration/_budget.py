@@ -15,11 +15,10 @@ from jaxdq._common.progress import track
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least
 from jaxdq.calibration.tools.allocation import allocate
 from jaxdq.calibration.tools.propagation import Sensitivity
-from jaxdq.calibration.tools.rows import Rows, apply_by_row, rows_of_steps, step_weights
+from jaxdq.calibration.tools.rows import Rows, apply_by_row, image_error, rows_of_steps, step_weights
 from jaxdq.grid import Grid, Scheme, fake_quantize, stored_bytes
 from jaxdq.linen import Plan, SitePlan, kernel_at, quantize, with_kernels
 from jaxdq.observers import WeightQParams
-from jaxdq.sampling import walk
 
 Resource = Literal["bytes", "disk", "bit-operations"]
 LEVELS = (2, 3, 4, 6, 8)
@@ -206,25 +205,13 @@ def _search(
     return best, tried
 
 
-def _image_error(work: Work, database: Database, levels: np.ndarray, num_images: int = 16) -> float:
-    """As `image_error`, of the float network with these weights: one program for all choices."""
-    judge = work.problem.judge
-    count = min(num_images, len(judge.images))
+def _image_error(work: Work, database: Database, levels: np.ndarray) -> float:
+    """That of the float network with these weights: one program for all choices."""
     kernels = {
         path: _rounded(kernel_at(work.denoiser.params, path), grids[level])
         for path, grids, level in zip(database.paths, database.grids, levels, strict=True)
     }
-    drawing = walk(
-        work.denoiser,
-        work.problem.sampler,
-        num_images=count,
-        key=judge.key,
-        batch_size=work.machine.batch_size,
-        mesh=work.machine.mesh,
-    )
-    images = drawing.draw(with_kernels(work.denoiser.params, kernels))
-    error = np.mean((np.float64(images) - judge.images[:count]) ** 2, axis=(1, 2, 3))
-    return float(np.exp(np.mean(np.log(np.maximum(error, np.finfo(np.float32).tiny)))))
+    return image_error(work, with_kernels(work.denoiser.params, kernels), num_images=16)
 
 
 def _with_levels(work: Work, database: Database, levels: np.ndarray) -> Work:

@@ -1,8 +1,9 @@
 """Rounding kernels so that what their layers return, and not each weight, comes closest (Optimal Brain Compression)."""
 
+import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -15,11 +16,13 @@ from jaxdq._common.progress import track
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least, check_not_negative
 from jaxdq.calibration.tools.compression import rounded_by_error
 from jaxdq.calibration.tools.propagation import Sensitivity
+from jaxdq.calibration.tools.pruning import Sparsity
 from jaxdq.calibration.tools.rows import image_error, step_weights
 from jaxdq.calibration.tools.selection import counts_of
 from jaxdq.grid import Grid, QTensor, quantize
 from jaxdq.linen import (
     Acts,
+    Plan,
     SitePlan,
     apply_visited,
     kernel_at,
@@ -58,7 +61,11 @@ class Layer(NamedTuple):
 
 @calibrator(needs=(Grid, Acts, Sensitivity), gives=(Grid,))
 def compensate_rounding(
-    method: RoundingMethod = "gptq", damping: float = 0.01, num_images: int = 8, portion_bytes: int = 2**30
+    method: RoundingMethod = "gptq",
+    damping: float = 0.01,
+    num_images: int = 8,
+    portion_bytes: int = 2**30,
+    sparsity: str | float | None = None,
 ) -> Run:
     """Rounds every planned kernel to the grid it has, each weight making up for the errors of those before it.
 
@@ -70,6 +77,10 @@ def compensate_rounding(
     small (`tools.compression`). The weight v of a step is that of `learn_ranges`: half of it makes the relative error
     of every step count alike, half is what an error at that step costs the image. An output channel keeps nearest
     rounding where that is no worse, and so does the network where its images come no closer on the integer path.
+
+    With a sparsity, some weights become 0 first, and the others make up for them too: by ExactOBS with "obq", by what
+    each removal alone costs with "gptq" (`tools.pruning`). A pruned network is what was asked for: it stays, whatever
+    its images. XLA has no kernel that is faster for zeros; they make the file on disk smaller.
 
     Kernels that are no one matrix (stacked by `nn.scan`, cut into parts, masked, batched) or whose inputs can't be seen
     (inside `nn.jit` and its like) keep nearest rounding and are named in the log, as are codes that were decided
@@ -84,12 +95,14 @@ def compensate_rounding(
         damping: Share of the mean of H's diagonal that is added to it.
         num_images: Images at each step whose rows are summed.
         portion_bytes: Hessians of how many bytes are held at a time; each portion is one more pass over the states.
+        sparsity: Share of each kernel's weights that become 0, such as 0.5; "2:4" keeps two of each four neighbouring
+            inputs of each output (in the order of the kernel's axes, input channels last); None keeps all.
 
     Returns:
         A calibrator that puts codes in place of grids.
 
     Raises:
-        InputError: An unknown method, a negative damping, no images.
+        InputError: An unknown method, a negative damping, no images, a sparsity that is neither.
 
     Source: Frantar et al., arXiv 2208.11580 (Optimal Brain Compression) and arXiv 2210.17323 (GPTQ).
     """
@@ -97,6 +110,7 @@ def compensate_rounding(
         raise InputError(f"method is {method!r}; give one of {', '.join(map(repr, get_args(RoundingMethod)))}.")
     check_not_negative(damping=damping)
     check_at_least(1, num_images=num_images, portion_bytes=portion_bytes)
+    pattern = None if sparsity is None else Sparsity.of(sparsity)
 
     def run(work: Work, key: jax.Array) -> Work:
         layers, left = _layers(work)
@@ -108,11 +122,12 @@ def compensate_rounding(
                 if not np.any(hessians[path]):
                     left[path] = "no inputs of it were seen"
                     continue
-                codes[path], errors[path] = _rounded(layer, hessians[path], method == "obq", damping)
+                codes[path], errors[path] = _rounded(layer, hessians[path], method == "obq", damping, pattern)
         _warn_of_most(left, len(codes), method)
-        rounded = work.deciding(weights={**work.calib.weights, **codes})
+        plan = work.plan if pattern is None else _with_sparsity(work.plan, codes, str(pattern))
+        rounded = work.deciding(plan=plan, weights={**work.calib.weights, **codes})
         tried = {"nearest": image_error(work), method: image_error(rounded)} if codes else {}
-        keep = tried and tried[method] <= tried["nearest"]
+        keep = tried and (pattern is not None or tried[method] <= tried["nearest"])
         log: dict[str, Any] = {
             "tried": tried,
             "kept": method if keep else "nearest",
@@ -201,7 +216,14 @@ def _portions(layers: Mapping[str, Layer], portion_bytes: int) -> Iterator[dict[
         yield portion
 
 
-def _rounded(layer: Layer, hessian: jax.Array, greedy: bool, damping: float) -> tuple[QTensor, np.ndarray]:
+def _with_sparsity(plan: Plan, paths: Container[str], sparsity: str) -> Plan:
+    sites = (dataclasses.replace(site, sparsity=sparsity) if site.path in paths else site for site in plan.sites)
+    return dataclasses.replace(plan, sites=tuple(sites))
+
+
+def _rounded(
+    layer: Layer, hessian: jax.Array, greedy: bool, damping: float, sparsity: Sparsity | None
+) -> tuple[QTensor, np.ndarray]:
     """The kernel in codes, and f64[2]: its error by nearest rounding and now."""
     shape, scheme, qparams = layer.site.site.shape, layer.grid.scheme, layer.grid.qparams
     groups = range(layer.kernel.shape[0])
@@ -214,6 +236,7 @@ def _rounded(layer: Layer, hessian: jax.Array, greedy: bool, damping: float) -> 
             scheme,
             greedy=greedy,
             damping=damping,
+            sparsity=sparsity,
         )
         for g in groups
     ]

@@ -64,6 +64,7 @@ class SitePlan:
         parts: Sizes of the parts that its kernel is cut into along the input channels, each with a grid of its own; ()
             is one kernel (see `Parts`).
         has_own_inputs: Whether each part's inputs have a grid of their own too.
+        sparsity: Which of its weights are 0, in words such as "2:4"; "" where none were made so.
     """
 
     site: Site
@@ -72,6 +73,7 @@ class SitePlan:
     reason: str = ""
     parts: tuple[int, ...] = ()
     has_own_inputs: bool = False
+    sparsity: str = ""
 
     @property
     def pieces(self) -> tuple[tuple[int, int], ...]:
@@ -216,7 +218,9 @@ class Plan:
                 site.path,
                 site.site.kind,
                 "x".join(map(str, site.site.shape)),
-                "-" if site.site.kind == "product" else str(site.weight or "float"),
+                "-"
+                if site.site.kind == "product"
+                else ", ".join(filter(None, (str(site.weight or "float"), site.sparsity))),
                 str(site.act or "float"),
                 "integer" if site.is_integer else f"float: {site.reason}",
             )

@@ -1,6 +1,7 @@
 """A quantized network as a tree of plain arrays and a plan of plain values, and back: what a checkpoint holds."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -61,16 +62,34 @@ def to_arrays(qparams: Any) -> dict[str, Any]:
             return {"parts": parts, **jax.tree.map(np.asarray, present)}
         if not isinstance(leaf, QTensor):
             return np.asarray(leaf)
-        codes = pack(np.asarray(leaf.qvalue.astype(jnp.int8)), leaf.scheme.bits)
+        codes = _packed(np.asarray(leaf.qvalue.astype(jnp.int8)), leaf.scheme.bits)
         zero_point = leaf.qparams.zero_point
         extra = {} if zero_point is None else {"zero_point": np.asarray(zero_point)}
-        return {"codes": codes, "scale": np.asarray(leaf.qparams.scale), **extra}
+        return {**codes, "scale": np.asarray(leaf.qparams.scale), **extra}
 
     params = jax.tree.map(stored, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor | Parts))
     variables = {"variables": jax.tree.map(np.asarray, dict(qparams.variables))} if qparams.variables else {}
     acts = {name: np.asarray(getattr(qparams.acts, name)) for name in _ACTS}
     correction = {} if qparams.correction is None else {"correction": _present(qparams.correction)}
     return {"params": params, "acts": acts, **variables, **correction}
+
+
+def _packed(codes: np.ndarray, bits: int) -> dict[str, np.ndarray]:
+    """Codes in packed bytes; where that is less, those that are not 0 and a bit for each code that says which."""
+    kept = codes != 0
+    count = np.count_nonzero(kept)
+    if not count or codes.size + bits * count >= bits * codes.size:
+        return {"codes": pack(codes, bits)}
+    return {"codes": pack(codes[kept], bits), "mask": np.packbits(kept)}
+
+
+def _unpacked(stored: dict[str, np.ndarray], bits: int, shape: tuple[int, ...]) -> np.ndarray:
+    if "mask" not in stored:
+        return unpack(stored["codes"], bits, shape)
+    kept = np.unpackbits(np.asarray(stored["mask"]), count=math.prod(shape)).astype(bool)
+    codes = np.zeros(len(kept), np.int8)
+    codes[kept] = unpack(stored["codes"], bits, (int(kept.sum()),))
+    return codes.reshape(shape)
 
 
 def _present(correction: Correction) -> dict[str, np.ndarray]:
@@ -130,7 +149,7 @@ def _restored_kernel(stored: dict[str, Any], site: SitePlan) -> QTensor | Parts:
 
 def _restored_tensor(stored: dict[str, np.ndarray], site: SitePlan, shape: tuple[int, ...]) -> QTensor:
     assert site.weight is not None
-    codes = unpack(stored["codes"], site.weight.bits, shape)
+    codes = _unpacked(stored, site.weight.bits, shape)
     zero_point = jnp.asarray(stored["zero_point"]) if "zero_point" in stored else None
     tensor = QTensor(
         jnp.asarray(codes).astype(site.weight.storage_dtype),
@@ -161,6 +180,7 @@ def _plan_from(data: dict[str, Any]) -> Plan:
             row["reason"],
             tuple(row.get("parts", ())),
             row.get("has_own_inputs", False),
+            row.get("sparsity", ""),
         )
         for row in data["sites"]
     )

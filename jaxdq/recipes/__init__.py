@@ -2,6 +2,7 @@
 
 from jaxdq.recipes._adpdm import adpdm as adpdm
 from jaxdq.recipes._minmax import minmax as minmax
+from jaxdq.recipes._obc import obc as obc
 from jaxdq.recipes._qdiffusion import qdiffusion as qdiffusion
 from jaxdq.recipes._rules import default_rules as default_rules
 from jaxdq.recipes._uniform_groups import uniform_groups as uniform_groups

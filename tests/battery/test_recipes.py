@@ -32,6 +32,7 @@ RECIPES = {
     "qdiffusion": recipes.qdiffusion(
         8, 8, 2, reconstruction=ReconstructionSettings(num_updates=20, num_states=32, rows=8)
     ),
+    "obc": recipes.obc(num_groups=2, method="obq", sparsity="3:4"),
     "adpdm": recipes.adpdm(num_groups=2, search=SEARCH, learning=LEARNING),
     "adpdm-minmax": recipes.adpdm(num_groups=2, search=SEARCH, ranges="minmax"),
 }

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import pytest
 from pair import PARAMS, STATES, work
 from toys import NUM_TIMESTEPS, SHAPE, toy_denoiser
 
-from jaxdq import InputError, InputWarning, Rule, Scheme, apply, ddim, linear_schedule, quantize
+from jaxdq import InputError, InputWarning, Rule, Scheme, apply, ddim, linear_schedule, quantize, restore, save
 from jaxdq.calibration import (
     Recipe,
     _rounding,
@@ -21,6 +22,7 @@ from jaxdq.calibration import (
 )
 from jaxdq.diffusion import Denoiser
 from jaxdq.grid import QTensor
+from jaxdq.linen import _stored
 from jaxdq.observers import minmax, minmax_weights, mse_weights
 
 KEY = jax.random.key(0)
@@ -88,6 +90,45 @@ def test_what_the_layers_return_comes_closer(method):
     for path, codes in after.calib.weights.items():
         assert isinstance(codes, QTensor)
         np.testing.assert_array_equal(codes.qparams.scale, before.calib.weights[path].qparams.scale)
+
+
+@pytest.mark.parametrize(("method", "sparsity", "words"), [("gptq", "2:4", "2:4"), ("obq", 0.5, "50% zeros")])
+def test_pruned_codes_run_and_come_back_from_disk_smaller(method, sparsity, words, tmp_path):
+    before = correlated()
+    after = compensate_rounding(method, sparsity=sparsity)(before, KEY)
+    assert {site.sparsity for site in after.plan.sites} == {words} and f"4, {words}" in str(after.plan)
+    qparams, plain = (quantize(work.denoiser.params, work.calib) for work in (after, before))
+    for path in after.calib.weights:
+        codes = np.asarray(qparams.params[path]["kernel"].qvalue)
+        assert (codes == 0).mean() >= 0.5
+        if words == "2:4":  # in the order of the kernel's axes, for every output
+            assert ((codes.reshape(-1, 4, codes.shape[-1]) == 0).sum(1) >= 2).all()
+    # To put 0 in place of the smaller half of the codes is worse.
+    naive = {}
+    for path in after.calib.weights:
+        dense = plain.params[path]["kernel"]
+        size = np.abs(np.asarray(dense.qvalue, np.int8))
+        codes = jnp.asarray(np.where(size > np.median(size), dense.qvalue, 0), dense.qvalue.dtype)
+        naive[path] = dataclasses.replace(dense, qvalue=codes, code_sum=None)
+    assert output_error(after) < output_error(before.deciding(weights={**before.calib.weights, **naive}))
+
+    sizes = []
+    for name, one in (("pruned", qparams), ("plain", plain)):
+        save(tmp_path / name, one)
+        sizes.append(sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(_stored.to_arrays(one)["params"])))
+    assert sizes[0] < sizes[1]
+    back = restore(tmp_path / "pruned")
+    assert back.plan == qparams.plan
+    jax.tree.map(np.testing.assert_array_equal, back.params, qparams.params)
+    x = jnp.asarray(after.data.states[0, :2])
+    run = jax.jit(functools.partial(apply, after.denoiser.module))
+    np.testing.assert_array_equal(run(back, x, jnp.int32(5)), run(qparams, x, jnp.int32(5)))
+
+
+def test_what_is_pruned_stays_so_even_where_images_come_no_closer(monkeypatch):
+    errors = iter([1.0, 2.0])
+    monkeypatch.setattr(_rounding, "image_error", lambda work: next(errors))
+    assert compensate_rounding(sparsity="2:4")(correlated(), KEY).log[-1][1]["kept"] == "gptq"
 
 
 def test_portions_of_hessians_make_no_difference():
@@ -170,6 +211,8 @@ def test_layers_whose_inputs_are_not_seen_are_named():
         ({"damping": -1.0}, "damping is -1.0; give a finite number of at least 0"),
         ({"num_images": 0}, "num_images is 0; give a whole number of at least 1"),
         ({"portion_bytes": 0}, "portion_bytes is 0"),
+        ({"sparsity": "4:2"}, "sparsity is '4:2'; give the share of weights"),
+        ({"sparsity": 2}, "sparsity is 2; give the share of weights"),
     ],
 )
 def test_refuses_bad_settings(settings, message):

@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxdq.calibration.tools.pruning import Sparsity, exact_obs, inverse_among, least_squares, one_shot
 from jaxdq.grid import QParams, Scheme, fake_quantize
 
 BLOCK = 64  # inputs whose errors are carried to the later ones together, as one product of matrices
@@ -34,9 +35,19 @@ def layer_error(change: jax.Array, hessian: jax.Array) -> jax.Array:
 
 
 def round_by_error(
-    w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, greedy: bool = False, damping: float = 0.01
+    w: jax.Array,
+    hessian: jax.Array,
+    qparams: QParams,
+    scheme: Scheme,
+    *,
+    greedy: bool = False,
+    damping: float = 0.01,
+    sparsity: Sparsity | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """A kernel on its grid, by `gptq` or `obq`; outputs that lose more by it than by nearest rounding take the nearest.
+
+    With a sparsity, weights are removed first, for `obq` by `exact_obs` and for `gptq` by `one_shot`, and the others
+    are moved to where they lose least.
 
     Args:
         w: f32[K, N], float weights.
@@ -45,18 +56,30 @@ def round_by_error(
         scheme: Scheme of w.
         greedy: `obq` in place of `gptq`.
         damping: As in `damped`.
+        sparsity: Which weights become 0; None keeps all.
 
     Returns:
         (f32[K, N] on the grid, f32[2, N] errors `e^T H e` of nearest rounding and of the result).
     """
-    nearest = fake_quantize(w, qparams, scheme)
-    rounded = (obq if greedy else gptq)(w, damped(hessian, damping), qparams, scheme)
+    nearest, start, kept, definite = fake_quantize(w, qparams, scheme), w, None, damped(hessian, damping)
+    if sparsity is not None:
+        kept = (exact_obs if greedy else one_shot)(w, definite, sparsity)
+        nearest, start = jnp.where(kept, nearest, 0.0), least_squares(w, definite, kept)
+    rounded = (obq if greedy else gptq)(start, definite, qparams, scheme, kept)
     before, after = (layer_error(w - new, hessian) for new in (nearest, rounded))
     better = after < before
     return jnp.where(better, rounded, nearest), jnp.stack([before, jnp.where(better, after, before)])
 
 
-def gptq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, block: int = BLOCK) -> jax.Array:
+def gptq(
+    w: jax.Array,
+    hessian: jax.Array,
+    qparams: QParams,
+    scheme: Scheme,
+    kept: jax.Array | None = None,
+    *,
+    block: int = BLOCK,
+) -> jax.Array:
     """Rounds inputs in one order for all outputs, those of the largest Hessian diagonal first.
 
     With `H^-1 = U^T U`, U upper triangular, input j gives
@@ -68,6 +91,7 @@ def gptq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, 
         hessian: f32[K, K], positive definite (see `damped`).
         qparams: Grid of w, scalar or f32[N].
         scheme: Scheme of w.
+        kept: bool[K, N]; Q makes 0 of the others.
         block: Inputs at a time; the same result to rounding.
 
     Returns:
@@ -82,15 +106,17 @@ def gptq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, 
     w = jnp.pad(w, ((0, padding), (0, 0)))
     hessian = jax.scipy.linalg.block_diag(hessian, jnp.eye(padding, dtype=hessian.dtype)) if padding else hessian
     upper = _inverse_factor(hessian)
+    stays = jnp.ones_like(w, bool) if kept is None else jnp.pad(kept[order], ((0, padding), (0, 0)))
     position = jnp.arange(num_inputs + padding)
 
     def one_block(w: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = jax.lax.dynamic_slice_in_dim(upper, start, block)
         own = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
+        staying = jax.lax.dynamic_slice_in_dim(stays, start, block)
 
         def one(j: jax.Array, carry: tuple) -> tuple:
             free, errors, rounded = carry
-            on_grid = fake_quantize(free[j], qparams, scheme)
+            on_grid = jnp.where(staying[j], fake_quantize(free[j], qparams, scheme), 0.0)
             error = (free[j] - on_grid) / own[j, j]
             return free - own[j][:, None] * error, errors.at[j].set(error), rounded.at[j].set(on_grid)
 
@@ -109,7 +135,15 @@ def _inverse_factor(hessian: jax.Array) -> jax.Array:
     return jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(hessian), dtype=hessian.dtype), lower=False)
 
 
-def obq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, outputs_at_a_time: int = 8) -> jax.Array:
+def obq(
+    w: jax.Array,
+    hessian: jax.Array,
+    qparams: QParams,
+    scheme: Scheme,
+    kept: jax.Array | None = None,
+    *,
+    outputs_at_a_time: int = 8,
+) -> jax.Array:
     """Rounds, in each output on its own, the weight that costs least.
 
     With `G = H^-1` of the weights still free and the residual `r = w - Q(w)`,
@@ -124,6 +158,7 @@ def obq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, o
         hessian: f32[K, K], positive definite (see `damped`).
         qparams: Grid of w, scalar or f32[N].
         scheme: Scheme of w.
+        kept: bool[K, N]; the others are 0 in w, and stay it.
         outputs_at_a_time: How many inverses are in memory.
 
     Returns:
@@ -136,8 +171,9 @@ def obq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, o
     inverse = jnp.matmul(upper.T, upper, precision=jax.lax.Precision.HIGHEST)
     grids = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_outputs,)), qparams)
 
-    def one_output(given: tuple[jax.Array, QParams]) -> jax.Array:
-        weights, grid = given
+    def one_output(given: tuple[jax.Array, QParams, jax.Array]) -> jax.Array:
+        weights, grid, stays = given
+        own = inverse if kept is None else inverse_among(hessian, stays)
 
         def one(_: jax.Array, carry: tuple) -> tuple:
             free, inverse, is_free = carry
@@ -153,9 +189,10 @@ def obq(w: jax.Array, hessian: jax.Array, qparams: QParams, scheme: Scheme, *, o
             inverse = (inverse - diagonal[p] * row[:, None] * row) * (is_free[:, None] & is_free)
             return free, inverse, is_free
 
-        return jax.lax.fori_loop(0, num_inputs, one, (weights, inverse, jnp.ones(num_inputs, bool)))[0]
+        return jax.lax.fori_loop(0, num_inputs, one, (weights, own, stays))[0]
 
-    return jax.lax.map(one_output, (w.T, grids), batch_size=min(outputs_at_a_time, num_outputs)).T
+    stays = jnp.ones_like(w, bool) if kept is None else kept
+    return jax.lax.map(one_output, (w.T, grids, stays.T), batch_size=min(outputs_at_a_time, num_outputs)).T
 
 
-rounded_by_error = functools.partial(jax.jit, static_argnames=("scheme", "greedy"))(round_by_error)
+rounded_by_error = functools.partial(jax.jit, static_argnames=("scheme", "greedy", "sparsity"))(round_by_error)

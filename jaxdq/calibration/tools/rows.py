@@ -127,15 +127,17 @@ def step_weights(work: Work) -> np.ndarray:
     return 0.5 * (1 / (len(power) * power) + in_image / max(np.sum(in_image * power), np.finfo(np.float32).tiny))
 
 
-def image_error(work: Work, *, num_images: int = 32) -> float:
-    """How far images on the integer path are from the float ones, from noise that calibrators do not learn from.
+def image_error(work: Work, params: Any = None, *, num_images: int = 32) -> float:
+    """How far images on the integer path, or with these params, are from the float ones.
+
+    From noise that calibrators do not learn from.
 
     The geometric mean over images of the mean squared error: here and there a trajectory leaves the float one's for
     another image, and in a plain mean that one image would decide. Infinite where an image is not finite.
     """
     judge = work.problem.judge
     num_images = min(num_images, len(judge.images))
-    qparams = _quantize(work.denoiser.params, work.calib)
+    params = _quantize(work.denoiser.params, work.calib) if params is None else params
     images = walk(
         work.denoiser,
         work.problem.sampler,
@@ -143,7 +145,7 @@ def image_error(work: Work, *, num_images: int = 32) -> float:
         key=judge.key,
         batch_size=work.machine.batch_size,
         mesh=work.machine.mesh,
-    ).draw(qparams)
+    ).draw(params)
     error = np.mean((np.float64(images) - judge.images[:num_images]) ** 2, axis=(1, 2, 3))
     mean = np.exp(np.mean(np.log(np.maximum(error, np.finfo(np.float32).tiny))))
     # Nothing is less than NaN: it would be kept for ever as the best.

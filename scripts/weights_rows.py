@@ -73,7 +73,8 @@ class Weights(Shared):
     def weights_row(self, bits: str, name: str) -> dict[str, Any]:
         """Calibrates and measures one row."""
         method = METHODS[name]
-        steps = [] if method.rounding == "nearest" else [compensate_rounding(method.rounding, sparsity=method.sparsity)]
+        pruning: Any = {"sparsity": method.sparsity, "weight_range": mse_weights()}
+        steps = [] if method.rounding == "nearest" else [compensate_rounding(method.rounding, **pruning)]
         return self.row(bits, steps + [learn_ranges(RangeSettings())] * method.learned)
 
     def row(self, bits: str, steps: Iterable[Calibrator], num_groups: int = NUM_GROUPS) -> dict[str, Any]:

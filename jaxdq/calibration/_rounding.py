@@ -14,7 +14,7 @@ from jaxdq._common.devices import gather, replicate, replicated
 from jaxdq._common.errors import InputError, InputWarning
 from jaxdq._common.progress import track
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least, check_not_negative
-from jaxdq.calibration.tools.compression import rounded_by_error
+from jaxdq.calibration.tools.compression import Pruned, pruned_by_error, rounded_by_error
 from jaxdq.calibration.tools.propagation import Sensitivity
 from jaxdq.calibration.tools.pruning import Sparsity
 from jaxdq.calibration.tools.rows import image_error, step_weights
@@ -32,6 +32,7 @@ from jaxdq.linen import (
     rows_of,
     without_rows,
 )
+from jaxdq.observers import WeightQParams
 from jaxdq.sampling import Batch, num_batches, one_pass
 
 RoundingMethod = Literal["gptq", "obq"]
@@ -46,12 +47,14 @@ class Layer(NamedTuple):
         module: The layer alone.
         grid: Grid that its kernel is rounded to.
         kernel: f32[G, K, N / G], in float (`kernel_matrix`).
+        pruned: The kernel of each group without what was removed, or None.
     """
 
     site: SitePlan
     module: Any
     grid: Grid
     kernel: jax.Array
+    pruned: tuple[Pruned, ...] | None = None
 
     @property
     def hessian_shape(self) -> tuple[int, int, int]:
@@ -66,6 +69,7 @@ def compensate_rounding(
     num_images: int = 8,
     portion_bytes: int = 2**30,
     sparsity: str | float | None = None,
+    weight_range: WeightQParams | None = None,
 ) -> Run:
     """Rounds every planned kernel to the grid it has, each weight making up for the errors of those before it.
 
@@ -96,7 +100,9 @@ def compensate_rounding(
         num_images: Images at each step whose rows are summed.
         portion_bytes: Hessians of how many bytes are held at a time; each portion is one more pass over the states.
         sparsity: Share of each kernel's weights that become 0, such as 0.5; "2:4" keeps two of each four neighbouring
-            inputs of each output (in the order of the kernel's axes, input channels last); None keeps all.
+            inputs of each output (in the order of the kernel's axes, input channels last); None keeps all. Layers
+            of one row an image, the time path, keep all weights: each counts for all pixels, and they are few.
+        weight_range: Such as `jaxdq.observers.mse_weights()`; fits the grids to what was pruned, None leaves them.
 
     Returns:
         A calibrator that puts codes in place of grids.
@@ -111,23 +117,29 @@ def compensate_rounding(
     check_not_negative(damping=damping)
     check_at_least(1, num_images=num_images, portion_bytes=portion_bytes)
     pattern = None if sparsity is None else Sparsity.of(sparsity)
+    fit = None if weight_range is None else jax.jit(weight_range, static_argnums=1)
 
     def run(work: Work, key: jax.Array) -> Work:
         layers, left = _layers(work)
         codes: dict[str, QTensor] = {}
         errors: dict[str, np.ndarray] = {}
+        pruned: list[str] = []
+        least_rows = min(2, max((layer.site.site.rows for layer in layers.values()), default=1))
         for portion in _portions(layers, portion_bytes):
             hessians = gather_hessians(work, portion, num_images)
             for path, layer in track(portion.items(), f"round by {method}"):
                 if not np.any(hessians[path]):
                     left[path] = "no inputs of it were seen"
                     continue
-                codes[path], errors[path] = _rounded(layer, hessians[path], method == "obq", damping, pattern)
+                if pattern is not None and layer.site.site.rows >= least_rows:
+                    layer = _pruned(layer, hessians[path], pattern, method == "obq", damping, fit)
+                    pruned.append(path)
+                codes[path], errors[path] = _rounded(layer, hessians[path], method == "obq", damping)
         _warn_of_most(left, len(codes), method)
-        plan = work.plan if pattern is None else _with_sparsity(work.plan, codes, str(pattern))
+        plan = work.plan if pattern is None else _with_sparsity(work.plan, pruned, str(pattern))
         rounded = work.deciding(plan=plan, weights={**work.calib.weights, **codes})
         tried = {"nearest": image_error(work), method: image_error(rounded)} if codes else {}
-        keep = tried and (pattern is not None or tried[method] <= tried["nearest"])
+        keep = tried and (pruned or tried[method] <= tried["nearest"])
         log: dict[str, Any] = {
             "tried": tried,
             "kept": method if keep else "nearest",
@@ -221,12 +233,9 @@ def _with_sparsity(plan: Plan, paths: Container[str], sparsity: str) -> Plan:
     return dataclasses.replace(plan, sites=tuple(sites))
 
 
-def _rounded(
-    layer: Layer, hessian: jax.Array, greedy: bool, damping: float, sparsity: Sparsity | None
-) -> tuple[QTensor, np.ndarray]:
+def _rounded(layer: Layer, hessian: jax.Array, greedy: bool, damping: float) -> tuple[QTensor, np.ndarray]:
     """The kernel in codes, and f64[2]: its error by nearest rounding and now."""
     shape, scheme, qparams = layer.site.site.shape, layer.grid.scheme, layer.grid.qparams
-    groups = range(layer.kernel.shape[0])
     columns = jax.tree.map(lambda leaf: kernel_matrix(layer.module, jnp.broadcast_to(leaf, shape))[:, 0], qparams)
     made = [
         rounded_by_error(
@@ -236,9 +245,20 @@ def _rounded(
             scheme,
             greedy=greedy,
             damping=damping,
-            sparsity=sparsity,
+            pruned=layer.pruned and layer.pruned[g],
         )
-        for g in groups
+        for g in range(layer.kernel.shape[0])
     ]
     kernel = kernel_from_matrix(layer.module, jnp.stack([rounded for rounded, _ in made]), shape)
     return quantize(kernel, qparams, scheme), np.sum([np.float64(errors).sum(1) for _, errors in made], axis=0)
+
+
+def _pruned(layer: Layer, hessian: jax.Array, sparsity: Sparsity, greedy: bool, damping: float, fit: Any) -> Layer:
+    """The layer with the weights that stay where they lose least, on a grid that is fitted to them."""
+    made = tuple(
+        pruned_by_error(kernel, jnp.asarray(own), sparsity, greedy=greedy, damping=damping)
+        for kernel, own in zip(layer.kernel, hessian, strict=True)
+    )
+    kernel = kernel_from_matrix(layer.module, jnp.stack([w for w, _ in made]), layer.site.site.shape)
+    qparams = layer.grid.qparams if fit is None else fit(kernel, layer.grid.scheme)
+    return layer._replace(grid=Grid(qparams, layer.grid.scheme), pruned=made)

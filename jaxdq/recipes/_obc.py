@@ -2,7 +2,7 @@
 
 from jaxdq.calibration import RangeSettings, Recipe, RoundingMethod, compensate_rounding
 from jaxdq.recipes._budget import learning_for
-from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
+from jaxdq.recipes._ranges import RangeMethod, chosen, in_equal_spans
 from jaxdq.recipes._rules import default_rules
 
 
@@ -45,6 +45,7 @@ def obc(
 
     Source: Frantar et al., arXiv 2208.11580 (NeurIPS 2022); Frantar et al., arXiv 2210.17323 (GPTQ).
     """
-    compress = compensate_rounding(method, sparsity=sparsity)
+    weight_range = chosen(ranges, learning, learning_for(weight_bits, act_bits)).weights
+    compress = compensate_rounding(method, sparsity=sparsity, weight_range=weight_range)
     calibrators = in_equal_spans(num_groups, ranges, (compress,), learning, learning_for(weight_bits, act_bits))
     return Recipe("obc", default_rules(weight_bits, act_bits), calibrators)

@@ -7,6 +7,7 @@ inputs in one order for all outputs, `obq` greedily for each. Only ratios of H m
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,30 @@ def layer_error(change: jax.Array, hessian: jax.Array) -> jax.Array:
     return jnp.sum(change * product, axis=0)
 
 
+class Pruned(NamedTuple):
+    """A kernel some of whose weights are 0.
+
+    Attributes:
+        w: f32[K, N].
+        kept: bool[K, N], where they are not.
+    """
+
+    w: jax.Array
+    kept: jax.Array
+
+
+def prune_by_error(
+    w: jax.Array, hessian: jax.Array, sparsity: Sparsity, *, greedy: bool = False, damping: float = 0.01
+) -> Pruned:
+    """Removes weights, by `exact_obs` or else `one_shot`, and moves the others to where they lose least.
+
+    Args as of `round_by_error`.
+    """
+    definite = damped(hessian, damping)
+    kept = (exact_obs if greedy else one_shot)(w, definite, sparsity)
+    return Pruned(least_squares(w, definite, kept), kept)
+
+
 def round_by_error(
     w: jax.Array,
     hessian: jax.Array,
@@ -42,12 +67,11 @@ def round_by_error(
     *,
     greedy: bool = False,
     damping: float = 0.01,
-    sparsity: Sparsity | None = None,
+    pruned: Pruned | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """A kernel on its grid, by `gptq` or `obq`; outputs that lose more by it than by nearest rounding take the nearest.
 
-    With a sparsity, weights are removed first, for `obq` by `exact_obs` and for `gptq` by `one_shot`, and the others
-    are moved to where they lose least.
+    What was pruned stays 0; its error counts in both.
 
     Args:
         w: f32[K, N], float weights.
@@ -56,16 +80,14 @@ def round_by_error(
         scheme: Scheme of w.
         greedy: `obq` in place of `gptq`.
         damping: As in `damped`.
-        sparsity: Which weights become 0; None keeps all.
+        pruned: Result of `prune_by_error`; None keeps all weights.
 
     Returns:
         (f32[K, N] on the grid, f32[2, N] errors `e^T H e` of nearest rounding and of the result).
     """
-    nearest, start, kept, definite = fake_quantize(w, qparams, scheme), w, None, damped(hessian, damping)
-    if sparsity is not None:
-        kept = (exact_obs if greedy else one_shot)(w, definite, sparsity)
-        nearest, start = jnp.where(kept, nearest, 0.0), least_squares(w, definite, kept)
-    rounded = (obq if greedy else gptq)(start, definite, qparams, scheme, kept)
+    start, kept = (w, None) if pruned is None else pruned
+    nearest = fake_quantize(start, qparams, scheme)
+    rounded = (obq if greedy else gptq)(start, damped(hessian, damping), qparams, scheme, kept)
     before, after = (layer_error(w - new, hessian) for new in (nearest, rounded))
     better = after < before
     return jnp.where(better, rounded, nearest), jnp.stack([before, jnp.where(better, after, before)])
@@ -195,4 +217,5 @@ def obq(
     return jax.lax.map(one_output, (w.T, grids, stays.T), batch_size=min(outputs_at_a_time, num_outputs)).T
 
 
-rounded_by_error = functools.partial(jax.jit, static_argnames=("scheme", "greedy", "sparsity"))(round_by_error)
+rounded_by_error = functools.partial(jax.jit, static_argnames=("scheme", "greedy"))(round_by_error)
+pruned_by_error = functools.partial(jax.jit, static_argnames=("sparsity", "greedy"))(prune_by_error)

@@ -24,7 +24,11 @@ def described(error: BaseException) -> str:
         >>> described(AssertionError())
         'AssertionError'
     """
-    name, message = type(error).__name__, next(iter(str(error).strip().splitlines()), "").rstrip(".:; ")
+    name = type(error).__name__
+    try:
+        message = next(iter(str(error).strip().splitlines()), "").rstrip(".:; ")
+    except Exception:  # someone else's __str__
+        message = ""
     if message:
         return f"{name}: {message}"
     frames = traceback.extract_tb(error.__traceback__)

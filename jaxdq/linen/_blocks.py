@@ -18,7 +18,7 @@ from jax.extend.core import Literal
 
 from jaxdq._common.errors import InputError, described
 from jaxdq.linen._kinds import path_of
-from jaxdq.linen._run import _bind
+from jaxdq.linen._run import bind
 from jaxdq.linen._trace import body_of
 from jaxdq.linen._units import at_paths, at_units
 
@@ -324,6 +324,6 @@ def _run(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any], seen: dict[str
         elif inner is not None and any(True for _ in _marks(inner)):
             outs = _run(inner, (), operands, seen)
         else:
-            outs = _bind(equation, operands)
+            outs = bind(equation, operands)
         values.update(zip(equation.outvars, outs, strict=True))
     return [value_of(atom) for atom in jaxpr.outvars]

@@ -43,7 +43,7 @@ def _run(jaxpr: Any, consts: Any, values: list[Any], found: dict[int, Found], vi
             shown = zip(site.call.names, given[first:], strict=True)
             given[first:] = [visitor(name, x) for name, x in shown]
         if (inner := body_of(equation)) is None or not _holds_sites(inner, found):
-            outs = _bind(equation, given)
+            outs = bind(equation, given)
         elif equation.primitive.name == "scan":
             outs = _run_scan(equation, given, found, visitor)
         else:
@@ -52,7 +52,7 @@ def _run(jaxpr: Any, consts: Any, values: list[Any], found: dict[int, Found], vi
     return [value_of(atom) for atom in jaxpr.outvars]
 
 
-def _bind(equation: Any, given: list[Any]) -> list[Any]:
+def bind(equation: Any, given: list[Any]) -> list[Any]:
     """One equation, evaluated as `jax.core.eval_jaxpr` would."""
     bound = equation.primitive.get_bind_params(equation.params)
     subfuns, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in some versions of JAX

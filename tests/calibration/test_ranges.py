@@ -146,7 +146,7 @@ def test_codes_that_were_decided_stay(monkeypatch):
 
 
 def test_a_rate_that_breaks_the_ranges_is_named():
-    with pytest.raises(InputError, match=r"became NaN or infinite in update .* of 'learn ranges'"):
+    with pytest.raises(InputError, match=r"^the loss became NaN or infinite in update .* of 'learn ranges'"):
         learn_ranges(RangeSettings(num_updates=4, learning_rate=1e4))(work(), KEY)
 
 

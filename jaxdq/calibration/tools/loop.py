@@ -72,9 +72,10 @@ def learn(
         is_kept = (index + 1) % SAVE_EVERY == 0 or index + 1 == num_updates
         broken = _broken(infos[-1], state if is_kept else None)
         if broken is not None:
+            what = f"'{broken}'" if broken else "the loss"
             where = "" if explain is None else f" ({explain(*gather((before, batch), mesh))})"
             raise InputError(
-                f"'{broken}' became NaN or infinite in update {index} of '{label}'{where}; lower the learning rate, or "
+                f"{what} became NaN or infinite in update {index} of '{label}'{where}; lower the learning rate, or "
                 f"look at the ranges of the calibration that it started from."
             )
         if judge is not None and ((index + 1) % judge_every == 0 or index + 1 == num_updates):

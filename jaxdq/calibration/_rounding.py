@@ -101,14 +101,16 @@ def compensate_rounding(
         portion_bytes: Hessians of how many bytes are held at a time; each portion is one more pass over the states.
         sparsity: Share of each kernel's weights that become 0, such as 0.5; "2:4" keeps two of each four neighbouring
             inputs of each output (in the order of the kernel's axes, input channels last); None keeps all. Layers
-            of one row an image, the time path, keep all weights: each counts for all pixels, and they are few.
+            of one row an image (the time path) keep all weights, which are few and count for every pixel, as do layers
+            with fewer inputs than the M of the pattern.
         weight_range: Such as `jaxdq.observers.mse_weights()`; fits the grids to what was pruned, None leaves them.
 
     Returns:
         A calibrator that puts codes in place of grids.
 
     Raises:
-        InputError: An unknown method, a negative damping, no images, a sparsity that is neither.
+        InputError: An unknown method, a negative damping, no images, a sparsity that is neither, or an M
+            beyond every layer's inputs.
 
     Source: Frantar et al., arXiv 2208.11580 (Optimal Brain Compression) and arXiv 2210.17323 (GPTQ).
     """
@@ -123,23 +125,21 @@ def compensate_rounding(
         layers, left = _layers(work)
         codes: dict[str, QTensor] = {}
         errors: dict[str, np.ndarray] = {}
-        pruned: list[str] = []
-        least_rows = min(2, max((layer.site.site.rows for layer in layers.values()), default=1))
+        to_prune = set() if pattern is None else _to_prune(layers, pattern)
         for portion in _portions(layers, portion_bytes):
             hessians = gather_hessians(work, portion, num_images)
             for path, layer in track(portion.items(), f"round by {method}"):
                 if not np.any(hessians[path]):
                     left[path] = "no inputs of it were seen"
                     continue
-                if pattern is not None and layer.site.site.rows >= least_rows:
+                if path in to_prune and pattern is not None:
                     layer = _pruned(layer, hessians[path], pattern, method == "obq", damping, fit)
-                    pruned.append(path)
                 codes[path], errors[path] = _rounded(layer, hessians[path], method == "obq", damping)
         _warn_of_most(left, len(codes), method)
-        plan = work.plan if pattern is None else _with_sparsity(work.plan, pruned, str(pattern))
+        plan = work.plan if pattern is None else _with_sparsity(work.plan, to_prune & set(codes), str(pattern))
         rounded = work.deciding(plan=plan, weights={**work.calib.weights, **codes})
         tried = {"nearest": image_error(work), method: image_error(rounded)} if codes else {}
-        keep = tried and (pruned or tried[method] <= tried["nearest"])
+        keep = tried and (to_prune or tried[method] <= tried["nearest"])
         log: dict[str, Any] = {
             "tried": tried,
             "kept": method if keep else "nearest",
@@ -226,6 +226,17 @@ def _portions(layers: Mapping[str, Layer], portion_bytes: int) -> Iterator[dict[
         portion[path], size = layer, size + own
     if portion:
         yield portion
+
+
+def _to_prune(layers: Mapping[str, Layer], sparsity: Sparsity) -> set[str]:
+    """The layers of more than one row an image (all, where none has) and as many inputs as M of the pattern."""
+    least_rows = min(2, max((layer.site.site.rows for layer in layers.values()), default=1))
+    wide = {path: layer for path, layer in layers.items() if layer.site.site.rows >= least_rows}
+    found = {path for path, layer in wide.items() if layer.kernel.shape[1] >= sparsity.group}
+    if wide and not found:
+        most = max(layer.kernel.shape[1] for layer in wide.values())
+        raise InputError(f"sparsity is {sparsity} and no layer has more than {most} inputs; give a smaller pattern.")
+    return found
 
 
 def _with_sparsity(plan: Plan, paths: Container[str], sparsity: str) -> Plan:

@@ -125,6 +125,32 @@ def test_pruned_codes_run_and_come_back_from_disk_smaller(method, sparsity, word
     np.testing.assert_array_equal(run(back, x, jnp.int32(5)), run(qparams, x, jnp.int32(5)))
 
 
+def test_layers_with_fewer_inputs_than_the_pattern_keep_their_weights():
+    after = compensate_rounding(sparsity="16:32")(correlated(), KEY)
+    assert {site.path: site.sparsity for site in after.plan.sites} == {"conv": "16:32", "dense": ""}
+    with pytest.raises(InputError, match="sparsity is 64:128 and no layer has more than 72 inputs; give a smaller"):
+        compensate_rounding(sparsity="64:128")(correlated(), KEY)
+
+
+class OfTime(nn.Module):
+    """A network with a time path, whose layer is called with one row an image."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        shift = nn.Dense(8, name="time")(jnp.stack([jnp.sin(t * 0.1 * i) for i in range(8)])[None])
+        return nn.Dense(x.shape[-1], name="out")(jnp.tanh(nn.Dense(8, name="in")(x) + shift))
+
+
+def test_the_time_path_keeps_its_weights():
+    rules = [Rule(".*", W4, A8)]
+    recipe = Recipe("toy", lambda sites: rules, (*BEFORE, compensate_rounding(sparsity=0.5)))
+    work = run_recipe(toy_denoiser(OfTime()), recipe, sampler=ddim(3), key=KEY, num_images=2)
+    words = {site.path: site.sparsity for site in work.plan.sites}
+    assert words == {"time": "", "in": "50% zeros", "out": "50% zeros"}
+    codes = {path: np.asarray(work.calib.weights[path].qvalue) for path in words}
+    assert (codes["time"] == 0).mean() < 0.4 and (codes["out"] == 0).mean() >= 0.5
+
+
 def test_what_is_pruned_stays_so_even_where_images_come_no_closer(monkeypatch):
     errors = iter([1.0, 2.0])
     monkeypatch.setattr(_rounding, "image_error", lambda work: next(errors))

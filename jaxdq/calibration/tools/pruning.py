@@ -107,7 +107,7 @@ def exact_obs(w: jax.Array, hessian: jax.Array, sparsity: Sparsity, *, outputs_a
             gone, costs = gone.at[p].set(turn), costs.at[turn].set(cost[p])
             return weights * left, inverse, gone, costs, gone_of.at[in_group[p]].add(1)
 
-        never, costs = jnp.full(num_inputs, num_inputs, jnp.int32), jnp.zeros(turns, jnp.float32)
+        never, costs = jnp.full(num_inputs, num_inputs, jnp.int32), jnp.zeros(num_inputs, jnp.float32)
         start = (weights, whole, never, costs, jnp.zeros(num_inputs, jnp.int32))
         _, _, gone, costs, _ = jax.lax.fori_loop(0, turns, one, start)
         return gone, costs
@@ -137,7 +137,7 @@ def one_shot(w: jax.Array, hessian: jax.Array, sparsity: Sparsity) -> jax.Array:
     grouped = cost[:whole].reshape(-1, sparsity.group, cost.shape[1])
     rank = jnp.argsort(jnp.argsort(grouped, axis=1, stable=True), axis=1)
     stays = rank >= round(sparsity.share * sparsity.group)
-    return jnp.concatenate([stays.reshape(whole, -1), jnp.ones((num_inputs - whole, cost.shape[1]), bool)])
+    return jnp.concatenate([stays.reshape(whole, cost.shape[1]), jnp.ones((num_inputs - whole, cost.shape[1]), bool)])
 
 
 def least_squares(w: jax.Array, hessian: jax.Array, kept: jax.Array, *, iterations: int = 100) -> jax.Array:

@@ -105,6 +105,7 @@ def test_masks_have_the_pattern(choose):
         kept = np.asarray(choose(w, hessian, Sparsity.of(f"{kept_of}:{group}")))
         whole = 14 // group * group
         assert (kept[:whole].reshape(-1, group, 10).sum(1) == kept_of).all() and kept[whole:].all()
+    assert np.asarray(choose(w, hessian, Sparsity.of("8:16"))).all()
     for share in (0.25, 0.5, 0.9):
         assert (~np.asarray(choose(w, hessian, Sparsity(share)))).sum() == round(share * 140)
 

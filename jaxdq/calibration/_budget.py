@@ -17,7 +17,7 @@ from jaxdq.calibration.tools.allocation import allocate
 from jaxdq.calibration.tools.propagation import Sensitivity
 from jaxdq.calibration.tools.rows import Rows, apply_by_row, image_error, rows_of_steps, step_weights
 from jaxdq.grid import Grid, Scheme, fake_quantize, stored_bytes
-from jaxdq.linen import Plan, SitePlan, kernel_at, quantize, with_kernels
+from jaxdq.linen import Plan, SitePlan, fit_in_parts, kernel_at, quantize, with_kernels
 from jaxdq.observers import WeightQParams
 
 Resource = Literal["bytes", "disk", "bit-operations"]
@@ -130,9 +130,9 @@ def measure(
     denoiser, mesh = work.denoiser, work.machine.mesh
     sites = [site for site in work.plan.sites if isinstance(work.calib.weights.get(site.path), Grid)]
 
-    @functools.partial(jax.jit, static_argnums=1)  # one program for a kernel's shape, whatever the number of levels
-    def fit(kernel: jax.Array, schemes: tuple[Scheme, ...]) -> tuple[Grid, ...]:
-        return tuple(Grid(weight_range(kernel, scheme), scheme) for scheme in schemes)
+    @functools.partial(jax.jit, static_argnums=(1, 2, 3))  # one program for all levels of a kernel's shape
+    def fit(kernel: jax.Array, schemes: tuple[Scheme, ...], parts: tuple[int, ...], axis: int) -> tuple[Grid, ...]:
+        return tuple(Grid(fit_in_parts(weight_range, kernel, scheme, parts, axis), scheme) for scheme in schemes)
 
     rows = rows_of_steps(work, step_weights(work), num_rows, key)(0)
 
@@ -146,7 +146,7 @@ def measure(
     grids, losses = [], []
     for site in track(sites, "losses of layers"):
         kernel = kernel_at(denoiser.params, site.path)
-        own = fit(kernel, tuple(_at(site, bits) for bits in levels))
+        own = fit(kernel, tuple(_at(site, bits) for bits in levels), site.parts, site.input_axis)
         grids.append(own)
         losses.append([float(loss(with_kernels(params, {site.path: _rounded(kernel, grid)}), rows)) for grid in own])
     shape, paths = (len(sites), len(levels)), tuple(site.path for site in sites)

@@ -39,10 +39,11 @@ from jaxdq.linen import (
     Plan,
     SitePlan,
     Visitor,
+    along_parts,
     dequantize_kernel,
-    input_axis,
     kernel_at,
     on_pieces,
+    one_for_each_part,
     round_parts,
     with_kernels,
 )
@@ -178,7 +179,7 @@ def starting_from(work: Work, settings: RangeSettings = _LEARNING) -> Learned:
     return Learned(
         jnp.asarray(np.log(work.acts.scale)),
         jnp.asarray(np.float32(work.acts.zero_point)),
-        {path: jnp.asarray(np.log(grid.qparams.scale)) for path, grid in grids.items()},
+        {path: jnp.asarray(np.log(_narrow(work.plan.by_path[path], grid))) for path, grid in grids.items()},
     )
 
 
@@ -193,14 +194,21 @@ def with_ranges(work: Work, learned: Learned) -> Work:
     """Work with these ranges in place of its own."""
     before = work.calib.weights
     scale, scales = _scales((learned.act, learned.weights))
-    weights = {path: _with_scale(before[path], own) for path, own in scales.items()}
+    weights = {path: _with_scale(work.plan.by_path[path], before[path], own) for path, own in scales.items()}
     bounds = np.array([scheme.bounds for scheme in schemes_of(work)]).reshape(-1, 2).T
     zero_point = np.clip(np.round(learned.zero_point), *bounds)
     work = work.deciding(weights={**before, **weights})
     return with_acts(work, group_of_step(work), scale, zero_point)
 
 
-def _with_scale(grid: Any, scale: jax.Array) -> Grid:
+def _narrow(site: SitePlan, grid: Grid) -> np.ndarray:
+    """The scales of a kernel; of one that is cut, one for each part."""
+    scale = np.asarray(grid.qparams.scale)
+    return one_for_each_part(scale, site.parts, site.input_axis) if site.parts else scale
+
+
+def _with_scale(site: SitePlan, grid: Any, scale: jax.Array) -> Grid:
+    scale = along_parts(scale, site.parts, site.input_axis) if site.parts else scale
     return Grid(grid.qparams._replace(scale=scale), grid.scheme)
 
 
@@ -228,7 +236,7 @@ def _fake_quantized(plan: Plan, learned: Learned, fixed: Fixed) -> Any:
         if site.weight is not None:
             kernel, grid = kernel_at(fixed.params, site.path), fixed.weights[site.path]
             if site.path in learned.weights:
-                grid = _with_scale(grid, scale_of(learned.weights[site.path]))
+                grid = _with_scale(site, grid, scale_of(learned.weights[site.path]))
             if isinstance(grid, Grid):
                 on_grid = _fake_quantize(kernel, grid.qparams, site.weight)
             else:
@@ -241,8 +249,7 @@ def _in_codes(decided: QTensor | Parts, kernel: jax.Array, site: SitePlan) -> QT
     if isinstance(decided, QTensor):
         return decided
     assert site.weight is not None
-    axis = input_axis(site.site.shape, site.site.kind)
-    return round_parts(kernel, decided, site.parts, axis, site.weight)
+    return round_parts(kernel, decided, site.parts, site.input_axis, site.weight)
 
 
 def _visitor_at(plan: Plan, learned: Learned, fixed: Fixed, step: jax.Array) -> Visitor:

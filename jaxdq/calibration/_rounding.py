@@ -25,6 +25,7 @@ from jaxdq.linen import (
     Plan,
     SitePlan,
     apply_visited,
+    fit_in_parts,
     kernel_at,
     kernel_from_matrix,
     kernel_matrix,
@@ -86,7 +87,7 @@ def compensate_rounding(
     each removal alone costs with "gptq" (`tools.pruning`). A pruned network is what was asked for: it stays, whatever
     its images. XLA has no kernel that is faster for zeros; they make the file on disk smaller.
 
-    Kernels that are no one matrix (stacked by `nn.scan`, cut into parts, masked, batched) or whose inputs can't be seen
+    Kernels that are no one matrix (stacked by `nn.scan`, masked, batched) or whose inputs can't be seen
     (inside `nn.jit` and its like) keep nearest rounding and are named in the log, as are codes that were decided
     before. If those are more than half, a warning says so.
 
@@ -119,7 +120,8 @@ def compensate_rounding(
     check_not_negative(damping=damping)
     check_at_least(1, num_images=num_images, portion_bytes=portion_bytes)
     pattern = None if sparsity is None else Sparsity.of(sparsity)
-    fit = None if weight_range is None else jax.jit(weight_range, static_argnums=1)
+    of_kernel = weight_range and functools.partial(fit_in_parts, weight_range)
+    fit = of_kernel and jax.jit(of_kernel, static_argnums=(1, 2, 3))
 
     def run(work: Work, key: jax.Array) -> Work:
         layers, left = _layers(work)
@@ -247,7 +249,8 @@ def _with_sparsity(plan: Plan, paths: Container[str], sparsity: str) -> Plan:
 def _rounded(layer: Layer, hessian: jax.Array, greedy: bool, damping: float) -> tuple[QTensor, np.ndarray]:
     """The kernel in codes, and f64[2]: its error by nearest rounding and now."""
     shape, scheme, qparams = layer.site.site.shape, layer.grid.scheme, layer.grid.qparams
-    columns = jax.tree.map(lambda leaf: kernel_matrix(layer.module, jnp.broadcast_to(leaf, shape))[:, 0], qparams)
+    columns = jax.tree.map(lambda leaf: kernel_matrix(layer.module, jnp.broadcast_to(leaf, shape)), qparams)
+    columns = columns if layer.site.parts else jax.tree.map(lambda leaf: leaf[:, 0], columns)
     made = [
         rounded_by_error(
             layer.kernel[g],
@@ -271,5 +274,6 @@ def _pruned(layer: Layer, hessian: jax.Array, sparsity: Sparsity, greedy: bool, 
         for kernel, own in zip(layer.kernel, hessian, strict=True)
     )
     kernel = kernel_from_matrix(layer.module, jnp.stack([w for w, _ in made]), layer.site.site.shape)
-    qparams = layer.grid.qparams if fit is None else fit(kernel, layer.grid.scheme)
-    return layer._replace(grid=Grid(qparams, layer.grid.scheme), pruned=made)
+    site, scheme = layer.site, layer.grid.scheme
+    qparams = fit(kernel, scheme, site.parts, site.input_axis) if fit else layer.grid.qparams
+    return layer._replace(grid=Grid(qparams, scheme), pruned=made)

@@ -1,10 +1,12 @@
 """Grids of weights from the weights alone."""
 
+import functools
+
 import jax
 
 from jaxdq.calibration._base import Run, Work, calibrator
 from jaxdq.grid import Grid
-from jaxdq.linen import Plan, kernel_at
+from jaxdq.linen import Plan, fit_in_parts, kernel_at
 from jaxdq.observers import WeightQParams
 
 
@@ -27,9 +29,9 @@ def fit_weights(weight_range: WeightQParams) -> Run:
 
 def weight_grids(params: object, plan: Plan, weight_range: WeightQParams) -> dict[str, Grid]:
     """Path -> grid of every planned kernel."""
-    of_one = jax.jit(weight_range, static_argnums=1)
+    of_one = jax.jit(functools.partial(fit_in_parts, weight_range), static_argnums=(1, 2, 3))
     return {
-        site.path: Grid(of_one(kernel_at(params, site.path), site.weight), site.weight)
+        site.path: Grid(of_one(kernel_at(params, site.path), site.weight, site.parts, site.input_axis), site.weight)
         for site in plan.sites
         if site.weight is not None
     }

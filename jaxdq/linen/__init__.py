@@ -37,14 +37,14 @@ from jaxdq.linen._kinds import inputs_of as inputs_of
 from jaxdq.linen._kinds import is_attention as is_attention
 from jaxdq.linen._macs import count_macs as count_macs
 from jaxdq.linen._parts import Parts as Parts
+from jaxdq.linen._parts import along_parts as along_parts
 from jaxdq.linen._parts import dequantize_kernel as dequantize_kernel
-from jaxdq.linen._parts import input_axis as input_axis
+from jaxdq.linen._parts import fit_in_parts as fit_in_parts
+from jaxdq.linen._parts import one_for_each_part as one_for_each_part
 from jaxdq.linen._parts import round_parts as round_parts
 from jaxdq.linen._plan import Column as Column
 from jaxdq.linen._plan import Plan as Plan
-from jaxdq.linen._plan import Rule as Rule
 from jaxdq.linen._plan import SitePlan as SitePlan
-from jaxdq.linen._plan import make_plan as make_plan
 from jaxdq.linen._plan import on_pieces as on_pieces
 from jaxdq.linen._quantized import Calibration as Calibration
 from jaxdq.linen._quantized import Instead as Instead
@@ -56,6 +56,8 @@ from jaxdq.linen._rows import kernel_matrix as kernel_matrix
 from jaxdq.linen._rows import layers_of as layers_of
 from jaxdq.linen._rows import rows_of as rows_of
 from jaxdq.linen._rows import without_rows as without_rows
+from jaxdq.linen._rules import Rule as Rule
+from jaxdq.linen._rules import make_plan as make_plan
 from jaxdq.linen._sharding import shard_by_output as shard_by_output
 from jaxdq.linen._sites import Site as Site
 from jaxdq.linen._sites import find_sites as find_sites

@@ -1,7 +1,7 @@
 """`Parts`: a kernel that is a sum, for what one integer dot with one scale per output channel cannot carry."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -53,6 +53,50 @@ def input_axis(shape: tuple[int, ...], kind: str) -> int:
 def cut(kernel: Any, sizes: Sequence[int], axis: int) -> list[Any]:
     """The slices of a kernel."""
     return [jax.lax.slice_in_dim(kernel, start, stop, axis=axis) for start, stop in bounds_of(sizes)]
+
+
+def fit_in_parts(
+    fit: Callable[[jax.Array, Scheme], QParams], kernel: jax.Array, scheme: Scheme, sizes: tuple[int, ...], axis: int
+) -> QParams:
+    """The grid of a kernel that is cut, while it is whole: along the input channels, scales change with the part.
+
+    Args:
+        fit: Such as `jaxdq.observers.mse_weights()`; sees each part alone.
+        kernel: The whole one.
+        scheme: Scheme of every part.
+        sizes: Input channels of each part; () is one kernel with one grid.
+        axis: Axis that they lie along.
+
+    Returns:
+        What `fit` returns, in the kernel's size along the axis if it is cut.
+    """
+    if not sizes:
+        return fit(kernel, scheme)
+    grids = [fit(piece, scheme) for piece in cut(kernel, sizes, axis)]
+    each = [
+        jax.tree.map(lambda leaf, n=size: jnp.repeat(leaf, n, axis), grid)
+        for size, grid in zip(sizes, grids, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *each)
+
+
+def one_for_each_part(leaf: Any, sizes: Sequence[int], axis: int) -> Any:
+    """Scales or zero points of a whole kernel's grid, one for each part in place of one for each channel."""
+    return leaf.take(np.array([start for start, _ in bounds_of(sizes)]), axis)
+
+
+def along_parts(leaf: jax.Array, sizes: Sequence[int], axis: int) -> jax.Array:
+    """The inverse of `one_for_each_part`."""
+    return jnp.repeat(leaf, np.array(sizes), axis, total_repeat_length=sum(sizes))
+
+
+def cut_codes(codes: QTensor, sizes: Sequence[int], axis: int) -> Parts:
+    """The parts of a whole kernel in codes, whose grid is one of `fit_in_parts`."""
+    pieces = cut(codes.qvalue, sizes, axis)
+    grids = [
+        jax.tree.map(lambda leaf, k=k: leaf.take(jnp.array([k]), axis), codes.qparams) for k, _ in bounds_of(sizes)
+    ]
+    return Parts(tuple(QTensor(piece, grid, codes.scheme) for piece, grid in zip(pieces, grids, strict=True)))
 
 
 def round_parts(kernel: jax.Array, decided: Parts, sizes: Sequence[int], axis: int, scheme: Scheme) -> Parts:

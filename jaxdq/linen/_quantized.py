@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdq._common.errors import InputError
 from jaxdq._common.trees import unboxed
@@ -14,7 +15,7 @@ from jaxdq.grid import quantize as quantize_tensor
 from jaxdq.linen._acts import Acts
 from jaxdq.linen._belonging import check_belongs
 from jaxdq.linen._correction import Correction
-from jaxdq.linen._parts import Parts, input_axis, round_parts
+from jaxdq.linen._parts import Parts, cut_codes, one_for_each_part, round_parts
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._switch import Switch
 from jaxdq.linen._tree import kernel_at, with_kernels, with_leaves, with_tables
@@ -30,8 +31,9 @@ class Calibration:
 
     Attributes:
         weights: Path of a site -> the grid that its kernel is rounded to, scales broadcastable to the kernel; or the
-            kernel's codes themselves (a `QTensor`), where a method chose them otherwise than by rounding to nearest; or
-            `Parts` of either, where the plan cuts the kernel.
+            kernel's codes themselves (a `QTensor`), where a method chose them otherwise than by rounding to nearest.
+            Where the plan cuts the kernel, scales change with the part along the input channels (`fit_in_parts`); or
+            it is `Parts` of either, which may have a scale for each input channel and a low-rank branch.
         acts: Grids of the activations by time group; None until a calibrator has fitted them.
         plan: Which site runs on which integers (static).
         variables: The network's collections other than params, which every call needs.
@@ -199,15 +201,8 @@ def _cast(params: Any, plan: Plan) -> Any:
 def _quantize_kernel(params: Any, site: SitePlan, decided: Grid | QTensor | Parts | None) -> QTensor | Parts:
     assert site.weight is not None
     if isinstance(decided, Parts):
-        axis = input_axis(site.site.shape, site.site.kind)
-        parts = round_parts(kernel_at(params, site.path), decided, site.parts, axis, site.weight)
-        codes = tuple(site.with_code_sum(part) for part in parts.parts if isinstance(part, QTensor))
-        return dataclasses.replace(parts, parts=codes)
-    if site.parts:
-        raise InputError(
-            f"the plan cuts the kernel of '{site.path}' into parts and the calibration has one grid for all of it; fit "
-            f"the weights again after the plan has changed."
-        )
+        parts = round_parts(kernel_at(params, site.path), decided, site.parts, site.input_axis, site.weight)
+        return _with_code_sums(site, parts)
     if decided is None or decided.scheme != site.weight:
         came = "none was fitted" if decided is None else f"the one at hand was fitted for {decided.scheme}"
         raise InputError(
@@ -215,10 +210,33 @@ def _quantize_kernel(params: Any, site: SitePlan, decided: Grid | QTensor | Part
             f"again after the plan has changed."
         )
     if isinstance(decided, Grid):
-        return site.with_code_sum(quantize_tensor(kernel_at(params, site.path), decided.qparams, site.weight))
+        decided = quantize_tensor(kernel_at(params, site.path), decided.qparams, site.weight)
     if decided.shape != site.site.shape:
         raise InputError(
             f"the codes given for '{site.path}' have shape {decided.shape} and its kernel {site.site.shape}; pass one "
             f"code for each weight."
         )
-    return site.with_code_sum(decided)
+    if not site.parts:
+        return site.with_code_sum(decided)
+    for leaf in jax.tree.leaves(decided.qparams):
+        _check_parts(leaf, site)
+    return _with_code_sums(site, cut_codes(decided, site.parts, site.input_axis))
+
+
+def _with_code_sums(site: SitePlan, parts: Parts) -> Parts:
+    codes = tuple(site.with_code_sum(part) for part in parts.parts if isinstance(part, QTensor))
+    return dataclasses.replace(parts, parts=codes)
+
+
+def _check_parts(leaf: jax.Array, site: SitePlan) -> None:
+    """Refuses scales or zero points that are not one for each part."""
+    axis = site.input_axis
+    has_channels = leaf.ndim > axis and leaf.shape[axis] == sum(site.parts)
+    if has_channels and not isinstance(leaf, jax.core.Tracer):
+        each = np.repeat(one_for_each_part(np.asarray(leaf), site.parts, axis), site.parts, axis)
+        has_channels = np.array_equal(each, leaf, equal_nan=True)
+    if not has_channels:
+        raise InputError(
+            f"the plan cuts the kernel of '{site.path}' into parts of {site.parts} input channels and the "
+            f"calibration has not one scale for each; fit the weights again after the plan has changed."
+        )

@@ -28,8 +28,6 @@ def without_rows(site: SitePlan, layer: nn.Module) -> str:
         return "a product of two arrays has no kernel"
     if site.site.stacked:
         return "nn.scan goes through its kernel"
-    if site.parts:
-        return "the plan cuts it into parts"
     if isinstance(kind, DenseKind) and kind.batched(layer):
         return "batch_dims of DenseGeneral"
     return "a masked kernel" if getattr(layer, "mask", None) is not None else ""

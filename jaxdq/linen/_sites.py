@@ -18,8 +18,10 @@ import jax.numpy as jnp
 from jaxdq._common.trees import unboxed
 from jaxdq.grid import QParams, QTensor, Scheme
 from jaxdq.linen._einsum import Einsum
+from jaxdq.linen._joined import joined_inputs
 from jaxdq.linen._kinds import DenseKind, einsum_dims, plain
 from jaxdq.linen._macs import count_macs
+from jaxdq.linen._parts import unsplittable
 from jaxdq.linen._trace import Call, Found, Trace, trace
 from jaxdq.linen._tree import kernel_at, with_kernels
 
@@ -38,6 +40,8 @@ class Site:
         unsupported: Why it can't run on integers; "" where it can.
         takes_weights: Whether its kernel can be on a grid even so, since what computes there sees it in float.
         stacked: Axes of the kernel along which `nn.scan` stacks layers.
+        channels: Those of its input; where that is a concatenation (a decoder's features and an encoder's shortcut,
+            say), those of each array in it. () where the kernel can't be cut along them.
         dtype: Dtype of the kernel, which takes part in flax's type promotion.
         batch_first: Whether the leading axis of its inputs is the batch, so that a vector of times can reach it.
         reads: Path of the first site that is called with the very same array (keys and values have that of queries,
@@ -60,6 +64,7 @@ class Site:
     is_condition: bool = False
     takes_weights: bool = False
     stacked: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -102,10 +107,13 @@ def find_sites(module: nn.Module, params: Any, *args: Any) -> tuple[Site, ...]:
         if call.kind.name == "product" or kernel_at(params, call.path) is not None:
             calls.setdefault(call.path, []).append(call)
     found: dict[str, list[Found]] = {path: [] for path in calls}
-    for made in traced.found.values():
+    joined: dict[str, set[tuple[int, ...]]] = {path: set() for path in calls}
+    arrays = joined_inputs(traced.closed.jaxpr, traced.found)
+    for equation, made in traced.found.items():
         if made.is_own:
             found[made.call.path].append(made)
-    sites = [_site_of(calls[path], found[path], traced, kernel_at(params, path)) for path in calls]
+            joined[made.call.path].add(arrays.get(equation, ()))
+    sites = [_site_of(calls[path], found[path], traced, kernel_at(params, path), joined[path]) for path in calls]
     sites = _without_those_that_take_no_codes(sites, module, params, args)
     batch = traced.calls[-1].batch if traced.calls else args[0].shape[0]
     rest = count_macs(traced.closed.jaxpr) // batch - sum(site.macs for site in sites)
@@ -168,7 +176,7 @@ def _with_readers(sites: Iterable[Site], read: dict[str, Any], conditions: list[
         yield dataclasses.replace(site, reads=reads, is_condition=array in constant)
 
 
-def _site_of(calls: list[Call], found: list[Found], traced: Trace, kernel: Any) -> Site:
+def _site_of(calls: list[Call], found: list[Found], traced: Trace, kernel: Any, joined: set[tuple[int, ...]]) -> Site:
     """The site of all calls of one layer: a kernel that is applied twice is one site that works twice."""
     call = found[0].call if found else calls[0]
     reason, takes_weights = _unsupported(calls, found, traced)
@@ -189,7 +197,15 @@ def _site_of(calls: list[Call], found: list[Found], traced: Trace, kernel: Any) 
         batch_first=call.inputs[0].shape[0] == call.batch,
         takes_weights=takes_weights,
         stacked=stacked,
+        channels=_channels(call, joined, stacked),
     )
+
+
+def _channels(call: Call, joined: set[tuple[int, ...]], stacked: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of the arrays side by side, if all calls agree on them; () where the kernel can't be cut along them."""
+    if not joined or stacked or unsplittable(call.module, call.inputs[0].ndim):
+        return ()
+    return (len(joined) == 1 and next(iter(joined))) or (call.inputs[0].shape[-1],)
 
 
 def _unsupported(calls: list[Call], found: list[Found], traced: Trace) -> tuple[str, bool]:

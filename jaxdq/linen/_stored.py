@@ -19,7 +19,6 @@ from jaxdq.linen import (
     Site,
     SitePlan,
     Switch,
-    input_axis,
     leaves_of,
     with_one_partition,
 )
@@ -136,7 +135,7 @@ def _acts_before_format_3(tree: dict[str, Any]) -> dict[str, np.ndarray]:
 def _restored_kernel(stored: dict[str, Any], site: SitePlan) -> QTensor | Parts:
     if "parts" not in stored:
         return _restored_tensor(stored, site, site.site.shape)
-    axis, shape = input_axis(site.site.shape, site.site.kind), site.site.shape
+    axis, shape = site.input_axis, site.site.shape
     parts = tuple(
         _restored_tensor(stored["parts"][str(index)], site, (*shape[:axis], size, *shape[axis + 1 :]))
         for index, size in enumerate(site.parts)
@@ -168,7 +167,7 @@ def _plan_from(data: dict[str, Any]) -> Plan:
 
     def site(fields: dict[str, Any]) -> Site:
         axes: dict[str, Any] = {
-            name: tuple(fields[name]) for name in ("shape", "channel_axes", "stacked") if name in fields
+            name: tuple(fields[name]) for name in ("shape", "channel_axes", "stacked", "channels") if name in fields
         }
         return Site(**{**fields, **axes})
 

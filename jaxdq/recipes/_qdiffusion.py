@@ -12,6 +12,7 @@ def qdiffusion(
     act_bits: int = 8,
     num_groups: int = 1,
     *,
+    split: bool = True,
     ranges: RangeMethod = "mse",
     reconstruction: ReconstructionSettings | None = None,
     learning: RangeSettings | None = None,
@@ -23,13 +24,15 @@ def qdiffusion(
     output (`jaxdq.calibration.reconstruct` has the equation).
 
     Where we deviate from the paper: symmetric grids of weights, as integer dots like them; the ends and the time path
-    stay in float or at 8 bits (`default_rules`); concatenated shortcuts have one grid; step sizes of each of
-    `num_groups` equal spans of time, of which the paper has one.
+    stay in float or at 8 bits (`default_rules`); any layer whose input is a concatenation is split, as the 1x1
+    shortcuts in a decoder are; step sizes of each of `num_groups` equal spans of time, of which the paper has one.
 
     Args:
         weight_bits: 2 to 8.
         act_bits: 2 to 8.
         num_groups: 1 to the sampler's number of steps.
+        split: Whether the arrays that a layer is given side by side have grids of their own, and the kernel's slices
+            too: a sum of integer dots.
         ranges: As in `minmax`: where the reconstruction starts; "learned" goes on with all of them at once afterwards.
         reconstruction: Settings of the reconstruction.
         learning: As in `minmax`.
@@ -48,6 +51,9 @@ def qdiffusion(
     """
     if reconstruction is not None and not isinstance(reconstruction, ReconstructionSettings):
         raise InputError(f"reconstruction is {reconstruction!r:.80}; give a jaxdq.calibration.ReconstructionSettings.")
+    if not isinstance(split, bool):
+        raise InputError(f"split is {split!r}; give True or False.")
     rebuild = reconstruct(reconstruction or ReconstructionSettings())
     calibrators = in_equal_spans(num_groups, ranges, (rebuild,), learning, learning_for(weight_bits, act_bits))
-    return Recipe("qdiffusion", default_rules(weight_bits, act_bits), calibrators)
+    rules = default_rules(weight_bits, act_bits, cut="joined" if split else None)
+    return Recipe("qdiffusion", rules, calibrators)

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from jaxdq.grid import Scheme
 from jaxdq.linen import Rule, Site
 
 
-def default_rules(weight_bits: int, act_bits: int) -> Callable[[Sequence[Site]], list[Rule]]:
+def default_rules(
+    weight_bits: int, act_bits: int, *, cut: Literal["joined"] | int | None = None
+) -> Callable[[Sequence[Site]], list[Rule]]:
     """The rules of every recipe: all but the ends, the time path and attention's products run on integers.
 
     - The first and the last convolution stay in float: they read and write the image itself, with few channels, where
@@ -23,6 +26,7 @@ def default_rules(weight_bits: int, act_bits: int) -> Callable[[Sequence[Site]],
     Args:
         weight_bits: 2 to 8.
         act_bits: 2 to 8.
+        cut: As in `Rule`, for what runs on integers.
 
     Returns:
         The sites of a network -> its rules.
@@ -42,7 +46,7 @@ def default_rules(weight_bits: int, act_bits: int) -> Callable[[Sequence[Site]],
         if any(site.kind == "product" for site in sites):
             rows.append(Rule(".*", kind="product", reason="attention stays in float"))
         if len(rows) < len(sites):
-            rows.append(Rule(".*", weight=weight, act=act))
+            rows.append(Rule(".*", weight=weight, act=act, cut=cut))
         return rows
 
     return rules

@@ -32,6 +32,8 @@ def test_refuses_what_every_recipe_refuses():
         recipes.qdiffusion("8", 8)
     with pytest.raises(InputError, match="reconstruction is 'fast'; give a"):
         recipes.qdiffusion(4, 8, reconstruction="fast")
+    with pytest.raises(InputError, match="split is 'yes'; give True or False"):
+        recipes.qdiffusion(4, 8, split="yes")
     with pytest.raises(InputError, match="ranges is 'best'"):
         recipes.qdiffusion(4, 8, ranges="best")
     with pytest.raises(InputError, match="settings of the learning were given"):

@@ -76,7 +76,7 @@ def round_by_error(
     Args:
         w: f32[K, N], float weights.
         hessian: f32[K, K].
-        qparams: Grid of w, scalar or f32[N].
+        qparams: Grid of w, scalar, f32[N], or f32[K, N] where it changes with the input.
         scheme: Scheme of w.
         greedy: `obq` in place of `gptq`.
         damping: As in `damped`.
@@ -111,7 +111,7 @@ def gptq(
     Args:
         w: f32[K, N].
         hessian: f32[K, K], positive definite (see `damped`).
-        qparams: Grid of w, scalar or f32[N].
+        qparams: Grid of w, scalar, f32[N], or f32[K, N] where it changes with the input.
         scheme: Scheme of w.
         kept: bool[K, N]; Q makes 0 of the others.
         block: Inputs at a time; the same result to rounding.
@@ -124,6 +124,7 @@ def gptq(
     num_inputs, num_outputs = w.shape
     order = jnp.argsort(-jnp.diagonal(hessian))
     padding = -num_inputs % block
+    grids = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, w.shape)[order] if leaf.ndim > 1 else leaf, qparams)
     w, hessian = w[order], hessian[order][:, order]
     w = jnp.pad(w, ((0, padding), (0, 0)))
     hessian = jax.scipy.linalg.block_diag(hessian, jnp.eye(padding, dtype=hessian.dtype)) if padding else hessian
@@ -138,7 +139,8 @@ def gptq(
 
         def one(j: jax.Array, carry: tuple) -> tuple:
             free, errors, rounded = carry
-            on_grid = jnp.where(staying[j], fake_quantize(free[j], qparams, scheme), 0.0)
+            grid = jax.tree.map(lambda leaf: leaf[start + j] if leaf.ndim > 1 else leaf, grids)
+            on_grid = jnp.where(staying[j], fake_quantize(free[j], grid, scheme), 0.0)
             error = (free[j] - on_grid) / own[j, j]
             return free - own[j][:, None] * error, errors.at[j].set(error), rounded.at[j].set(on_grid)
 
@@ -178,7 +180,7 @@ def obq(
     Args:
         w: f32[K, N].
         hessian: f32[K, K], positive definite (see `damped`).
-        qparams: Grid of w, scalar or f32[N].
+        qparams: Grid of w, scalar, f32[N], or f32[K, N] where it changes with the input.
         scheme: Scheme of w.
         kept: bool[K, N]; the others are 0 in w, and stay it.
         outputs_at_a_time: How many inverses are in memory.
@@ -191,7 +193,7 @@ def obq(
     num_inputs, num_outputs = w.shape
     upper = _inverse_factor(hessian)
     inverse = jnp.matmul(upper.T, upper, precision=jax.lax.Precision.HIGHEST)
-    grids = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_outputs,)), qparams)
+    grids = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, w.shape if leaf.ndim > 1 else num_outputs).T, qparams)
 
     def one_output(given: tuple[jax.Array, QParams, jax.Array]) -> jax.Array:
         weights, grid, stays = given
@@ -206,7 +208,7 @@ def obq(
             p = jnp.where(jnp.any(outlier > 0), jnp.argmax(outlier), cheapest)
             row = inverse[p] / diagonal[p]
             free = jnp.where(is_free, free - row * residual[p], free)
-            free = free.at[p].set(fake_quantize(free[p], grid, scheme))
+            free = free.at[p].set(fake_quantize(free, grid, scheme)[p])
             is_free = is_free.at[p].set(False)
             inverse = (inverse - diagonal[p] * row[:, None] * row) * (is_free[:, None] & is_free)
             return free, inverse, is_free

@@ -37,7 +37,6 @@ from jaxdq.linen import (
     apply_visited,
     check_patterns,
     dequantize_kernel,
-    input_axis,
     kernel_at,
     on_pieces,
     round_parts,
@@ -277,7 +276,7 @@ def _params_of(work: Work, block: Block) -> Any:
             continue
         kernel, weight = kernel_at(work.denoiser.params, site.path), work.calib.weights[site.path]
         if isinstance(weight, Parts):
-            weight = round_parts(kernel, weight, site.parts, input_axis(site.site.shape, site.site.kind), site.weight)
+            weight = round_parts(kernel, weight, site.parts, site.input_axis, site.weight)
         if isinstance(weight, QTensor | Parts):
             decided[block.relative(site.path)] = dequantize_kernel(weight, site.site.kind).astype(kernel.dtype)
     return with_kernels(params, decided)

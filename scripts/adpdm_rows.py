@@ -185,7 +185,9 @@ def numbers_of(log: dict[str, Any]) -> dict[str, Any]:
     return {**log, "updates": {name: values[-1:] for name, values in log.get("updates", {}).items()}}
 
 
-def prepared(denoiser: Any, sampler: Any, seed: int, plain: bool, budget: str, bits: str) -> tuple[Work, float]:
+def prepared(
+    denoiser: Any, sampler: Any, seed: int, plain: bool, budget: str, bits: str, split: bool = False
+) -> tuple[Work, float]:
     """What comes before ranges are shared (trajectories, evidence, sensitivity), and the seconds it took."""
     start = time.perf_counter()
     selection: tuple[Calibrator, ...] = ()
@@ -194,7 +196,7 @@ def prepared(denoiser: Any, sampler: Any, seed: int, plain: bool, budget: str, b
         selection = (select_timesteps(POLICIES[policy](), int(states)),)
     evidence = (observe(minmax()),) if plain else (observe(mse(2.0)), measure_sensitivity())
     calibrators = (fit_weights(minmax_weights()), *selection, *evidence, share_uniformly(1))
-    recipe = Recipe("prepared", default_rules(*widths(bits)), calibrators)
+    recipe = Recipe("prepared", default_rules(*widths(bits), split=split), calibrators)
     work = run_recipe(denoiser, recipe, sampler=sampler, key=jax.random.key(seed))
     return work, time.perf_counter() - start
 

@@ -3,7 +3,8 @@
     python scripts/bench_weights.py --model digits DIR DIR --bits W4A8 W3A8 W4 --seeds 3 --json out/weights.json
 
 All rows have ranges of least squared error (those of activations in eight equal spans of time), are measured on the
-integer path (`W4` is weights alone, activations in float), and differ in how the codes of the weights come about. A row
+integer path (`W4` is weights alone, activations in float), and differ in how the codes of the weights come about;
+layers whose input is a concatenation are split, but for methods whose names end in `-whole`. A row
 that the JSON already holds is not measured again, unless the model or the sources behind the row have changed since.
 Prints a table of each model: mean and standard deviation over seeds. `--show` measures nothing.
 """
@@ -27,6 +28,7 @@ from weights_rows import rules_of
 import jaxdq
 
 METHODS = {**weights_rows.METHODS, **block_rows.METHODS, **budget_rows.METHODS}
+WHOLE = "-whole"  # ends the names of rows without the split
 # What a row depends on: the file that makes it, and the sampler.
 BEHIND = {
     name: (ROOT / "scripts" / f"{rows.__name__}.py", ROOT / "jaxdq" / "diffusion" / "_ddim.py")
@@ -66,23 +68,24 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     denoisers = {denoiser.name: denoiser for denoiser in map(load, args.model)}
     behind = {files: digests_of(denoisers, *files) for files in set(BEHIND.values())}
-    digests = {(model, method): behind[BEHIND[method]][model] for model in denoisers for method in METHODS}
+    digests = {(model, method): behind[_behind(method)][model] for model in denoisers for method in args.methods}
     asked = itertools.product(range(args.seeds), denoisers, args.bits, args.methods)
     tasks = [Task(model, bits, method, args.steps, args.images, seed) for seed, model, bits, method in asked]
     sampler = jaxdq.ddim(args.steps)
 
-    @functools.lru_cache(maxsize=1)  # rows of one seed and model follow one another
-    def shared(model: str, seed: int) -> budget_rows.Budgets:
-        return budget_rows.Budgets(denoisers[model], sampler, seed, args.images)
+    @functools.lru_cache(maxsize=2)  # rows of one seed and model follow one another
+    def shared(model: str, seed: int, split: bool) -> budget_rows.Budgets:
+        return budget_rows.Budgets(denoisers[model], sampler, seed, args.images, split)
 
     for index, task in enumerate([] if args.show else tasks):
         digest = digests[task.model, task.method]
         if is_fresh(read(args.json), task.label, digest):
             continue
-        found = shared(task.model, task.seed)
+        method = task.method.removesuffix(WHOLE)
+        found = shared(task.model, task.seed, method == task.method)
         makers = ((block_rows, found.blocks_row), (budget_rows, found.budget_row))
-        make = next((make for rows, make in makers if task.method in rows.METHODS), found.weights_row)
-        row = make(task.bits, task.method)
+        make = next((make for rows, make in makers if method in rows.METHODS), found.weights_row)
+        row = make(task.bits, method)
         add(args.json, task.label, row, digest)
         print(f"{index + 1} of {len(tasks)}: {task.label}: {row['noise_sqnr_db']:.2f} dB", file=sys.stderr, flush=True)
     rows = read(args.json)
@@ -91,6 +94,10 @@ def main(argv: list[str] | None = None) -> None:
         Console(width=160).print(table_of(name, {task: rows[task.label] for task in fresh if task.model == name}))
     stale = sum(task.label in rows for task in tasks) - len(fresh)
     print(f"{len(fresh)} of {len(tasks)} rows; {stale} more are stale: other sources or another model made them.")
+
+
+def _behind(method: str) -> tuple[Path, ...]:
+    return BEHIND[method.removesuffix(WHOLE)]
 
 
 def table_of(model: str, rows: dict[Task, dict]) -> Table:
@@ -110,7 +117,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["digits"], help=f"each {HELP}")
     parser.add_argument("--bits", nargs="+", default=["W4A8", "W3A8", "W8A8", "W2A8", "W4", "W3"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), choices=[*METHODS, *(f"{name}{WHOLE}" for name in METHODS)]
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--images", type=int, default=128)

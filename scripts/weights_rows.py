@@ -63,12 +63,16 @@ METHODS = {
 
 
 class Weights(Shared):
-    """What all rows of one model and one seed have in common."""
+    """What all rows of one model and one seed have in common, split as recipes do it or not."""
+
+    def __init__(self, denoiser: Any, sampler: Any, seed: int, num_images: int, split: bool = True) -> None:
+        super().__init__(denoiser, sampler, seed, num_images)
+        self.split = split
 
     @functools.cached_property
     def evidence(self) -> tuple[Work, float]:
         """Work with trajectories, what was observed on them and what errors cost; and the seconds it took."""
-        return prepared(self.denoiser, self.sampler, self.seed, False, "all", "W8A8")
+        return prepared(self.denoiser, self.sampler, self.seed, False, "all", "W8A8", self.split)
 
     def weights_row(self, bits: str, name: str) -> dict[str, Any]:
         """Calibrates and measures one row."""
@@ -97,18 +101,18 @@ class Weights(Shared):
     def with_ranges(self, bits: str, num_groups: int = NUM_GROUPS) -> Work:
         """Work with ranges of least squared error, those of activations in equal spans of time."""
         work, _ = self.evidence
-        plan = plan_for(work.denoiser, Recipe("bits", rules_of(bits), ()))
+        plan = plan_for(work.denoiser, Recipe("bits", rules_of(bits, self.split), ()))
         grids = weight_grids(work.denoiser.params, plan, mse_weights())
         work = work.deciding(plan=plan, weights=grids, acts=None)._replace(log=())
         return share_uniformly(num_groups)(work, self.key)
 
 
-def rules_of(bits: str) -> Any:
+def rules_of(bits: str, split: bool = True) -> Any:
     """The rules of `W4A8`, or of `W4`: activations in float, so that nothing but weights is rounded."""
     found = re.fullmatch(r"W(\d)(?:A(\d))?", bits)
     if found is None:
         raise SystemExit(f"--bits has '{bits}'; give them as W4A8, or as W4 with activations in float.")
-    rules = default_rules(int(found[1]), int(found[2] or 8))
+    rules = default_rules(int(found[1]), int(found[2] or 8), split=split)
 
     def of_sites(sites: Any) -> list[Rule]:
         made = list(rules(sites))

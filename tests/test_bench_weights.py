@@ -11,13 +11,13 @@ def made(monkeypatch):
     made = []
 
     class Weights:
-        def __init__(self, denoiser, sampler, seed, num_images):
-            self.seed = seed
+        def __init__(self, denoiser, sampler, seed, num_images, split):
+            self.seed, self.split = seed, split
 
         blocks_row = budget_row = None
 
         def weights_row(self, bits, name):
-            made.append((bits, name, self.seed))
+            made.append((bits, name if self.split else f"{name}, whole", self.seed))
             return {figure: 30.0 + self.seed for figure, *_ in bench.COLUMNS}
 
     monkeypatch.setattr(bench.budget_rows, "Budgets", Weights)
@@ -38,6 +38,8 @@ def test_the_first_seed_of_all_rows_comes_first_and_a_stopped_run_goes_on(tmp_pa
     assert [seed for *_, seed in made[4:]] == [1] * 4
     run(tmp_path, "--seeds", "2", "--show")
     said = capsys.readouterr().out
+    bench.main(["--json", str(tmp_path / "rows.json"), "--bits", "W4", "--methods", "gptq-whole"])
+    assert made.pop() == ("W4", "gptq, whole", 0)
     assert len(made) == 8 and "30.50 ± 0.71" in said and "8 of 8 rows; 0 more are stale" in said
 
 

@@ -55,7 +55,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="A bundled model, or a folder in diffusers' layout.")],
-    recipe: Annotated[str | None, typer.Option(help="A function of jaxdq.recipes.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A function of jaxdq.recipes, or several: adpdm+tac.")] = None,
     weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
     act_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
     groups: Annotated[int | None, typer.Option(help="Time groups; the recipe's own number if not given.")] = None,

@@ -18,7 +18,7 @@ from jaxdq.app.arguments import typed, with_fields
 from jaxdq.calibration import Recipe
 from jaxdq.diffusion import Sampler, ddim, ddpm
 from jaxdq.linen import check_dtype
-from jaxdq.recipes import within_budget
+from jaxdq.recipes import chain, within_budget
 from jaxdq.sampling import BATCH_SIZE
 
 DEFAULT_RECIPE = "adpdm"
@@ -34,7 +34,7 @@ class Settings:
 
     Attributes:
         model: What `jaxdq.load_denoiser` takes: a bundled name or a folder.
-        recipe: The name of a function of `jaxdq.recipes`.
+        recipe: The name of a function of `jaxdq.recipes`; or several, `adpdm+tac`, as `recipes.chain` joins them.
         weight_bits: 2 to 8.
         act_bits: 2 to 8.
         groups: Spans of time with scales of their own; None leaves it to the recipe.
@@ -133,15 +133,20 @@ def recipes_by_name() -> dict[str, Callable[..., Recipe]]:
 
 
 def recipe_named(name: str) -> Callable[..., Recipe]:
-    """The recipe of this name.
+    """The recipe of this name; of `adpdm+tac`, the first.
 
     Raises:
         InputError: No such recipe.
     """
+    return _recipes_named(name)[0]
+
+
+def _recipes_named(name: str) -> list[Callable[..., Recipe]]:
     known = recipes_by_name()
-    if name not in known:
-        raise InputError(f"there is no recipe {name!r}; the recipes are {', '.join(sorted(known))}.")
-    return known[name]
+    for one in (names := name.split("+")):
+        if one not in known:
+            raise InputError(f"there is no recipe {one!r}; the recipes are {', '.join(sorted(known))}.")
+    return [known[one] for one in names]
 
 
 def make_recipe(settings: Settings) -> Recipe:
@@ -167,6 +172,8 @@ def make_recipe(settings: Settings) -> Recipe:
     recipe = make(**keywords)
     if fields:
         recipe = make(**keywords, **with_fields(make, fields, functools.partial(_made_with, recipe)))
+    others = (other(settings.weight_bits, settings.act_bits) for other in _recipes_named(settings.recipe)[1:])
+    recipe = chain(recipe, *others)
     return recipe if settings.budget is None else within_budget(recipe, parse_budget(settings.budget))
 
 

@@ -6,6 +6,7 @@ from jaxdq.calibration._base import Machine as Machine
 from jaxdq.calibration._base import Problem as Problem
 from jaxdq.calibration._base import Work as Work
 from jaxdq.calibration._base import calibrator as calibrator
+from jaxdq.calibration._base import check_truth as check_truth
 from jaxdq.calibration._base import kind as kind
 from jaxdq.calibration._budget import Resource as Resource
 from jaxdq.calibration._budget import spend_budget as spend_budget
@@ -13,6 +14,9 @@ from jaxdq.calibration._calibrate import Recipe as Recipe
 from jaxdq.calibration._calibrate import calibrate as calibrate
 from jaxdq.calibration._calibrate import plan_for as plan_for
 from jaxdq.calibration._calibrate import run_recipe as run_recipe
+from jaxdq.calibration._correction import Estimator as Estimator
+from jaxdq.calibration._correction import correct_noise as correct_noise
+from jaxdq.calibration._correction import correct_trajectory as correct_trajectory
 from jaxdq.calibration._groups import SearchSettings as SearchSettings
 from jaxdq.calibration._groups import search_groups as search_groups
 from jaxdq.calibration._groups import share_by_price as share_by_price

@@ -307,6 +307,13 @@ def check_not_negative(**settings: float) -> None:
             raise InputError(f"{name} is {value!r}; give a finite number of at least 0.")
 
 
+def check_truth(**settings: bool) -> None:
+    """Refuses a switch that is neither True nor False: `"no"` would be true."""
+    for name, value in settings.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}; give True or False.")
+
+
 def check_at_least(least: int, **settings: int) -> None:
     """Refuses a setting that is no whole number, or too small for a loop."""
     for name, value in settings.items():

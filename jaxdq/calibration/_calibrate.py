@@ -37,11 +37,18 @@ class Recipe:
         name: Name on the command line.
         rules: The sites of a network -> the rules for them.
         calibrators: Run in order; together they fit grids for weights and activations.
+        adds: Those of them, last, that can stand after another recipe's (`recipes.chain`): what a method does once
+            there are grids.
     """
 
     name: str
     rules: Callable[[Sequence[Site]], Sequence[Rule]]
     calibrators: tuple[Calibrator, ...]
+    adds: tuple[Calibrator, ...] = ()
+
+    def adding(self, *calibrators: Calibrator) -> "Recipe":
+        """The recipe with these calibrators after its own."""
+        return dataclasses.replace(self, calibrators=(*self.calibrators, *calibrators), adds=(*self.adds, *calibrators))
 
     @property
     def settings(self) -> dict[str, Any]:

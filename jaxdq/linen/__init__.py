@@ -28,7 +28,7 @@ from jaxdq.linen._blocks import check_patterns as check_patterns
 from jaxdq.linen._blocks import cut_into_blocks as cut_into_blocks
 from jaxdq.linen._blocks import values_at_blocks as values_at_blocks
 from jaxdq.linen._correction import Correction as Correction
-from jaxdq.linen._correction import noise_std_of as noise_std_of
+from jaxdq.linen._correction import output_std_of as output_std_of
 from jaxdq.linen._coverage import check_coverage as check_coverage
 from jaxdq.linen._einsum import Einsum as Einsum
 from jaxdq.linen._handlers import call_on_codes as call_on_codes

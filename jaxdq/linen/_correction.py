@@ -27,13 +27,15 @@ class Correction:
         output_gain: Multiplies the output.
         output_shift: Is added to the output afterwards.
         input_shift: Is added to the network's first argument.
-        noise_std: f32[T], in place of the sampler's own standard deviation of fresh noise; NaN keeps the sampler's.
+        output_std: f32[T] >= 0, standard deviation of the error that is left in the output. A sampler's fresh noise of
+            standard deviation sigma becomes so much less that both together have it: with x' the next state,
+            `sigma'^2 = max(0, sigma^2 - (dx' / d output)^2 output_std^2)`.
     """
 
     output_gain: jax.Array | None = None
     output_shift: jax.Array | None = None
     input_shift: jax.Array | None = None
-    noise_std: jax.Array | None = None
+    output_std: jax.Array | None = None
 
     def check(self, num_timesteps: int) -> None:
         """Refuses what is no table of numbers with a row for each of the T model times."""
@@ -41,7 +43,7 @@ class Correction:
             table = getattr(self, field.name)
             if table is None:
                 continue
-            check_numbers(table, f"the correction's {field.name}", nan=field.name == "noise_std")
+            check_numbers(table, f"the correction's {field.name}")
             if not table.ndim or table.shape[0] != num_timesteps:
                 raise InputError(
                     f"the correction's {field.name} has shape {table.shape} and the network was calibrated for "
@@ -69,17 +71,17 @@ class Correction:
         return output if self.output_shift is None else output + _at(self.output_shift, t, output)
 
 
-def noise_std_of(params: Any) -> jax.Array | None:
-    """f32[T]: the standard deviations of fresh noise that a network brings, NaN where it brings none; None at all."""
+def output_std_of(params: Any) -> jax.Array | None:
+    """f32[T]: the standard deviation of the error that a correction leaves; None where a network has none of them."""
     if isinstance(params, Switch):
-        found = [noise_std_of(choice) for choice in params.choices]
+        found = [output_std_of(choice) for choice in params.choices]
         if found == [None, None]:
             return None
-        none = jnp.full(params.choice_of_t.shape, jnp.nan)
+        none = jnp.zeros(params.choice_of_t.shape)
         first, second = (none if one is None else one for one in found)
         return jnp.where(params.choice_of_t == 0, first, second)
     correction = getattr(params, "correction", None)
-    return None if correction is None else correction.noise_std
+    return None if correction is None else correction.output_std
 
 
 def _at(table: jax.Array, t: jax.Array | np.ndarray, like: jax.Array) -> jax.Array:

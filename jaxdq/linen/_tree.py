@@ -34,13 +34,12 @@ def has_values(leaf: Any) -> bool:
     return not abstract and bool(getattr(leaf, "is_fully_addressable", True))
 
 
-def check_numbers(array: Any, what: str, *, nan: bool = False) -> None:
-    """Refuses what is no array of numbers and, where they can be looked at, infinity and (unless allowed) NaN.
+def check_numbers(array: Any, what: str) -> None:
+    """Refuses what is no array of numbers and, where they can be looked at, infinity and NaN.
 
     Args:
         array: What a calibration brings.
         what: What to call it in a sentence.
-        nan: Whether NaN stands for "none".
     """
     dtype = getattr(array, "dtype", None)
     if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
@@ -48,8 +47,8 @@ def check_numbers(array: Any, what: str, *, nan: bool = False) -> None:
         raise InputError(f"{what} is {came}; give an array of numbers.")
     if has_values(array):
         numbers = np.asarray(array).astype(np.float64)
-        if np.isinf(numbers).any() or (np.isnan(numbers).any() and not nan):
-            raise InputError(f"{what} holds {'infinity' if nan else 'NaN or infinity'}; give finite numbers.")
+        if not np.isfinite(numbers).all():
+            raise InputError(f"{what} holds NaN or infinity; give finite numbers.")
 
 
 def with_leaves(params: Any, leaves: Mapping[str, jax.Array]) -> Any:

@@ -30,6 +30,7 @@ def adpdm(
     search: SearchSettings | None = None,
     ranges: RangeMethod = "learned",
     weights: WeightRounding | None = None,
+    split: bool = True,
     learning: RangeSettings | None = None,
 ) -> Recipe:
     """Accurate post-training quantization of diffusion models: searched time groups on an integer path.
@@ -58,6 +59,7 @@ def adpdm(
         ranges: As in `minmax`; "mse" leaves the grids that the search ends with, whose squared errors are weighted by
             what they cost the image; "minmax" and "percentile" are fitted anew to the groups that it found.
         weights: As in `minmax`; None is "gptq" below 8 bits of weights, and "nearest" at 8.
+        split: As in `default_rules`.
         learning: As in `minmax`.
 
     Returns:
@@ -81,7 +83,7 @@ def adpdm(
         selection = (select_timesteps(structural_risk(), budget),)
     return Recipe(
         name="adpdm",
-        rules=default_rules(weight_bits, act_bits),
+        rules=default_rules(weight_bits, act_bits, split=split),
         calibrators=(
             fit_weights(weight_range),
             *selection,

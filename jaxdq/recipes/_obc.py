@@ -14,6 +14,7 @@ def obc(
     ranges: RangeMethod = "mse",
     method: RoundingMethod = "gptq",
     sparsity: str | float | None = None,
+    split: bool = True,
     learning: RangeSettings | None = None,
 ) -> Recipe:
     """Codes of weights that make up for one another's errors, on ranges of `num_groups` equal spans of time.
@@ -31,6 +32,7 @@ def obc(
         ranges: As in `minmax`.
         method: "gptq"; or "obq", greedy as in the paper, minutes where a layer has a thousand inputs.
         sparsity: Share of each kernel's weights that become 0, such as 0.5, or "2:4"; None keeps all.
+        split: As in `default_rules`.
         learning: As in `minmax`.
 
     Returns:
@@ -48,4 +50,4 @@ def obc(
     weight_range = chosen(ranges, learning, learning_for(weight_bits, act_bits)).weights
     compress = compensate_rounding(method, sparsity=sparsity, weight_range=weight_range)
     calibrators = in_equal_spans(num_groups, ranges, (compress,), learning, learning_for(weight_bits, act_bits))
-    return Recipe("obc", default_rules(weight_bits, act_bits), calibrators)
+    return Recipe("obc", default_rules(weight_bits, act_bits, split=split), calibrators, adds=(compress,))

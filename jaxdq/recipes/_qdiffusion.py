@@ -31,8 +31,7 @@ def qdiffusion(
         weight_bits: 2 to 8.
         act_bits: 2 to 8.
         num_groups: 1 to the sampler's number of steps.
-        split: Whether the arrays that a layer is given side by side have grids of their own, and the kernel's slices
-            too: a sum of integer dots.
+        split: As in `default_rules`.
         ranges: As in `minmax`: where the reconstruction starts; "learned" goes on with all of them at once afterwards.
         reconstruction: Settings of the reconstruction.
         learning: As in `minmax`.
@@ -51,9 +50,7 @@ def qdiffusion(
     """
     if reconstruction is not None and not isinstance(reconstruction, ReconstructionSettings):
         raise InputError(f"reconstruction is {reconstruction!r:.80}; give a jaxdq.calibration.ReconstructionSettings.")
-    if not isinstance(split, bool):
-        raise InputError(f"split is {split!r}; give True or False.")
     rebuild = reconstruct(reconstruction or ReconstructionSettings())
     calibrators = in_equal_spans(num_groups, ranges, (rebuild,), learning, learning_for(weight_bits, act_bits))
-    rules = default_rules(weight_bits, act_bits, cut="joined" if split else None)
-    return Recipe("qdiffusion", rules, calibrators)
+    rules = default_rules(weight_bits, act_bits, split=split)
+    return Recipe("qdiffusion", rules, calibrators, adds=(rebuild,))

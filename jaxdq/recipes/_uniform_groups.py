@@ -14,6 +14,7 @@ def uniform_groups(
     *,
     ranges: RangeMethod = "mse",
     weights: WeightRounding = "nearest",
+    split: bool = True,
     learning: RangeSettings | None = None,
 ) -> Recipe:
     """Ranges in each of `num_groups` equal spans of the sampler's steps.
@@ -28,6 +29,7 @@ def uniform_groups(
         num_groups: 1 to the sampler's number of steps.
         ranges: As in `minmax`.
         weights: As in `minmax`.
+        split: As in `default_rules`.
         learning: As in `minmax`.
 
     Returns:
@@ -43,4 +45,4 @@ def uniform_groups(
     Source: the uniform partition that ADP-DM (arXiv 2305.18723) starts from and is compared with.
     """
     calibrators = in_equal_spans(num_groups, ranges, weights, learning, learning_for(weight_bits, act_bits))
-    return Recipe("uniform_groups", default_rules(weight_bits, act_bits), calibrators)
+    return Recipe("uniform_groups", default_rules(weight_bits, act_bits, split=split), calibrators)

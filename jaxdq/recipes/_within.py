@@ -6,8 +6,8 @@ from jaxdq._common.errors import InputError
 from jaxdq.calibration import Recipe, Resource, measure_sensitivity, spend_budget
 from jaxdq.observers import mse_weights
 
-# What makes decisions on fitted grids of weights, so that their bits must be known before.
-_AFTER = ("compensate_rounding", "reconstruct", "learn_ranges")
+# What builds on fitted grids of weights, so that their bits must be known before.
+_AFTER = ("compensate_rounding", "reconstruct", "learn_ranges", "correct_noise", "correct_trajectory")
 
 
 def within_budget(recipe: Recipe, budget: float, *, resource: Resource = "bytes") -> Recipe:

@@ -14,7 +14,7 @@ from jaxdq._common.devices import gather, num_devices, replicate, round_up, shar
 from jaxdq._common.errors import InputError
 from jaxdq._common.progress import track
 from jaxdq.diffusion import Coefficients, Denoiser, Sampler, check_key, check_sampler
-from jaxdq.linen import Calibration, QuantizedParams, Switch, apply, check_belongs, noise_std_of
+from jaxdq.linen import Calibration, QuantizedParams, Switch, apply, check_belongs, output_std_of
 
 BATCH_SIZE = 32  # of calibration, sampling and evaluation alike, so that one program serves all three
 
@@ -212,12 +212,14 @@ def _loop_arguments(
 
 
 def with_noise_of(params: Any, coefficients: Coefficients) -> Coefficients:
-    """The steps with the fresh noise that a network's correction asks for, where it does."""
-    noise_std = noise_std_of(params)
-    if noise_std is None:
+    """The steps with as much fresh noise as the network's own error leaves room for, where its correction knows it."""
+    output_std = output_std_of(params)
+    if output_std is None:
         return coefficients
-    own = noise_std[jnp.asarray(coefficients.t)]
-    return coefficients._replace(noise_std=jnp.where(jnp.isnan(own), coefficients.noise_std, own))
+    c, std = coefficients, output_std[jnp.asarray(coefficients.t)]
+    into_x = (c.keep_x0 * c.x0_from_output + c.keep_output) * std
+    left = jnp.sqrt(jnp.maximum(c.noise_std**2 - into_x**2, 0))
+    return c._replace(noise_std=jnp.where(std > 0, left, c.noise_std))
 
 
 class Batch(NamedTuple):

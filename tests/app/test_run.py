@@ -18,6 +18,24 @@ def test_every_recipe_can_be_named_and_made():
         assert isinstance(recipe, Recipe) and recipe.name == name and "'bits': 4" in recipe.settings["rules"]
 
 
+def test_recipes_can_be_joined():
+    settings = run.Settings(
+        "digits", recipe="uniform_groups+obc+tac", weight_bits=4, groups=3, arguments={"split": False}
+    )
+    made = run.make_recipe(settings)
+    first = recipes.uniform_groups(4, 8, 3, split=False)
+    assert made.settings == recipes.chain(first, recipes.obc(4, 8), recipes.tac(4, 8)).settings
+    assert (made.name, made.num_groups) == ("uniform_groups+obc+tac", 3)
+    assert str(settings.default_folder) == "out/digits-uniform_groups+obc+tac-w4a8-g3-split=False"
+    for name, said in (
+        ("adpdm+best", "no recipe 'best'"),
+        ("+tac", "no recipe ''"),
+        ("tac+minmax", "'minmax' adds nothing"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run.make_recipe(run.Settings("digits", recipe=name))
+
+
 def test_groups_reach_the_recipe_that_takes_them():
     settings = run.Settings("digits", recipe="uniform_groups", groups=3)
     assert run.make_recipe(settings).num_groups == 3

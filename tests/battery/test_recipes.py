@@ -33,6 +33,8 @@ RECIPES = {
         8, 8, 2, reconstruction=ReconstructionSettings(num_updates=20, num_states=32, rows=8)
     ),
     "obc": recipes.obc(num_groups=2, method="obq", sparsity="3:4"),
+    "ptqd": recipes.ptqd(num_groups=2),
+    "tac": recipes.chain(recipes.uniform_groups(num_groups=2), recipes.tac()),
     "adpdm": recipes.adpdm(num_groups=2, search=SEARCH, learning=LEARNING),
     "adpdm-minmax": recipes.adpdm(num_groups=2, search=SEARCH, ranges="minmax"),
 }

@@ -209,7 +209,7 @@ ALL, HALF = np.ones(NUM_TIMESTEPS, np.float32), np.arange(NUM_TIMESTEPS) < NUM_T
         ({"correction": Correction(output_gain=ALL[:5])}, r"output_gain has shape \(5,\) and .* 20 timesteps"),
         ({"correction": Correction(input_shift=ALL[0])}, r"input_shift has shape \(\)"),
         ({"correction": Correction(output_shift=ALL * np.nan)}, "output_shift holds NaN or infinity"),
-        ({"correction": Correction(noise_std=ALL * np.inf)}, "noise_std holds infinity"),
+        ({"correction": Correction(output_std=ALL * np.inf)}, "output_std holds NaN or infinity"),
         ({"instead": calibrated()}, "instead is a Calibration; give an Instead"),
         ({"instead": Instead(None, HALF[:5])}, r"are of shape \(5,\) and type bool; give an array of 20 truth values"),
         ({"instead": Instead(None, np.arange(NUM_TIMESTEPS))}, "and type int64; give an array of 20 truth values"),

@@ -7,9 +7,11 @@ import pytest
 from toys import NUM_TIMESTEPS, SHAPE, Tiny, tiny_quantized, toy_denoiser
 
 import jaxdq
-from jaxdq import Calibration, InputError, ddim, ddpm, sample
+from jaxdq import Calibration, InputError, ddim, ddpm, diffusion, sample
 from jaxdq.diffusion import Denoiser, initial_noise, linear_schedule
+from jaxdq.linen import Correction
 from jaxdq.sampling import batch_at, one_pass, trajectories, turns
+from jaxdq.sampling._sample import with_noise_of
 
 KEY = jax.random.key(5)
 SCHEDULE = linear_schedule(NUM_TIMESTEPS, 0.01, 0.3)
@@ -24,6 +26,25 @@ class Pointwise:
     def apply(self, variables, x, t, *conditions):
         self.traces.append(x.shape)
         return sum(conditions, variables["params"]["gain"] * x)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("sampler", [ddpm(10), ddim(10, eta=1.0), ddim(10, eta=0.4), ddim(10)], ids=repr)
+def test_an_error_that_fits_into_the_fresh_noise_leaves_its_variance_as_it_was(sampler, prediction):
+    """sigma'^2 + (dx' / d output)^2 std^2 = sigma^2; what doesn't fit draws none, and no error changes no bit."""
+    denoiser, qparams = tiny_quantized()
+    schedule = dataclasses.replace(denoiser.schedule, prediction_type=prediction, clip_range=None)
+    plain = sampler.coefficients(schedule)
+    into = diffusion.step(plain, np.zeros(10), np.ones(10)) - diffusion.step(
+        plain, np.zeros(10), np.zeros(10)
+    )  # each step's own
+    for std in (0.0, 1e-3, 0.02, 50.0):
+        correction = Correction(output_std=jnp.full(NUM_TIMESTEPS, std))
+        found = with_noise_of(dataclasses.replace(qparams, correction=correction), plain)
+        expected = np.sqrt(np.maximum(np.float64(plain.noise_std) ** 2 - (np.float64(into) * std) ** 2, 0))
+        np.testing.assert_allclose(found.noise_std, expected, atol=1e-6)
+        if std == 0:
+            np.testing.assert_array_equal(found.noise_std, plain.noise_std)
 
 
 SHARED = Pointwise()  # compiled programs belong to the module: one serves all tests that count nothing

@@ -55,7 +55,7 @@ def test_a_quantized_network_brings_its_corrections():
     denoiser, qparams = tiny_quantized()
     shift = 0.01 * jnp.ones((NUM_TIMESTEPS, SHAPE[-1]))
     corrected = dataclasses.replace(
-        qparams, correction=Correction(output_shift=shift, noise_std=jnp.zeros(NUM_TIMESTEPS))
+        qparams, correction=Correction(output_shift=shift, output_std=jnp.full(NUM_TIMESTEPS, 1e3))
     )
     images, *_ = walked(denoiser, corrected, ddim(3, eta=1.0), num_images=3)
     expected = sample(denoiser, corrected, sampler=ddim(3, eta=1.0), num_images=3, key=KEY)

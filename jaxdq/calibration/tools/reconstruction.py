@@ -12,7 +12,7 @@ import optax
 
 from jaxdq._common.devices import replicate
 from jaxdq._common.errors import InputError
-from jaxdq.calibration._base import Work, check_at_least, check_not_negative
+from jaxdq.calibration._base import Work, check_at_least, check_not_negative, check_truth
 from jaxdq.calibration.tools.evidence import group_of_step, schemes_of
 from jaxdq.calibration.tools.loop import learn
 from jaxdq.calibration.tools.states import States
@@ -82,8 +82,7 @@ class ReconstructionSettings:
     def __post_init__(self) -> None:
         if self.by not in get_args(UnitKind):
             raise InputError(f"by is {self.by!r}; give one of {', '.join(map(repr, get_args(UnitKind)))}.")
-        if not isinstance(self.acts, bool):
-            raise InputError(f"acts is {self.acts!r}; give True or False.")
+        check_truth(acts=self.acts)
         check_patterns(self.blocks)
         numbers = {name: value for name, value in vars(self).items() if name not in ("by", "blocks", "acts")}
         counts = {name: numbers.pop(name) for name in ("num_updates", "rows", "num_states", "state_bytes")}

@@ -15,6 +15,8 @@ from jaxdq.calibration import (
     ReconstructionSettings,
     SearchSettings,
     compensate_rounding,
+    correct_noise,
+    correct_trajectory,
     fit_weights,
     learn_ranges,
     measure_sensitivity,
@@ -52,12 +54,14 @@ CALIBRATORS = {
         learn_ranges(RangeSettings(num_updates=UPDATES, judge_every=2, rows=3)),
         compensate_rounding(num_images=2),
         spend_budget(0.9, minmax_weights(), "bit-operations", num_rows=3, tries=1),
+        correct_noise(num_images=4),
+        correct_trajectory(num_images=4),
         reconstruct(ReconstructionSettings(num_updates=UPDATES, num_states=6, rows=3)),
     )
 }
 LEARNS = ("search_groups", "learn_ranges", "reconstruct")  # keep their state in a folder
 PLANS = {"spend_budget"}  # change the bits of weights
-GOES_ON = {"learn_ranges"}  # from where the last run ended: a second run is no repetition
+GOES_ON = {"learn_ranges", "correct_noise", "correct_trajectory"}  # from where the last run ended: a second run is no repetition
 RULES = [Rule("one|two", Scheme(4, channel_axis=-1), Scheme(4, symmetric=False)), Rule(".*", reason="an end")]
 
 every_calibrator = pytest.mark.parametrize("name", CALIBRATORS)

@@ -20,8 +20,10 @@ from jaxdq.diffusion import Denoiser as Denoiser
 from jaxdq.diffusion import NoiseSchedule as NoiseSchedule
 from jaxdq.diffusion import ddim as ddim
 from jaxdq.diffusion import ddpm as ddpm
+from jaxdq.diffusion import dpm_solver as dpm_solver
 from jaxdq.diffusion import guided as guided
 from jaxdq.diffusion import linear_schedule as linear_schedule
+from jaxdq.diffusion import sampler_from_config as sampler_from_config
 from jaxdq.diffusion import schedule_from_config as schedule_from_config
 from jaxdq.evaluation import evaluate as evaluate
 from jaxdq.grid import QParams as QParams

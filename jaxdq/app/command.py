@@ -39,6 +39,7 @@ _VARIANTS = (
 Classes = Annotated[
     str | None, typer.Option(help="Of a class-conditional model, the classes to draw in turn: 0,5,9. All if not given.")
 ]
+_SAMPLER = "ddim, ddpm, dpm_solver, euler, euler_ancestral, lcm or pndm; the model's own if not given."
 _ARGUMENTS = "An argument of the recipe, such as budget=64 or learning.num_updates=30; repeat it."
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the metrics, as JSON.")]
 
@@ -67,7 +68,7 @@ def quantize(
         typer.Option(help="Bits of weights by layer, so that all fits into this share of the float bytes: 0.12x."),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_ARGUMENTS)] = None,
-    sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
+    sampler: Annotated[str | None, typer.Option(help=_SAMPLER)] = None,
     eta: Annotated[float, typer.Option(help="Of ddim: 0 is deterministic, 1 as noisy as ddpm.")] = 0.0,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 50,
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,

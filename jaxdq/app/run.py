@@ -78,10 +78,14 @@ def quantize_model(
     """
     out = local_path(out)
     check_free(out, overwrite=overwrite)
-    recipe, sampler = make_recipe(settings), make_sampler(settings.sampler, settings.steps, settings.eta)
+    recipe = make_recipe(settings)
+    if settings.sampler is not None:
+        make_sampler(settings.sampler, settings.steps, settings.eta)  # refused before the model is read
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         denoiser, choice = load_model(settings)
+        settings = dataclasses.replace(settings, sampler=settings.sampler or denoiser.sampler)
+        sampler = _sampler_of(settings)
         decoder = _decoder(decode, settings.model)
         sampler.coefficients(denoiser.schedule)  # refuses too many steps before any work is done
     with state_beside(out) as state, staged(out, overwrite=overwrite) as folder:
@@ -153,7 +157,7 @@ def evaluate_run(
     asked = {name: metrics[name] for name in _EVALUATED} | {"classes": metrics.get("classes")}
     asked |= {name: value for name, value in given.items() if value is not None}
     settings = Settings(**asked)
-    sampler = make_sampler(settings.sampler, settings.steps, settings.eta)
+    sampler = _sampler_of(settings)
     qparams = restore(folder / QUANTIZED)
     denoiser = text.load_with_conditions(settings.model, folder / MODEL)
     denoiser, choice = choice_of_run(denoiser, metrics, settings.class_ids)
@@ -204,6 +208,11 @@ def sample_run(
     is_there = metrics["model"] in bundled_models() or Path(metrics["model"]).is_dir()
     decode = decode or (decoder_of(metrics["model"]).decode if is_there else None)
     return drawn if decode is None else decoded(decode, drawn, metrics["batch_size"])
+
+
+def _sampler_of(settings: Settings) -> Sampler:
+    assert settings.sampler is not None
+    return make_sampler(settings.sampler, settings.steps, settings.eta)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from jaxdq._common.errors import InputError
 from jaxdq._common.paths import local_path
 from jaxdq.app.arguments import typed, with_fields
 from jaxdq.calibration import Recipe
-from jaxdq.diffusion import Sampler, ddim, ddpm
+from jaxdq.diffusion import Sampler, sampler_named
 from jaxdq.linen import check_dtype
 from jaxdq.recipes import chain, within_budget
 from jaxdq.sampling import BATCH_SIZE
@@ -42,7 +42,7 @@ class Settings:
         budget: Share of the float network's bytes, such as "0.12x", within which each layer gets its bits of weights;
             None gives all `weight_bits`.
         arguments: Others of the recipe, such as {"budget": 64, "search.num_updates": 30}; values, or their text.
-        sampler: "ddim" or "ddpm".
+        sampler: A name of `jaxdq.diffusion.SAMPLERS`; None takes the one that the model's own files ask for.
         eta: Eta of DDIM, in [0, 1].
         steps: Number of steps of the sampler.
         seed: Random seed, in [0, 2**32).
@@ -67,7 +67,7 @@ class Settings:
     ranges: str | None = None
     budget: str | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    sampler: str = "ddim"
+    sampler: str | None = None
     eta: float = 0.0
     steps: int = 50
     seed: int = 0
@@ -199,13 +199,9 @@ def make_sampler(name: str, steps: int, eta: float = 0.0) -> Sampler:
     Raises:
         InputError: No such sampler, or a number out of its range.
     """
-    if name == "ddim":
-        return ddim(steps, eta=eta)
-    if name != "ddpm":
-        raise InputError(f"there is no sampler {name!r}; the samplers are ddim and ddpm.")
-    if eta:
-        raise InputError(f"eta is {eta}, and the ddpm sampler has none; leave it out, or sample with ddim.")
-    return ddpm(steps)
+    if name != "ddim" and eta:
+        raise InputError(f"eta is {eta}, and the {name} sampler has none; leave it out, or sample with ddim.")
+    return sampler_named(name, steps, **({"eta": eta} if name == "ddim" else {}))
 
 
 def check_seed(seed: int) -> None:

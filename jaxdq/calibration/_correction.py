@@ -69,6 +69,8 @@ def correct_along(work: Work, fix: Callable[[Step], Fix], num_images: int, key: 
     way = _walk(work, num_images, key)
     float_params, params = work.denoiser.params, _quantize(work.denoiser.params, work.calib)
     x = x_float = way.start()
+    past: tuple = ()
+    past_float: tuple = ()
     found = []
     for index in track(range(way.num_steps), "correct"):
 
@@ -77,8 +79,9 @@ def correct_along(work: Work, fix: Callable[[Step], Fix], num_images: int, key: 
 
         made = fix(Step(index, x, x_float, by(float_params), by(params)))
         found.append(made.rows)
-        x = way.advance(x, made.output, index)
-        x_float = x_float if made.exact is None else way.advance(x_float, made.exact, index)
+        x, past = way.advance(x, made.output, index, past)
+        if made.exact is not None:
+            x_float, past_float = way.advance(x_float, made.exact, index, past_float)
     return {name: np.stack([rows[name] for rows in found]) for name in found[0]}
 
 

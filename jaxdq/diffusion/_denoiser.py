@@ -34,6 +34,8 @@ class Denoiser:
         variables: The module's collections other than params, such as `{"batch_stats": ...}` of `nn.BatchNorm` in
             inference mode. Every call through `module` has them from then on: it becomes a wrapper around what was
             passed. They are kept with the quantized network, so that the bare module serves it too.
+        sampler: Name of the sampler that the model's files ask for, as `diffusion.SAMPLERS` has it: what the command
+            line draws with unless told otherwise.
 
     Raises:
         InputError: A field does not fit its description; NaN and infinite parameters are named by their paths.
@@ -53,6 +55,7 @@ class Denoiser:
     conditions: tuple[Any, ...] = ()
     name: str = "custom"
     variables: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "ddim"
 
     def __post_init__(self) -> None:
         if isinstance(self.module, type):

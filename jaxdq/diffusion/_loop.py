@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._common.errors import InputError
-from jaxdq.diffusion._sampler import Coefficients, Sampler, step
+from jaxdq.diffusion._sampler import Coefficients, Sampler, left_by, step
 
 Model = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -141,8 +141,8 @@ def _scan(
 ) -> tuple[jax.Array, Any]:
     """Run all steps; `record(x, output)` chooses what each of them leaves behind."""
 
-    def body(x: jax.Array, this_step: tuple[jax.Array, Coefficients]) -> tuple[jax.Array, Any]:
-        index, numbers = this_step
+    def body(carry: tuple[jax.Array, tuple], this_step: tuple[jax.Array, Coefficients]) -> tuple[Any, Any]:
+        (x, past), (index, numbers) = carry, this_step
         output = model(x, numbers.t)
         if not hasattr(output, "shape"):
             raise InputError(
@@ -156,12 +156,15 @@ def _scan(
                 "it must return one prediction of x's own shape (a learned variance is not supported)."
             )
         noise = step_noise(image_keys, index, x.shape[1:]) if sampler.is_stochastic else None
-        return step(numbers, x, output, noise), record(x, output)
+        left = (left_by(numbers, x, output), *past[:-1]) if past else ()
+        return (step(numbers, x, output, noise, past), left), record(x, output)
 
     # Cast beforehand: a carry whose type changes in the first step would be traced twice.
     x_init = jnp.asarray(x_init, jnp.float32)
     coefficients = jax.tree.map(jnp.asarray, coefficients)
-    return jax.lax.scan(body, x_init, (jnp.arange(len(coefficients.t)), coefficients))
+    carry = x_init, (jnp.zeros_like(x_init),) * coefficients.num_past
+    (x, _), recorded = jax.lax.scan(body, carry, (jnp.arange(len(coefficients.t)), coefficients))
+    return x, recorded
 
 
 def _noise(keys: jax.Array, draw: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:

@@ -77,6 +77,14 @@ _FIELDS: dict[str, dict[str, Any]] = {
     | {"predict_x0": True, "solver_type": "bh2", "disable_corrector": [], "solver_p": None, "final_sigmas_type": "zero"}
     | {"sigma_min": None, "sigma_max": None, "shift_terminal": None},
     "DEISMultistepScheduler": _BETAS | _LINSPACE | _SOLVER | {"algorithm_type": "deis", "solver_type": "logrho"},
+    "LCMScheduler": _BETAS
+    | _CLIP
+    | _THRESHOLD
+    | _LEADING
+    | _RESCALE
+    | {"clip_sample": False, "set_alpha_to_one": True}
+    | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    | {"original_inference_steps": 50, "timestep_scaling": 10.0},
     "FlaxDDIMScheduler": _BETAS | _CLIP | {"set_alpha_to_one": True, "steps_offset": 0},
     "FlaxDDPMScheduler": _BETAS | {"clip_sample": True, "variance_type": "fixed_small"},
     "FlaxPNDMScheduler": _BETAS | {"skip_prk_steps": False, "set_alpha_to_one": False, "steps_offset": 0},
@@ -167,6 +175,8 @@ _KINDS: dict[str, _Kind] = {
     "timestep_spacing": _one_of("linspace", "leading", "trailing"),
     "steps_offset": _Kind(lambda value: is_integer(value) and value >= 0, "a whole number of at least 0"),
     "variance_type": _one_of(*get_args(VarianceType), None),
+    "original_inference_steps": _Kind(lambda value: is_integer(value) and value >= 1, "a whole number of at least 1"),
+    "timestep_scaling": _POSITIVE,
     "solver_order": _Kind(lambda value: is_integer(value) and value >= 1, "a whole number of at least 1"),
     "flow_shift": _POSITIVE,
     "lambda_min_clipped": _Kind(is_real, "a number"),
@@ -191,7 +201,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     The file names a scheduler class; one that names none may have the fields of DDIM's and of DDPM's. A field that is
     missing takes that class's default. Fields that the class does not have are passed over, as in diffusers: a solver
     does not clip x_0 because the file once belonged to a DDPM scheduler. So are fields that only say how a solver steps
-    (`solver_order`, `use_karras_sigmas`, ...), since jaxdq samples with its own.
+    (`solver_order`, `use_karras_sigmas`, ...), which `sampler_from_config` reads.
 
     Args:
         config: The file's JSON object.
@@ -238,6 +248,13 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         variance_type=values["variance_type"] or "fixed_small",  # null is how the DPM solvers write "fixed"
     )
     return rescale_zero_terminal_snr(schedule) if values["rescale_betas_zero_snr"] else schedule
+
+
+def fields_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The class that a file names, "" where it names none, and its fields with their defaults; others are left out."""
+    class_name = str(config.get("_class_name", _DDIM_OR_DDPM))
+    own = _FIELDS.get(class_name, {})
+    return class_name, {name: config.get(name, default) for name, default in own.items()}
 
 
 def _num_timesteps(values: Mapping[str, Any], given: Mapping[str, Any]) -> int:

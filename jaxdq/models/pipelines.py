@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._common.errors import InputError
-from jaxdq.diffusion import Denoiser, guided, schedule_from_config
+from jaxdq.diffusion import Denoiser, default_sampler, guided, schedule_from_config
 from jaxdq.linen import Calibration, QuantizedParams, apply, check_belongs, quantize
 from jaxdq.models._foreign import INSTALL
 from jaxdq.models.text import TextEncoder, conditions_of
@@ -96,10 +96,12 @@ def denoiser_from_pipeline(
     )
     unet, side = pipeline.unet, pipeline.unet.config.sample_size
     conditional, unconditional = conditions_of(encoder, prompts, side * pipeline.vae_scale_factor)
-    schedule = schedule_from_config({**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__})
+    scheduler = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+    schedule, sampler = schedule_from_config(scheduler), default_sampler(scheduler)
     shape = (side, side, unet.config.in_channels)
     module = ChannelsLastUNet(unet)
-    denoiser = Denoiser(module, params["unet"], schedule, shape, conditional, type(pipeline).__name__)
+    name = type(pipeline).__name__
+    denoiser = Denoiser(module, params["unet"], schedule, shape, conditional, name, sampler=sampler)
     return guided(denoiser, unconditional, guidance_scale=guidance_scale)
 
 

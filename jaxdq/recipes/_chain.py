@@ -49,6 +49,9 @@ def weights(method: WeightRounding) -> tuple[Calibrator, ...]:
     Args:
         method: "nearest", "gptq", "obq" or "adaround", as in `minmax`.
 
+    Returns:
+        The calibrators.
+
     Raises:
         InputError: An unknown name.
 

@@ -27,7 +27,7 @@ class Trajectories(NamedTuple):
     Attributes:
         states: f32[S, N, H, W, C], x before each step, the noisiest first.
         outputs: f32[S, N, H, W, C], what the model said there.
-        t: int32[S], the model time of each step.
+        t: int32[S], the model time of each step (float32 where one lies between two).
         image_index: int32[N], which images these are: image i has the noise and the conditions of index i.
         images: f32[N, H, W, C], where the trajectories end: what `sample` draws from the same key.
     """
@@ -207,8 +207,14 @@ def _loop_arguments(
     def model(x: jax.Array, t: jax.Array) -> jax.Array:
         return apply(module, params, x, t, *args)
 
-    noise = diffusion.initial_noise(key, index, shape)
+    noise = initial_latents(coefficients, key, index, shape)
     return model, sampler, with_noise_of(params, coefficients), noise, diffusion.image_keys(key, index)
+
+
+def initial_latents(coefficients: Coefficients, key: jax.Array, index: jax.Array, shape: tuple) -> jax.Array:
+    """f32[B, H, W, C]: the noise that a sampler starts from."""
+    noise = diffusion.initial_noise(key, index, shape)
+    return noise if coefficients.initial_std is None else coefficients.initial_std[0] * noise
 
 
 def with_noise_of(params: Any, coefficients: Coefficients) -> Coefficients:
@@ -216,7 +222,7 @@ def with_noise_of(params: Any, coefficients: Coefficients) -> Coefficients:
     output_std = output_std_of(params)
     if output_std is None:
         return coefficients
-    c, std = coefficients, output_std[jnp.asarray(coefficients.t)]
+    c, std = coefficients, output_std[jnp.round(jnp.asarray(coefficients.t)).astype(jnp.int32)]
     into_x = (c.keep_x0 * c.x0_from_output + c.keep_output) * std
     left = jnp.sqrt(jnp.maximum(c.noise_std**2 - into_x**2, 0))
     return c._replace(noise_std=jnp.where(std > 0, left, c.noise_std))
@@ -250,7 +256,7 @@ def batch_at(
         denoiser.args(jnp.asarray(data.image_index[images])),
     )
     x, target, args = shard(rows, mesh)
-    t, index = replicate((jnp.asarray(data.t[step], jnp.int32), jnp.asarray(step, jnp.int32)), mesh)
+    t, index = replicate((jnp.asarray(data.t[step]), jnp.asarray(step, jnp.int32)), mesh)
     return Batch(x=x, t=t, step=index, target=target, args=args)
 
 

@@ -3,11 +3,11 @@
 Sampling is one `lax.scan`; a method that measures or changes something on the way wants the loop in its own hands:
 
     w = walk(denoiser, sampler, num_images=32, key=key)
-    x = w.start()
+    x, past = w.start(), ()
     for step in range(w.num_steps):
         exact, found = (w.output(params, x, step) for params in (denoiser.params, qparams))
         ...                                   # measure, correct, fit the grids of this step
-        x = w.advance(x, found, step)
+        x, past = w.advance(x, found, step, past)
 
 so that progressive calibration, timestep correction and serial-to-parallel calibration cost about two calls of the
 network a step and batch, and never a sweep from the noise. Programs are compiled once for all steps.
@@ -26,9 +26,11 @@ from jaxdq import diffusion
 from jaxdq._common.devices import gather, replicate, shard
 from jaxdq._common.errors import InputError
 from jaxdq._common.progress import track
-from jaxdq.diffusion import Coefficients, Denoiser, Sampler
+from jaxdq.diffusion import Coefficients, Denoiser, Sampler, left_by
 from jaxdq.linen import apply
-from jaxdq.sampling._sample import BATCH_SIZE, batches_of, with_noise_of
+from jaxdq.sampling._sample import BATCH_SIZE, batches_of, initial_latents, with_noise_of
+
+Past = tuple[np.ndarray, ...]
 
 
 class Walk(NamedTuple):
@@ -65,7 +67,7 @@ class Walk(NamedTuple):
     def start(self) -> np.ndarray:
         """The noise that sampling starts from."""
         shape = self.denoiser.shape
-        return self._by_batch(lambda index: diffusion.initial_noise(self.key, index, shape))
+        return self._by_batch(lambda index: initial_latents(self.coefficients, self.key, index, shape))
 
     def output(self, params: Any, x: np.ndarray, step: int) -> np.ndarray:
         """What a network says of these latents at a step: one call for each batch.
@@ -79,23 +81,28 @@ class Walk(NamedTuple):
         index = np.arange(self.num_images, dtype=np.int32)
         return predict(self.denoiser, params, x, t, index, self.batches, mesh=self.mesh)
 
-    def advance(self, x: np.ndarray, output: np.ndarray, step: int, params: Any = None) -> np.ndarray:
-        """The latents after the sampler's step, with each image's own fresh noise; no network is called.
+    def advance(
+        self, x: np.ndarray, output: np.ndarray, step: int, past: Past = (), *, params: Any = None
+    ) -> tuple[np.ndarray, Past]:
+        """The latents after the sampler's step, with each image's own fresh noise, and its past; no network is called.
 
         Args:
             x: The latents before.
             output: What the network said of them, corrected or not.
             step: 0 is the noisiest.
+            past: What the last call returned beside the latents; () at the first step.
             params: Params, whose correction may set how much fresh noise enters; None leaves it to the sampler.
         """
         coefficients = self.coefficients if params is None else with_noise_of(params, self.coefficients)
-        numbers = jax.tree.map(lambda leaf: leaf[self._checked(step)], coefficients)
+        numbers = coefficients.at(self._checked(step))
         fixed = replicate((numbers, self.key, np.int32(step)), self.mesh)
 
-        def call(index: jax.Array, *arrays: jax.Array) -> jax.Array:
-            return _advance(self.sampler.is_stochastic, *fixed, shard(index, self.mesh), *arrays)
+        def call(index: jax.Array, x: jax.Array, output: jax.Array, *past: jax.Array) -> jax.Array:
+            return _advance(self.sampler.is_stochastic, *fixed, shard(index, self.mesh), x, output, past)
 
-        return self._by_batch(call, x, output)
+        past = past or (np.zeros_like(x),) * coefficients.num_past
+        after = self._by_batch(call, x, output, *past)
+        return after, ((np.asarray(left_by(numbers, jnp.asarray(x), jnp.asarray(output))), *past[:-1]) if past else ())
 
     def images(self, x: np.ndarray) -> np.ndarray:
         """The latents after the last step as `jaxdq.sample` returns them: clipped, where the schedule clips."""
@@ -108,9 +115,9 @@ class Walk(NamedTuple):
         Args:
             params: Float params, `QuantizedParams` or a `Switch`, with its correction.
         """
-        x = self.start()
+        x, past = self.start(), Past()
         for step in track(range(self.num_steps), "sample"):
-            x = self.advance(x, self.output(params, x, step), step, params)
+            x, past = self.advance(x, self.output(params, x, step), step, past, params=params)
         return self.images(x)
 
     def _checked(self, step: int) -> int:
@@ -204,7 +211,8 @@ def _advance(
     index: jax.Array,
     x: jax.Array,
     output: jax.Array,
+    past: tuple[jax.Array, ...],
 ) -> jax.Array:
     keys = diffusion.image_keys(key, index)
     noise = diffusion.step_noise(keys, step, x.shape[1:]) if is_stochastic else None
-    return diffusion.step(numbers, x, output, noise)
+    return diffusion.step(numbers, x, output, noise, past)

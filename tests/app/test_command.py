@@ -56,6 +56,30 @@ def output_of(capsys, words) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"),
+    [
+        ({"_class_name": "EulerAncestralDiscreteScheduler"}, "euler_ancestral"),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "pndm"),
+        ({"_class_name": "UniPCMultistepScheduler"}, "ddim"),
+    ],
+    ids=str,
+)
+def test_the_models_own_scheduler_draws_unless_told_otherwise(model, tmp_path, scheduler, sampler):
+    other = shutil.copytree(model, tmp_path / "model")
+    path = other / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**SCHEDULER, **scheduler}))
+    assert code_of(["quantize", other, *SMALL, "--out", tmp_path / "own"]) == 0
+    metrics = json.loads((tmp_path / "own" / "metrics.json").read_text())
+    assert metrics["sampler"] == sampler and f"--sampler {sampler}" in metrics["command"]
+    assert code_of(["sample", tmp_path / "own", "--images", "2", "--out", tmp_path / "drawn.png"]) == 0
+    told = ["--sampler", "dpm_solver", "--recipe", "uniform_groups+tac", "--force", "--out", tmp_path / "own"]
+    assert code_of(["quantize", other, *SMALL, *told]) == 0
+    metrics = json.loads((tmp_path / "own" / "metrics.json").read_text())
+    assert (metrics["sampler"], metrics["recipe"]) == ("dpm_solver", "uniform_groups+tac")
+    assert "correct_trajectory" in metrics["calibration"]
+
+
 def strict(text: str):
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
@@ -308,7 +332,7 @@ def test_force_replaces_nothing_but_a_run(model, tmp_path, capsys):
         (["--set", "budget"], "'budget' was to be set; give it as name=value"),
         (["--set", "=3"], "'=3' was to be set"),
         (["--set", "act_bits=4", "--set", "act_bits=5"], "act_bits was set twice, to 4 and to 5"),
-        (["--sampler", "euler"], "no sampler 'euler'"),
+        (["--sampler", "heun"], "no sampler 'heun'"),
         (["--eta", "2"], "eta is 2"),
         (["--eta", "0.5", "--sampler", "ddpm"], "ddpm sampler has none"),
     ],

@@ -5,7 +5,7 @@ import pytest
 from jaxdq import InputError, recipes
 from jaxdq.app import run
 from jaxdq.calibration import RangeSettings, Recipe, SearchSettings
-from jaxdq.diffusion import DDIM, DDPM
+from jaxdq.diffusion import DDIM, DDPM, SAMPLERS
 
 
 def test_every_recipe_can_be_named_and_made():
@@ -53,6 +53,8 @@ def test_one_group_is_what_minmax_has():
 def test_samplers_by_name():
     assert run.make_sampler("ddim", 4, 0.5) == DDIM(4, 0.5)
     assert run.make_sampler("ddpm", 4) == DDPM(4)
+    for name, make in SAMPLERS.items():
+        assert run.make_sampler(name, 4) == make(4)
 
 
 def test_the_default_recipe_exists():

@@ -61,7 +61,11 @@ CALIBRATORS = {
 }
 LEARNS = ("search_groups", "learn_ranges", "reconstruct")  # keep their state in a folder
 PLANS = {"spend_budget"}  # change the bits of weights
-GOES_ON = {"learn_ranges", "correct_noise", "correct_trajectory"}  # from where the last run ended: a second run is no repetition
+GOES_ON = {
+    "learn_ranges",
+    "correct_noise",
+    "correct_trajectory",
+}  # from where the last run ended: a second run is no repetition
 RULES = [Rule("one|two", Scheme(4, channel_axis=-1), Scheme(4, symmetric=False)), Rule(".*", reason="an end")]
 
 every_calibrator = pytest.mark.parametrize("name", CALIBRATORS)

@@ -78,7 +78,7 @@ def test_the_walk_is_the_samplers_own():
     x = way.start()
     for index in range(STEPS):
         np.testing.assert_allclose(seen[index], x, atol=1e-5)
-        x = way.advance(x, way.output(qparams, x, index), index)
+        x, _ = way.advance(x, way.output(qparams, x, index), index)
 
 
 def test_two_network_calls_a_step_and_one_program_each(monkeypatch):

@@ -8,7 +8,6 @@ import torch
 
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion import (
-    Coefficients,
     NoiseSchedule,
     ddim,
     linear_schedule,
@@ -35,7 +34,7 @@ def assert_steps_like_diffusers(theirs, num_steps, eta):
         expected = theirs.step(
             torch.tensor(output), int(t), torch.tensor(x), eta=eta, variance_noise=torch.tensor(noise) if eta else None
         ).prev_sample.numpy()
-        numbers = Coefficients(*(field[index] for field in coefficients))
+        numbers = coefficients.at(index)
         assert numbers.t == t
         actual = step(numbers, np.float32(x), np.float32(output), np.float32(noise) if sampler.is_stochastic else None)
         # Ours is single precision: a few roundings (6e-8 each) of the largest term, here x_0's.
@@ -111,7 +110,7 @@ def test_a_perfect_model_draws_the_image(prediction_type):
     for index, t in enumerate(coefficients.t):
         a, s = np.sqrt(schedule.alphas_cumprod[t]), np.sqrt(1 - schedule.alphas_cumprod[t])
         output = {"epsilon": noise, "v_prediction": a * noise - s * image, "sample": image}[prediction_type]
-        x = step(Coefficients(*(field[index] for field in coefficients)), x, output)
+        x = step(coefficients.at(index), x, output)
     np.testing.assert_allclose(x, image, atol=1e-5)
 
 

@@ -8,7 +8,6 @@ import torch
 
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion import (
-    Coefficients,
     NoiseSchedule,
     ddpm,
     linear_schedule,
@@ -35,7 +34,7 @@ def assert_steps_like_diffusers(theirs, num_steps):
             "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, drawn=drawn, **kwargs: drawn
         ):
             expected = theirs.step(torch.tensor(output), int(t), torch.tensor(x)).prev_sample.numpy()
-        numbers = Coefficients(*(field[index] for field in coefficients))
+        numbers = coefficients.at(index)
         assert numbers.t == t
         # Ours is single precision: a few roundings (6e-8 each) of the largest term, here x_0's.
         largest = np.abs([numbers.keep_x0 * numbers.x0_from_x, numbers.keep_x0 * numbers.x0_from_output, 1]).max()

@@ -88,7 +88,7 @@ def test_oracle_loop_is_the_plain_python_loop():
     coefficients = ddim(5).coefficients(SCHEDULE)
     x = states[0]
     for index, t in enumerate(coefficients.t):
-        x = step(Coefficients(*(field[index] for field in coefficients)), x, toy_model(x, t))
+        x = step(coefficients.at(index), x, toy_model(x, t))
     np.testing.assert_allclose(images, x, rtol=1e-5, atol=1e-6)
 
 

@@ -64,7 +64,7 @@ def test_refuses_timesteps_that_leave_nothing_of_the_image(sampler):
 def test_coefficients_are_single_precision_and_samplers_hash(sampler):
     coefficients = sampler.coefficients(SCHEDULES[50])
     assert coefficients.t.dtype == np.int32
-    assert all(field.dtype == np.float32 and field.shape == (5,) for field in coefficients[1:])
+    assert all(field.dtype == np.float32 and field.shape == (5,) for field in coefficients[1:] if field is not None)
     assert hash(sampler) == hash(type(sampler)(**vars(sampler)))
 
 

@@ -37,8 +37,8 @@ def drawn_here(config, x):
     """What the perfect denoiser of one point ends on, with the sampler that is closest to the class."""
     schedule = schedule_from_config(config)
     sampler = ddpm(STEPS) if config["_class_name"] == "DDPMScheduler" else ddim(STEPS)
-    for c in zip(*sampler.coefficients(schedule), strict=True):
-        t, from_x, from_output, clip_range, keep_x0, keep_x, keep_output, _ = map(float, c)
+    for c in map(sampler.coefficients(schedule).at, range(STEPS)):
+        t, from_x, from_output, clip_range, keep_x0, keep_x, keep_output, _ = map(float, c[:8])
         abar = schedule.alphas_cumprod[int(t)]
         output = (x - np.sqrt(abar) * POINT) / np.sqrt(1 - abar)
         x0 = np.clip(from_x * x + from_output * output, -clip_range, clip_range)

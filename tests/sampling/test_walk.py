@@ -7,21 +7,31 @@ import pytest
 from toys import NUM_TIMESTEPS, SHAPE, Tiny, tiny_quantized, toy_denoiser
 
 from jaxdq import InputError, ddim, ddpm, sample
+from jaxdq.diffusion import dpm_solver, euler, euler_ancestral, lcm, pndm
 from jaxdq.linen import Correction
 from jaxdq.sampling import trajectories, walk
 
 KEY = jax.random.key(3)
-SAMPLERS = {"ddim": ddim(4), "eta": ddim(4, eta=1.0), "ddpm": ddpm(4)}
+SAMPLERS = {
+    "ddim": ddim(4),
+    "eta": ddim(4, eta=1.0),
+    "ddpm": ddpm(4),
+    "dpm_solver": dpm_solver(5),
+    "pndm": pndm(6),
+    "euler": euler(4, spacing="linspace"),
+    "euler_ancestral": euler_ancestral(3, spacing="trailing"),
+    "lcm": lcm(3, original_steps=10),
+}
 
 
 def walked(denoiser, params, sampler, **settings):
     """(images, states before each step, outputs) of a walk by hand."""
     w = walk(denoiser, sampler, key=KEY, **settings)
-    x, states, outputs = w.start(), [], []
+    x, past, states, outputs = w.start(), (), [], []
     for step in range(w.num_steps):
         states.append(x)
         outputs.append(w.output(params, x, step))
-        x = w.advance(x, outputs[-1], step, params)
+        x, past = w.advance(x, outputs[-1], step, past, params=params)
     return w.images(x), np.stack(states), np.stack(outputs)
 
 
@@ -34,7 +44,7 @@ def test_oracle_a_walk_is_the_trajectory(name):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm_solver", "pndm", "euler"])
 def test_oracle_drawing_is_sampling(name):
     denoiser = toy_denoiser(Tiny())
     settings = {"num_images": 5, "key": KEY, "batch_size": 2}
@@ -77,7 +87,7 @@ def test_two_networks_on_one_walk_compile_once_each():
     w = walk(denoiser, ddim(5), num_images=5, key=KEY, batch_size=2)
     x = w.start()
     for step in range(w.num_steps):
-        x = w.advance(x, w.output(denoiser.params, x, step), step)
+        x, _ = w.advance(x, w.output(denoiser.params, x, step), step)
     assert len(traces) == 1 and w.t.tolist() == ddim(5).coefficients(denoiser.schedule).t.tolist()
 
 

@@ -207,7 +207,8 @@ def with_acts(work: Work, group_of_step: np.ndarray, scale: Any, zero_point: Any
         scale: f32[G, A].
         zero_point: int32[G, A].
     """
-    group_of_t = diffusion.groups_of_steps(work.data.t, group_of_step, work.denoiser.schedule.num_timesteps)
+    t, first = np.unique(work.data.t, return_index=True)  # a sampler may call the network twice at one time
+    group_of_t = diffusion.groups_of_steps(t, np.asarray(group_of_step)[first], work.denoiser.schedule.num_timesteps)
     same = np.isin(np.arange(scale.shape[1]), work.plan.step_invariant_columns)
     scale, zero_point = (np.where(same, rows[:1], rows) for rows in map(np.asarray, (scale, zero_point)))
     grids = jnp.asarray(np.float32(scale)), jnp.asarray(np.int32(zero_point))
@@ -216,7 +217,7 @@ def with_acts(work: Work, group_of_step: np.ndarray, scale: Any, zero_point: Any
 
 def group_of_step(work: Work) -> np.ndarray:
     """int[S]: the group of each of the sampler's steps."""
-    return np.asarray(work.acts.group_of_t)[work.data.t]
+    return np.asarray(work.acts.group_of_t)[np.round(work.data.t).astype(int)]
 
 
 def tables_of(observer: Observer, states: Any, schemes: tuple[Scheme, ...]) -> tuple[jax.Array, jax.Array]:

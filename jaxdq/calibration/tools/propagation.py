@@ -10,8 +10,10 @@ import numpy as np
 from jaxdq._common.devices import gather, replicate, round_up, shard
 from jaxdq.calibration._base import Work, kind
 from jaxdq.calibration.tools.evidence import indices
-from jaxdq.diffusion import Coefficients, step
+from jaxdq.diffusion import Coefficients, left_by, step
 from jaxdq.linen import Plan, Visitor, apply_visited, on_pieces
+
+Adjoints = tuple[jax.Array, tuple[jax.Array, ...]]  # of the state f32[B, H, W, C], and of what steps have left
 
 
 @kind("sensitivities", "measure_sensitivity()")
@@ -90,10 +92,14 @@ def squared_norms(work: Work, directions: np.ndarray) -> np.ndarray:
     for start in range(0, data.num_images, size):
         images = np.arange(start, start + size) % data.num_images  # the last batch is filled up, and cut
         args, adjoint = shard((work.denoiser.args(jnp.asarray(data.image_index[images])), directions[images]), mesh)
+        of_past = (jnp.zeros_like(adjoint),) * coefficients.num_past
         for index in reversed(range(data.num_steps)):
-            numbers = replicate(jax.tree.map(lambda leaf, index=index: leaf[index], coefficients), mesh)
+            numbers = replicate(coefficients.at(index), mesh)
             x = shard(data.states[index, images], mesh)
-            adjoint, found = _back_one_step(work.denoiser.module, work.plan, params, numbers, x, args, adjoint)
+            adjoints = (adjoint, of_past)
+            (adjoint, of_past), found = _back_one_step(
+                work.denoiser.module, work.plan, params, numbers, x, args, adjoints
+            )
             norms[start : start + size, index] = np.asarray(gather(found, mesh))[: data.num_images - start]
     return norms
 
@@ -106,9 +112,9 @@ def _back_one_step(
     numbers: Coefficients,
     x: jax.Array,
     args: tuple[jax.Array, ...],
-    adjoint: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Carries the adjoints f32[B, H, W, C] of the states after a step to those before it, f32[B, 1 + A] beside them.
+    adjoints: Adjoints,
+) -> tuple[Adjoints, jax.Array]:
+    """Carries the adjoints of the states after a step, and of its past, to those before it, f32[B, 1 + A] beside them.
 
     A program for one step, called in a loop: in a `lax.scan` XLA:CPU keeps the kernels of the backward convolutions in
     an order for which it has no fast code, and takes 40 times as long. Each image is in a batch of its own, as in
@@ -116,22 +122,31 @@ def _back_one_step(
     """
     names = _arrays(plan)
 
-    def of_one(x: jax.Array, args: tuple[jax.Array, ...], adjoint: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_one(x: jax.Array, args: tuple[jax.Array, ...], adjoints: Adjoints) -> tuple[Adjoints, jax.Array]:
         def forward(x: jax.Array, nudges: dict[str, list[jax.Array]]) -> jax.Array:
             return apply_visited(module, params, _nudged(plan, nudges), x, numbers.t, *args).astype(jnp.float32)
 
         shapes = _shapes_of(module, names, params, x, numbers.t, args)
         zeros = {name: [jnp.zeros(shape, jnp.float32) for shape in shapes[name]] for name in names}
         output, back_network = jax.vjp(forward, x, zeros)
-        _, back_step = jax.vjp(lambda x, output: step(numbers, x, output), x, output)
-        to_x, to_output = back_step(adjoint)
+        # Linear in the past: what it is does not matter.
+        past = jax.tree.map(jnp.zeros_like, adjoints[1])
+        _, back_step = jax.vjp(lambda *state: _step(numbers, *state), x, output, past)
+        to_x, to_output, to_past = back_step(adjoints)
         through_network, to_nudges = back_network(to_output)
         calls = [[to_output], *(to_nudges[name] for name in names)]
-        return to_x + through_network, jnp.stack([sum(jnp.sum(gradient**2) for gradient in of) for of in calls])
+        return (to_x + through_network, to_past), jnp.stack(
+            [sum(jnp.sum(gradient**2) for gradient in of) for of in calls]
+        )
 
-    rows = jax.tree.map(lambda leaf: leaf[:, None], (x, args, adjoint))
-    adjoint, norms = jax.vmap(of_one)(*rows)
-    return adjoint[:, 0], norms
+    rows = jax.tree.map(lambda leaf: leaf[:, None], (x, args, adjoints))
+    adjoints, norms = jax.vmap(of_one)(*rows)
+    return jax.tree.map(lambda leaf: leaf[:, 0], adjoints), norms
+
+
+def _step(numbers: Coefficients, x: jax.Array, output: jax.Array, past: tuple[jax.Array, ...]) -> Adjoints:
+    """(the next state, what the steps after it see of the past)."""
+    return step(numbers, x, output, None, past), (left_by(numbers, x, output), *past[:-1]) if past else ()
 
 
 def _nudged(plan: Plan, nudges: dict[str, list[jax.Array]]) -> Visitor:

@@ -61,7 +61,7 @@ def rows_of_steps(work: Work, weight: np.ndarray, num_rows: int, key: jax.Array)
         real = np.arange(num_rows + added) < num_rows
         rows = Rows(
             x=data.states[step, image],
-            t=jnp.asarray(data.t[step], jnp.int32),
+            t=jnp.asarray(data.t[step]),
             step=jnp.asarray(step, jnp.int32),
             target=data.outputs[step, image],
             weight=jnp.asarray(real * weight[step] * len(seen) / num_rows, jnp.float32),

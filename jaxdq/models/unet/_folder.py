@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from jaxdq._common.errors import InputError
 from jaxdq._common.paths import local_path
-from jaxdq.diffusion import Denoiser, schedule_from_config
+from jaxdq.diffusion import Denoiser, default_sampler, schedule_from_config
 from jaxdq.models.unet._build import MODEL_CLASSES, ModelClass, UNet, abstract_params
 from jaxdq.models.unet._files import read_json, read_params
 from jaxdq.models.unet._hub import download, download_parts, is_hub_id
@@ -70,14 +70,15 @@ def load_denoiser(
     """
     layout = locate(name_or_path, weights=weights)
     model_class, config = read_unet_config(layout.unet)
-    schedule = schedule_from_config(read_json(layout.scheduler))
+    scheduler = read_json(layout.scheduler)
+    schedule = schedule_from_config(scheduler)
     module = model_class.build(config)
     shape = _image_shape(model_class.complete(config), layout.unet)
     rows = _conditions(module, weights) if conditions is None else tuple(conditions)
     params = abstract_params(module)
     if weights:
         params = read_params(layout.unet, params, model_class.class_name)
-    return Denoiser(module, params, schedule, shape, rows, name=layout.name)
+    return Denoiser(module, params, schedule, shape, rows, name=layout.name, sampler=default_sampler(scheduler))
 
 
 def load_unet_folder(path: str | Path) -> tuple[UNet, dict[str, Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ from toys import toy_plan, toy_work
 from jaxdq import InputError, ddim, linear_schedule
 from jaxdq.calibration import measure_sensitivity
 from jaxdq.calibration.tools.propagation import sensitivity, squared_norms
-from jaxdq.diffusion import Denoiser, step
+from jaxdq.diffusion import PNDM, Denoiser, dpm_solver, left_by, pndm, step
 from jaxdq.grid import Scheme
 from jaxdq.linen import Rule
 from jaxdq.sampling import trajectories
@@ -61,9 +61,9 @@ CURVED = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), CURVED)
 LABELS = RNG.standard_normal((3, 1, 1, 1)).astype(np.float32)
 
 
-def work_of(module, params, *, num_images, num_steps=3, schedule=UNCLIPPED, eta=0.0, conditions=()):
+def work_of(module, params, *, num_images, num_steps=3, schedule=UNCLIPPED, eta=0.0, conditions=(), sampler=None):
     denoiser = Denoiser(module, params, schedule, SHAPE, conditions)
-    sampler = ddim(num_steps, eta=eta)
+    sampler = sampler or ddim(num_steps, eta=eta)
     data = trajectories(denoiser, params, sampler=sampler, num_images=num_images, key=KEY)
     plan = toy_plan(module, params, RULES, data.states[0], jnp.int32(0), *denoiser.args(data.image_index))
     return toy_work(denoiser, sampler, plan, data)
@@ -123,22 +123,27 @@ def test_every_draw_is_another():
 
 
 @functools.cache
-def curved():
-    return work_of(Curved(), CURVED, num_images=3, schedule=CLIPPED, conditions=(LABELS,))
+def curved(sampler=None):
+    return work_of(Curved(), CURVED, num_images=3, schedule=CLIPPED, conditions=(LABELS,), sampler=sampler)
 
 
-def test_oracle_the_jacobian_of_the_whole_rollout():
-    # Forward mode over a rollout written out, against the sweep's reverse mode; clipping and conditions take part.
-    work = curved()
+@pytest.mark.parametrize("sampler", [ddim(3), dpm_solver(3, spacing="trailing"), pndm(2)], ids=repr)
+def test_oracle_the_jacobian_of_the_whole_rollout(sampler):
+    # Forward mode over a rollout written out, against the sweep's reverse mode; clipping and conditions take part, and
+    # an error at one step also reaches the later ones that look back at it.
+    work = curved(sampler)
     numbers = work.problem.sampler.coefficients(CLIPPED)
 
     def image(nudges, x, label):
+        past = (jnp.zeros_like(x),) * numbers.num_past
         for index in range(3):
-            c = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
+            c = numbers.at(index)
             first, second = CURVED["first"], CURVED["second"]
             h = (x + nudges["first"][index]) @ first["kernel"] + first["bias"]
             h = jnp.tanh(h + 0.1 * c.t + label) + nudges["second"][index]
-            x = step(c, x, h @ second["kernel"] + second["bias"] + nudges["output"][index])
+            output = h @ second["kernel"] + second["bias"] + nudges["output"][index]
+            left = (left_by(c, x, output), *past[:-1]) if past else ()
+            x, past = step(c, x, output, None, past), left
         return x
 
     nothing = {"first": jnp.zeros((3, 2)), "second": jnp.zeros((3, 3)), "output": jnp.zeros((3, 2))}
@@ -153,7 +158,7 @@ def test_oracle_the_jacobian_of_the_whole_rollout():
         np.testing.assert_allclose(found[..., column], exact[name], rtol=1e-4, atol=1e-6 * exact[name].max())
     c = jax.tree.map(lambda leaf: leaf[:, None, None, None, None], numbers)
     inside = abs(c.x0_from_x * work.data.states + c.x0_from_output * work.data.outputs) < 0.4
-    assert inside.any() and not inside.all()
+    assert isinstance(sampler, PNDM) or (inside.any() and not inside.all())  # PNDM makes nothing of x_0
 
 
 class Amplified(nn.Module):

@@ -10,7 +10,15 @@ import numpy as np
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.linen import QuantizedParams
-from jaxdq.metrics import frechet_distance, mean_of_worst, pooled_pixels, psnr_db, psnr_per_image_db, ratio_db
+from jaxdq.metrics import (
+    frechet_distance,
+    mean_of_worst,
+    pooled_pixels,
+    psnr_db,
+    psnr_per_image_db,
+    ratio_db,
+    ssim_per_image,
+)
 from jaxdq.models.decoding import Decode, decoded
 from jaxdq.sampling import BATCH_SIZE, Trajectories, batches_of, check_arguments, predict, trajectories, walk
 
@@ -28,6 +36,7 @@ class Evaluation(NamedTuple):
         image_psnr_db: PSNR of the quantized images against the float ones, peak 2, squared errors averaged over all
             images: the worst images decide it.
         psnr_per_image_db: f64[N], the PSNR of each image by itself.
+        ssim_per_image: f64[N], the structural similarity of each image to the float one.
         fd_to_float: Fréchet distance between the two sets of images, which come from the same noise; features as
             `FEATURES` says of the image space.
         fd_float_floor: Fréchet distance between the float images and as many float images from other noise.
@@ -46,6 +55,7 @@ class Evaluation(NamedTuple):
     noise_sqnr_pooled_db: float
     image_psnr_db: float
     psnr_per_image_db: np.ndarray
+    ssim_per_image: np.ndarray
     fd_to_float: float
     fd_float_floor: float
     fd_other_noise: float
@@ -142,6 +152,7 @@ def evaluate(
         noise_sqnr_pooled_db=float(ratio_db(*energies.sum(1))),
         image_psnr_db=float(psnr_db(drawn[0], drawn[1])),
         psnr_per_image_db=psnr_per_image_db(drawn[0], drawn[1]),
+        ssim_per_image=ssim_per_image(drawn[0], drawn[1]),
         fd_to_float=fd_to_float,
         fd_float_floor=fd_float_floor,
         fd_other_noise=fd_other_noise,

@@ -13,6 +13,7 @@ from jaxdq.metrics import (
     psnr_per_image_db,
     ratio_db,
     sqnr_db,
+    ssim_per_image,
 )
 
 
@@ -119,6 +120,40 @@ def test_pooled_pixels_keep_small_images_and_the_mean():
 def test_refuses_what_is_no_image(shape, size):
     with pytest.raises(InputError, match="pass"):
         pooled_pixels(np.zeros(shape), size)
+
+
+def ssim_by_hand(x, y, peak):
+    """Wang's formula at every pixel of one channel, the window summed entry by entry, mirrored at the border."""
+    reach = np.arange(-5, 6)
+    window = np.exp(-(reach[:, None] ** 2 + reach**2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def mean(z):
+        padded = np.pad(z, 5, mode="symmetric")
+        return np.array(
+            [[np.sum(window * padded[i : i + 11, j : j + 11]) for j in range(z.shape[1])] for i in range(len(z))]
+        )
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    return np.mean((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+
+
+def test_golden_structural_similarity():
+    random = np.random.default_rng(0)
+    x = np.tanh(random.normal(size=(3, 12, 9, 2)))
+    y = np.clip(x + 0.3 * random.normal(size=x.shape), -1, 1)
+    expected = [np.mean([ssim_by_hand(x[n, ..., c], y[n, ..., c], 2.0) for c in range(2)]) for n in range(3)]
+    np.testing.assert_allclose(ssim_per_image(x, y), expected, rtol=1e-9)
+    np.testing.assert_allclose(ssim_per_image(x, x), 1)
+    assert (ssim_per_image(x, y, peak=20.0) > ssim_per_image(x, y)).all()
+
+
+@pytest.mark.parametrize("shapes", [((1, 4, 4, 1), (2, 4, 4, 1)), ((4, 4, 1), (4, 4, 1)), ((0, 4, 4, 1), (0, 4, 4, 1))])
+def test_structural_similarity_is_of_images(shapes):
+    with pytest.raises(InputError, match="pass two arrays of the same shape"):
+        ssim_per_image(*map(np.zeros, shapes))
 
 
 def test_golden_frechet_distance_of_commuting_gaussians():

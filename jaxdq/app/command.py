@@ -40,6 +40,7 @@ Classes = Annotated[
     str | None, typer.Option(help="Of a class-conditional model, the classes to draw in turn: 0,5,9. All if not given.")
 ]
 _SAMPLER = "ddim, ddpm, dpm_solver, euler, euler_ancestral, lcm or pndm; the model's own if not given."
+_FAIL_UNDER = "Exit with 1 where a figure is below this: psnr=30, worst_psnr=18, ssim=0.9, sqnr=30; repeat it."
 _ARGUMENTS = "An argument of the recipe, such as budget=64 or learning.num_updates=30; repeat it."
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the metrics, as JSON.")]
 
@@ -155,14 +156,20 @@ def evaluate(
     classes: Annotated[
         str | None, typer.Option(help="Of a class-conditional model: 0,5,9; the run's if not given.")
     ] = None,
+    fail_under: Annotated[list[str] | None, typer.Option(help=_FAIL_UNDER)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run again, or on other noise, with more images or steps. The run folder stays as it is."""
     use_compile_cache()
     from jaxdq.app import run
+    from jaxdq.app.gate import parse_limits, shortfalls
 
+    limits = parse_limits(fail_under or ())
     found = run.evaluate_run(folder, model=model, images=images, steps=steps, seed=seed, classes=classes)
     _show(found, as_json)
+    if short := shortfalls(found, limits):
+        typer.echo(f"jaxdq: {'; '.join(short)}.", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

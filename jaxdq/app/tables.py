@@ -28,6 +28,7 @@ _LINES = (
     ("  median image", ("image_psnr_median_db",), "{:.2f}"),
     ("  mean of the worst 5%", ("image_psnr_worst5_db",), "{:.2f}"),
     ("  worst image", ("image_psnr_worst_db",), "{:.2f}"),
+    ("image SSIM, mean and worst", ("image_ssim", "image_ssim_worst"), "{:.3f}, {:.3f}"),
     ("Fréchet distance, same noise", ("fd_to_float",), "{:.4g}"),
     ("  quantized, other noise", ("fd_other_noise",), "{:.4g}"),
     ("  float, other noise", ("fd_float_floor",), "{:.4g}"),

@@ -200,6 +200,44 @@ def test_evaluate_takes_other_noise_images_and_steps(made, monkeypatch):
     assert same[2] == other[2] != noise[2]
 
 
+def test_a_gate_says_what_fell_short(made, capsys):
+    metrics = json.loads((made / "metrics.json").read_text())
+    own = {
+        "psnr": metrics["image_psnr_db"],
+        "median_psnr": metrics["image_psnr_median_db"],
+        "worst5_psnr": metrics["image_psnr_worst5_db"],
+        "worst_psnr": metrics["image_psnr_worst_db"],
+        "ssim": metrics["image_ssim"],
+        "worst_ssim": metrics["image_ssim_worst"],
+        "sqnr": metrics["noise_sqnr_db"]["mean"],
+        "pooled_sqnr": metrics["noise_sqnr_pooled_db"],
+    }
+
+    def limits(change):
+        return [word for name, value in own.items() for word in ("--fail-under", f"{name}={value + change}")]
+
+    assert code_of(["evaluate", made, *limits(-1e-6)]) == 0
+    capsys.readouterr()
+    assert code_of(["evaluate", made, "--json", *limits(0.5)]) == 1
+    out, said = capsys.readouterr()
+    assert strict(out)["image_psnr_db"] == own["psnr"], "the figures are told all the same"
+    assert all(f"{name} is {value:.4g}, below {value + 0.5:g}" in said for name, value in own.items())
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("lpips=0.1", "names 'lpips'; the figures are psnr, median_psnr"),
+        ("psnr=high", "sets psnr to 'high'; give a number, such as psnr=30"),
+        ("psnr=nan", "sets psnr to 'nan'"),
+        ("psnr", "give it as name=value"),
+    ],
+)
+def test_a_gate_that_means_nothing_is_refused_before_anything_runs(made, capsys, word, said):
+    assert code_of(["evaluate", made, "--fail-under", word]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_evaluate_prints_a_table_and_leaves_the_run(made, capsys):
     before = (made / "metrics.json").read_bytes()
     assert "image PSNR (dB)" in output_of(capsys, ["evaluate", made])

@@ -23,7 +23,7 @@ _NUMBER = (int, float, type(None))  # infinity is written as null
 # What runs of earlier versions lack: checked where it is there.
 _LATER: dict[str, Any] = {
     **dict.fromkeys(("image_psnr_median_db", "image_psnr_worst_db", "image_psnr_worst5_db"), _NUMBER),
-    **dict.fromkeys(("noise_sqnr_pooled_db", "fd_other_noise"), _NUMBER),
+    **dict.fromkeys(("noise_sqnr_pooled_db", "fd_other_noise", "image_ssim", "image_ssim_worst"), _NUMBER),
     "weight_bytes": {"disk": int},
 }
 # What a metrics.json must hold to be read back; more may stand in it.
@@ -63,6 +63,8 @@ def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluatio
         "image_psnr_median_db": evaluation.image_psnr_median_db,
         "image_psnr_worst5_db": evaluation.image_psnr_worst5_db,
         "image_psnr_worst_db": evaluation.image_psnr_worst_db,
+        "image_ssim": np.mean(evaluation.ssim_per_image),
+        "image_ssim_worst": np.min(evaluation.ssim_per_image),
         "image_space": evaluation.image_space,
         "fd_to_float": evaluation.fd_to_float,
         "fd_float_floor": evaluation.fd_float_floor,

@@ -37,6 +37,7 @@ def measured(tmp_path_factory) -> Measured:
         noise_sqnr_pooled_db=25.0,
         image_psnr_db=40.0,
         psnr_per_image_db=np.array([30.0, 45.0, np.inf, 42.0, 50.0]),
+        ssim_per_image=np.array([0.5, 0.9, 1.0, 0.8, 0.95]),
         fd_to_float=0.01,
         fd_float_floor=0.5,
         fd_other_noise=0.75,

@@ -19,10 +19,8 @@ from typing import NamedTuple
 import block_rows
 import budget_rows
 import weights_rows
-from bench_rows import ROOT, add, digests_of, in_figures, is_fresh, read, spread
+from bench_rows import ROOT, add, digests_of, is_fresh, read, show
 from models import HELP, load
-from rich.console import Console
-from rich.table import Table
 from weights_rows import rules_of
 
 import jaxdq
@@ -35,16 +33,6 @@ BEHIND = {
     for rows in (weights_rows, block_rows, budget_rows)
     for name in rows.METHODS
 }
-# (figure of a row, head of its column, digits)
-COLUMNS = (
-    ("noise_sqnr_db", "noise SQNR (dB)", 2),
-    ("noise_sqnr_pooled_db", "pooled", 2),
-    ("image_psnr_db", "image PSNR (dB)", 2),
-    ("image_psnr_median_db", "median", 2),
-    ("image_psnr_worst5_db", "worst 5%", 2),
-    ("fd_to_float", "Fréchet distance", 3),
-    ("calibrate_seconds", "seconds", 0),
-)
 
 
 class Task(NamedTuple):
@@ -61,6 +49,11 @@ class Task(NamedTuple):
     def label(self) -> str:
         """What the JSON knows the row by."""
         return f"{self.model} {self.bits} {self.method} S{self.steps} N{self.images} seed{self.seed}"
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What a line of the table is called."""
+        return self.bits, self.method
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,28 +81,11 @@ def main(argv: list[str] | None = None) -> None:
         row = make(task.bits, method)
         add(args.json, task.label, row, digest)
         print(f"{index + 1} of {len(tasks)}: {task.label}: {row['noise_sqnr_db']:.2f} dB", file=sys.stderr, flush=True)
-    rows = read(args.json)
-    fresh = [task for task in tasks if is_fresh(rows, task.label, digests[task.model, task.method])]
-    for name in denoisers:
-        Console(width=160).print(table_of(name, {task: rows[task.label] for task in fresh if task.model == name}))
-    stale = sum(task.label in rows for task in tasks) - len(fresh)
-    print(f"{len(fresh)} of {len(tasks)} rows; {stale} more are stale: other sources or another model made them.")
+    show(tasks, read(args.json), lambda task: digests[task.model, task.method], ("", "method"))
 
 
 def _behind(method: str) -> tuple[Path, ...]:
     return BEHIND[method.removesuffix(WHOLE)]
-
-
-def table_of(model: str, rows: dict[Task, dict]) -> Table:
-    """One line for each row but for its seed, methods side by side."""
-    table = Table(title=f"{model}: mean ± standard deviation over seeds", title_justify="left", box=None)
-    for head in ("", "method", "seeds", *(head for _, head, _ in COLUMNS)):
-        table.add_column(head, no_wrap=True, justify="left" if head in ("", "method") else "right")
-    for bits, method in dict.fromkeys((task.bits, task.method) for task in rows):
-        found = [row for task, row in rows.items() if (task.bits, task.method) == (bits, method)]
-        cells = [in_figures(*spread(row[figure] for row in found), digits) for figure, _, digits in COLUMNS]
-        table.add_row(bits, method, str(len(found)), *cells)
-    return table
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

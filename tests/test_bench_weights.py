@@ -3,6 +3,7 @@ from scripts_by_name import script
 from toys import toy_denoiser
 
 bench, rows, provenance = script("bench_weights"), script("weights_rows"), script("provenance")
+bench_rows = script("bench_rows")
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def made(monkeypatch):
 
         def weights_row(self, bits, name):
             made.append((bits, name if self.split else f"{name}, whole", self.seed))
-            return {figure: 30.0 + self.seed for figure, *_ in bench.COLUMNS}
+            return {figure: 30.0 + self.seed for figure, *_ in bench_rows.COLUMNS}
 
     monkeypatch.setattr(bench.budget_rows, "Budgets", Weights)
     monkeypatch.setattr(bench, "load", lambda name: toy_denoiser())

@@ -4,7 +4,7 @@
 
 Every row is one model, sampler, bit widths, method and seed, measured on the integer path: ranges of least squared
 error in eight equal spans of time, weights rounded by GPTQ below 8 bits, then the method. `ddim50:1` is 50 steps with
-eta 1. Rows resume and go stale as those of bench_weights.py do. Prints a table of each model; `--show` measures nothing.
+eta 1. Rows resume and go stale as those of bench_weights.py do. Prints a table of each model; `--show` measures none.
 """
 
 import argparse

@@ -148,6 +148,7 @@ def correct_noise(estimator: Estimator = "closed-loop", variance: bool = True, n
         log = {
             "tried": tried,
             "kept": kept,
+            "t": work.data.t.tolist(),
             "slope": error.slope.tolist(),
             "residual_std": error.std.tolist(),
             "normality": rows["normality"].tolist(),

@@ -91,6 +91,29 @@ def range_figure(
     return _to_svg(figure, "Range of an activation against time")
 
 
+def residual_figure(t: np.ndarray, std: np.ndarray, normality: np.ndarray, group_of_t: np.ndarray) -> str:
+    """How much of the output's error is left at each step once its linear part is out, over the bands of the groups.
+
+    Args:
+        t: float[S], the sampler's times.
+        std: float[S], standard deviation of what is left.
+        normality: float[S], p of a test against normal distributions: points below 0.01 are hollow.
+        group_of_t: int[T], the partition.
+
+    Returns:
+        An `<svg>` element.
+    """
+    figure, axes = _time_axes(len(group_of_t), _SIZE)
+    _draw_bands(axes, group_of_t)
+    axes.plot(t, std, color=_SERIES[0], linewidth=1.2)
+    faces = np.where(np.asarray(normality) < 0.01, "none", _SERIES[0])
+    axes.scatter(t, std, s=14, facecolors=faces.tolist(), edgecolors=_SERIES[0], linewidths=1, zorder=3)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("standard deviation", color=_MUTED)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    return _to_svg(figure, "Residual of the noise correction at each sampling step")
+
+
 def group_figure(group_of_t: np.ndarray) -> str:
     """Which times share their scales: one strip, or one row for each activation.
 

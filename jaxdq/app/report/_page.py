@@ -45,7 +45,7 @@ def write_pages(
         headlines=headlines(metrics),
         predicted=predicted(metrics),
         samples=base64.b64encode(samples).decode(),
-        figures=_figures_of(evaluation, qparams, ranges),
+        figures=_figures_of(evaluation, qparams, ranges, metrics),
         sizes=size_rows(params, qparams),
         sites=qparams.plan.rows(),
         shares=shares_of_error(metrics),
@@ -160,7 +160,9 @@ def _lowest(evaluation: Evaluation) -> tuple[int, float] | None:
     return (int(evaluation.t[index]), lowest_db) if np.isfinite(lowest_db) else None
 
 
-def _figures_of(evaluation: Evaluation, qparams: QuantizedParams, ranges: Ranges | None) -> dict[str, Any]:
+def _figures_of(
+    evaluation: Evaluation, qparams: QuantizedParams, ranges: Ranges | None, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
     group_of_t, scale = np.asarray(qparams.acts.group_of_t), np.asarray(qparams.acts.scale)
     scale_of_t = scale[group_of_t]
     chosen = chosen_columns(scale_of_t, len(_figures.SERIES))
@@ -170,8 +172,17 @@ def _figures_of(evaluation: Evaluation, qparams: QuantizedParams, ranges: Ranges
         "scales": _figures.scale_figure(scale_of_t[:, chosen], group_of_t) if chosen else None,
         "legend": list(zip(_figures.SERIES, names, strict=False)),
         "groups": _figures.group_figure(group_of_t) if len(scale) > 1 else None,
+        "residual": _residual_figure(metrics, group_of_t),
         "ranges": [] if ranges is None else _range_figures(ranges, qparams, chosen),
     }
+
+
+def _residual_figure(metrics: Mapping[str, Any], group_of_t: np.ndarray) -> str | None:
+    log = metrics.get("calibration", {}).get("correct_noise")
+    if log is None:
+        return None
+    t, std, normality = (np.array(log[name], float) for name in ("t", "residual_std", "normality"))
+    return _figures.residual_figure(t, std, normality, group_of_t)
 
 
 def _range_figures(ranges: Ranges, qparams: QuantizedParams, chosen: list[int]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ def all_figures(group_of_t):
     yield _figures.sqnr_figure(T, np.array([40.0, np.inf, 30.0, 20.0]), group_of_t)
     yield _figures.scale_figure(np.linspace(0.01, 0.1, 40).reshape(20, 2), group_of_t)
     yield _figures.group_figure(group_of_t)
+    yield _figures.residual_figure(T, np.array([0.1, 0.2, 0.15, 0.3]), np.array([0.5, 0.001, 0.2, 0.0]), group_of_t)
 
 
 @pytest.mark.parametrize("group_of_t", [ONE, FOUR, EACH])

@@ -48,6 +48,15 @@ def test_opens_offline(page):
     assert not re.search(r"@import|<script|<link|url\((?!#)", page)
 
 
+def test_residuals_of_a_correction_are_drawn(measured, tmp_path, page):
+    said = "once slope and bias are taken out"
+    log = {"t": [15, 10, 5, 0], "residual_std": [0.1, 0.2, 0.1, 0.3], "normality": [0.5, 0.001, 0.2, 0.0], "tried": {}}
+    metrics = {**measured.metrics, "calibration": {"correct_noise": {**log, "kept": "corrected"}}}
+    report.write_pages(tmp_path, metrics, measured.evaluation, measured.denoiser.params, measured.qparams)
+    drawn = (tmp_path / "report.html").read_text()
+    assert said in drawn and "Residual of the noise correction" in drawn and said not in page
+
+
 @pytest.mark.parametrize(
     ("calibration", "said"),
     [

@@ -119,10 +119,12 @@ def inspect_model(model: str) -> Inspection:
 
 def inspection_of(denoiser: Denoiser) -> Inspection:
     """What quantization would make of a denoiser, whose params and conditions may be abstract."""
-    plan = plan_for(denoiser, recipes.minmax(weight_bits=8, act_bits=8))
+    plan = plan_for(denoiser, recipes.uniform_groups(weight_bits=8, act_bits=8))
     bytes_at = {"W8": planned_bytes(denoiser.params, plan)}
     sites = tuple(site.site for site in plan.sites)  # found by tracing the network, which need not be done twice
-    bytes_at["W4"] = planned_bytes(denoiser.params, make_plan(recipes.minmax(weight_bits=4).rules(sites), sites))
+    bytes_at["W4"] = planned_bytes(
+        denoiser.params, make_plan(recipes.uniform_groups(weight_bits=4).rules(sites), sites)
+    )
     return Inspection(denoiser, plan, bytes_at)
 
 

@@ -149,7 +149,8 @@ def _same(call: Call, mode: ExecutionMode, plan: Plan) -> tuple:
     shapes = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((call.inputs, call.params))]
     how = mode if schemes != (None, None) else mode._replace(quantized=False, act="float")
     how = how if call.kind == "attention" else how._replace(blocked=True)
-    return (repr(call.module), call.equation, tuple(shapes), *map(str, schemes), str(how))
+    parts = site.parts if site is not None and mode.quantized else ()
+    return (repr(call.module), call.equation, tuple(shapes), *map(str, schemes), parts, str(how))
 
 
 def _sum(

@@ -16,11 +16,14 @@ from jaxdq.cost._compiler import export_framed
 from jaxdq.grid import QParams, QTensor, Scheme, dequantize, qparams_from_tensor, quantize, stored_bytes
 from jaxdq.linen import (
     DotProductAttention,
+    Parts,
     Plan,
     SitePlan,
     call_on_codes,
     call_on_integers,
+    call_on_parts,
     count_macs,
+    cut_codes,
     grids_at,
     queries_at_a_time,
     unfitted_acts,
@@ -118,8 +121,9 @@ def _function(call: Call, mode: ExecutionMode, site: SitePlan | None) -> tuple[C
         return lambda inputs, _: module.apply({}, *inputs, method=method), ()
     if not mode.quantized or site is None or site.weight is None:
         return lambda inputs, params: module.apply({"params": params}, *inputs), call.params
-    params = call.params | {"kernel": _kernel(call.params["kernel"], site, site.weight)}
-    if mode.act == "float" or site.act is None:
+    is_float = mode.act == "float" or site.act is None
+    params = call.params | {"kernel": _kernel(call.params["kernel"], site, site.weight, is_cut=not is_float)}
+    if is_float or site.act is None:
         dtype = call.params["kernel"].dtype
 
         def weight_only(inputs: tuple, params: Any) -> jax.Array:
@@ -134,10 +138,14 @@ def _function(call: Call, mode: ExecutionMode, site: SitePlan | None) -> tuple[C
     def integer(inputs: tuple, given: Any) -> jax.Array:
         params, grid = given
         grids = [qparams_from_tensor(x, scheme) if mode.act == "dynamic" else grid for x in inputs]
+        kernel = params.get("kernel")
 
         def visit(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
             if args[0].dtype == jnp.int8:  # made by an earlier call
                 return call_on_codes(context.module, [QTensor(args[0], grids[0], scheme)], mode.dtype)
+            if isinstance(kernel, Parts):
+                own = grids * (len(kernel.parts) if site.has_own_inputs else 1)
+                return call_on_parts(context.module, args[0], kernel, own, scheme, mode.dtype)
             return call_on_integers(context.module, args, grids, scheme, mode.dtype)
 
         with nn.intercept_methods(visit):
@@ -146,11 +154,23 @@ def _function(call: Call, mode: ExecutionMode, site: SitePlan | None) -> tuple[C
     return integer, (params, _grid((), scheme))
 
 
-def _kernel(kernel: jax.ShapeDtypeStruct, site: SitePlan, weight: Scheme) -> Any:
-    """The shapes of a kernel on its grid, a scale for each output."""
+def _kernel(kernel: jax.ShapeDtypeStruct, site: SitePlan, weight: Scheme, *, is_cut: bool) -> Any:
+    """The shapes of a kernel on its grid, a scale for each output; of each part, where the plan cuts it."""
     axes = site.site.channel_axes
     scales = tuple(size if axis in axes else 1 for axis, size in enumerate(kernel.shape))
-    return jax.eval_shape(lambda w, grid: site.with_code_sum(quantize(w, grid, weight)), kernel, _grid(scales, weight))
+
+    def whole(w: jax.Array, grid: QParams) -> QTensor:
+        return site.with_code_sum(quantize(w, grid, weight))
+
+    def in_parts(w: jax.Array, grid: QParams) -> Parts:
+        # The last part takes what the call's channels were filled up with.
+        sizes = (*site.parts[:-1], w.shape[site.input_axis] - sum(site.parts[:-1]))
+        each = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, w.shape), grid)
+        codes = cut_codes(quantize(w, each, weight), sizes, site.input_axis)
+        narrow = (dataclasses.replace(part, qparams=grid) for part in codes.parts if isinstance(part, QTensor))
+        return Parts(tuple(site.with_code_sum(part) for part in narrow))
+
+    return jax.eval_shape(in_parts if site.parts and is_cut else whole, kernel, _grid(scales, weight))
 
 
 def _grid(shape: tuple[int, ...], scheme: Scheme) -> QParams:

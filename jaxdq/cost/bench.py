@@ -201,7 +201,7 @@ def _float_whole(module: Any) -> Callable:
 def _plan(denoiser: Denoiser, row: VariantSpec) -> Plan:
     """The recipes' own plan at these bits; kernels alone where activations stay in float."""
     act = row.act_bits if row.mode.act != "float" else 8
-    plan = plan_for(denoiser, recipes.minmax(row.weight_bits if row.mode.quantized else 8, act))
+    plan = plan_for(denoiser, recipes.uniform_groups(row.weight_bits if row.mode.quantized else 8, act))
     if row.mode.act != "float":
         return plan
     sites = tuple(dataclasses.replace(site, act=None, reason=site.reason or "weights only") for site in plan.sites)

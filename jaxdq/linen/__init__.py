@@ -38,6 +38,8 @@ from jaxdq.linen._kinds import is_attention as is_attention
 from jaxdq.linen._macs import count_macs as count_macs
 from jaxdq.linen._parts import Parts as Parts
 from jaxdq.linen._parts import along_parts as along_parts
+from jaxdq.linen._parts import call_on_parts as call_on_parts
+from jaxdq.linen._parts import cut_codes as cut_codes
 from jaxdq.linen._parts import dequantize_kernel as dequantize_kernel
 from jaxdq.linen._parts import fit_in_parts as fit_in_parts
 from jaxdq.linen._parts import one_for_each_part as one_for_each_part

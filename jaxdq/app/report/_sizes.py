@@ -61,7 +61,7 @@ def planned_bytes(params: Any, plan: Plan) -> int:
     table, one_group = (1, len(plan.columns)), _no_array((1,), jnp.int32)
     acts = Acts(_no_array(table, jnp.float32), _no_array(table, jnp.int32), one_group, plan.columns)
     weights: dict[str, Grid | QTensor] = {
-        site.path: Grid(_no_qparams(site.weight, site.site.shape), site.weight) for site in plan.sites if site.weight
+        site.path: Grid(_no_qparams(site, site.weight), site.weight) for site in plan.sites if site.weight
     }
     return stored_bytes(jax.eval_shape(quantize, params, Calibration(weights, acts, plan)))
 
@@ -71,8 +71,10 @@ def _no_array(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _no_qparams(scheme: Scheme, shape: tuple[int, ...]) -> QParams:
-    kept = scheme.channel_axes(len(shape))
+def _no_qparams(site: SitePlan, scheme: Scheme) -> QParams:
+    shape = site.site.shape
+    cut = (site.input_axis,) if site.parts else ()
+    kept = {*scheme.channel_axes(len(shape)), *cut}
     scales = tuple(size if axis in kept else 1 for axis, size in enumerate(shape)) if kept else ()
     return QParams(_no_array(scales, jnp.float32), None if scheme.symmetric else _no_array(scales, jnp.int32))
 

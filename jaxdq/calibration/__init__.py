@@ -26,8 +26,6 @@ from jaxdq.calibration._ranges import RangeSettings as RangeSettings
 from jaxdq.calibration._ranges import learn_ranges as learn_ranges
 from jaxdq.calibration._reconstruction import reconstruct as reconstruct
 from jaxdq.calibration._refit import refit_ranges as refit_ranges
-from jaxdq.calibration._rollout import Target as Target
-from jaxdq.calibration._rollout import roll_out as roll_out
 from jaxdq.calibration._rounding import RoundingMethod as RoundingMethod
 from jaxdq.calibration._rounding import compensate_rounding as compensate_rounding
 from jaxdq.calibration._sensitivity import measure_sensitivity as measure_sensitivity

@@ -25,7 +25,10 @@ def parse_limits(words: Iterable[str]) -> dict[str, float]:
     Raises:
         InputError: A figure that no run has, or a limit that is no number.
     """
-    limits = {}
+    words, limits = list(words), {}
+    for word in words:
+        if "=" not in word.strip("="):
+            raise InputError(f"--fail-under is '{word}'; give a figure and its limit, such as psnr=30.")
     for name, value in pairs(words).items():
         if name not in _FIGURES:
             raise InputError(f"--fail-under names '{name}'; the figures are {', '.join(_FIGURES)}.")
@@ -39,9 +42,13 @@ def parse_limits(words: Iterable[str]) -> dict[str, float]:
 
 
 def shortfalls(metrics: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
-    """A sentence for each figure below its limit; one that is null is infinite, and never is."""
+    """A sentence for each figure below its limit.
+
+    Decibels that are null are infinite: nothing differs. A similarity is never infinite, and null is none.
+    """
     found = {name: _FIGURES[name](metrics) for name in limits}
-    return [
+    none = [f"{name} is no number" for name, value in found.items() if value is None and name.endswith("ssim")]
+    return none + [
         f"{name} is {value:.4g}, below {limits[name]:g}"
         for name, value in found.items()
         if value is not None and value < limits[name]

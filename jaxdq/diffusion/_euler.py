@@ -58,7 +58,7 @@ class Euler:
         """
         spacing = self.spacing or schedule.spacing
         t = _timesteps(schedule, self.num_steps, spacing)
-        of_all = np.maximum(schedule.alphas_cumprod, _LEAST_ABAR)
+        of_all = np.where(schedule.alphas_cumprod == 0, _LEAST_ABAR, schedule.alphas_cumprod)
         sigma = np.interp(t, np.arange(schedule.num_timesteps), np.sqrt((1 - of_all) / of_all))
         after = np.append(sigma[1:], 0.0)
         noise = np.sqrt(after**2 * (sigma**2 - after**2)) / sigma if self.is_ancestral else np.zeros(len(t))

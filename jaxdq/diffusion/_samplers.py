@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion._ddim import ddim
 from jaxdq.diffusion._ddpm import ddpm
@@ -55,6 +57,8 @@ _OF_CLASS = {
             "lower_order_final": True,
             "euler_at_final": False,
             "use_lu_lambdas": False,
+            "lambda_min_clipped": -np.inf,
+            "rescale_betas_zero_snr": False,
         },
     ),
     "LCMScheduler": _Own("lcm", {"original_inference_steps": 50, "timestep_scaling": 10.0}),

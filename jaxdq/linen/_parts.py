@@ -149,7 +149,9 @@ def unsplittable(module: nn.Module, ndim: int) -> str:
     if kind is None or kind.name == "product":
         return "a product of two arrays has no kernel"
     if isinstance(kind, DenseKind):
-        return "" if kind.contracted(module, ndim) == 1 and not kind.batched(module) else "it contracts several axes"
+        if kind.axes(module, ndim) != (ndim - 1,):
+            return "it contracts other axes than the last"
+        return "it has batch axes" if kind.batched(module) else ""
     return "" if getattr(module, "feature_group_count", 1) == 1 else "its convolution has feature groups"
 
 

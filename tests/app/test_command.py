@@ -230,7 +230,8 @@ def test_a_gate_says_what_fell_short(made, capsys):
         ("lpips=0.1", "names 'lpips'; the figures are psnr, median_psnr"),
         ("psnr=high", "sets psnr to 'high'; give a number, such as psnr=30"),
         ("psnr=nan", "sets psnr to 'nan'"),
-        ("psnr", "give it as name=value"),
+        ("psnr", "give a figure and its limit, such as psnr=30"),
+        ("psnr=", "give a figure and its limit"),
     ],
 )
 def test_a_gate_that_means_nothing_is_refused_before_anything_runs(made, capsys, word, said):

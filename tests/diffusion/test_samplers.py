@@ -62,6 +62,8 @@ def test_fields_that_a_class_does_not_have_choose_nothing():
         ({"_class_name": "EulerDiscreteScheduler", "sigma_min": 0.1}, "sigma_min=0.1"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "sde-dpmsolver"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order=3"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1}, "lambda_min_clipped=-5.1"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
         ({"_class_name": "LCMScheduler", "original_inference_steps": 100}, "original_inference_steps=100"),
         ({"_class_name": "UniPCMultistepScheduler"}, "class 'UniPCMultistepScheduler', which jaxdq has no sampler for"),
         ({"_class_name": "DEISMultistepScheduler"}, "has no sampler for; sample with one of ddim, ddpm, "),

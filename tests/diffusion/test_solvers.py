@@ -144,6 +144,16 @@ def test_oracle_euler(ancestral, num_steps, prediction, spacing, monkeypatch):
     assert_alike(along(ours, schedule, noise), found)
 
 
+@pytest.mark.parametrize("ancestral", [False, True])
+def test_oracle_euler_with_next_to_no_signal_at_the_last_timestep(ancestral, monkeypatch):
+    make = diffusers.EulerAncestralDiscreteScheduler if ancestral else diffusers.EulerDiscreteScheduler
+    theirs = make(beta_schedule="squaredcos_cap_v2")
+    module = __import__(make.__module__, fromlist=["randn_tensor"]) if ancestral else None
+    noise = noises(8)
+    found = along_theirs(theirs, 7, noise, monkeypatch, module, scaled=True)
+    assert_alike(along((euler_ancestral if ancestral else euler)(7), schedule_of(theirs), noise), found)
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
 def test_oracle_lcm(num_steps, prediction, monkeypatch):

@@ -35,6 +35,7 @@ class Joins(nn.Module):
             "after": dense(4, "after", nn.silu(both)),
             "conv": nn.Conv(4, (3, 3), padding="CIRCULAR", name="conv")(both),
             "inside": nn.remat(Inner)(name="inside")(both),
+            "other axis": nn.DenseGeneral(4, axis=1, name="other_axis")(both),
             "several": nn.DenseGeneral(4, axis=(-2, -1), name="several")(jnp.concatenate([x, x], -1))[:, :, None],
             "grouped": nn.Conv(4, (1, 1), feature_group_count=2, name="grouped")(jnp.concatenate([b, b], -1)),
         }
@@ -59,6 +60,7 @@ def test_concatenations_are_found_wherever_they_reach_a_layer_as_they_are():
         "after": (5,),
         "conv": (3, 2),
         "inside/dense": (3, 2),
+        "other_axis": (),
         "several": (),
         "grouped": (),
         "shared": (5,),

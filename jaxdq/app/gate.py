@@ -1,5 +1,6 @@
 """Figures that a run must reach: `--fail-under psnr=30`, for someone's continuous integration."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def parse_limits(words: Iterable[str]) -> dict[str, float]:
             limits[name] = float(value)
         except ValueError:
             limits[name] = float("nan")
-        if limits[name] != limits[name]:
+        if math.isnan(limits[name]):
             raise InputError(f"--fail-under sets {name} to '{value}'; give a number, such as {name}=30.")
     return limits
 

@@ -247,6 +247,5 @@ def _accepted(work: Work, corrections: dict[str, Correction]) -> tuple[dict[str,
 def _noise_left(work: Work, std: np.ndarray) -> np.ndarray:
     """f64[S]: the share of the sampler's fresh variance that is still drawn; 1 where it draws none."""
     c = work.problem.sampler.coefficients(work.denoiser.schedule)
-    into_x = (np.float64(c.keep_x0) * c.x0_from_output + c.keep_output) * std
     own = np.float64(c.noise_std) ** 2
-    return np.where(own > 0, np.maximum(0, own - into_x**2) / np.where(own > 0, own, 1), 1.0)
+    return np.where(own > 0, np.maximum(0, own - (c.of_output * std) ** 2) / np.where(own > 0, own, 1), 1.0)

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxdq._common.errors import InputError
-from jaxdq.diffusion._sampler import Coefficients, build_coefficients, check_fits, check_num_steps, check_spacing
+from jaxdq.diffusion._sampler import (
+    Coefficients,
+    build_coefficients,
+    check_fits,
+    check_num_steps,
+    check_spacing,
+    spaced_timesteps,
+)
 from jaxdq.diffusion._schedule import NoiseSchedule, Spacing
 
 
@@ -106,21 +113,15 @@ def dpm_solver(num_steps: int, *, order: int = 2, spacing: Spacing | None = None
 
 
 def _timesteps(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> np.ndarray:
-    """int64[S]: diffusers' own, which leave timestep 0 out."""
-    check_fits(schedule, num_steps)
-    num_timesteps = schedule.num_timesteps
-    t: np.ndarray
-    if spacing == "linspace":
-        t = np.linspace(0, num_timesteps - 1, num_steps + 1).round()[::-1][:-1]
-    elif spacing == "leading":
-        t = (np.arange(num_steps + 1) * (num_timesteps // (num_steps + 1)))[::-1][:-1] + float(schedule.steps_offset)
-    elif spacing == "trailing":
-        t = np.arange(num_timesteps, 0, -num_timesteps / num_steps).round()[:num_steps] - 1
-    else:
+    """int64[S]: but for "trailing" those of one step more, of which the last, the cleanest, is left out."""
+    if spacing == "quadratic":
         raise InputError(f"spacing is {spacing!r}; DPM-Solver knows linspace, leading and trailing.")
-    if len(np.unique(t)) < len(t) or t[0] >= num_timesteps:
+    check_fits(schedule, num_steps)
+    if spacing == "trailing":
+        return spaced_timesteps(schedule, num_steps, spacing)
+    if num_steps == schedule.num_timesteps:
         raise InputError(
-            f"{num_steps} steps of DPM-Solver don't fit into {num_timesteps} timesteps with spacing {spacing!r} and "
-            f"steps_offset={schedule.steps_offset}; take fewer steps."
+            f"{num_steps} steps of DPM-Solver don't fit into {num_steps} timesteps with spacing {spacing!r}, which "
+            f"leaves timestep 0 out; take fewer steps."
         )
-    return t.astype(np.int64)
+    return spaced_timesteps(schedule, num_steps + 1, spacing)[:-1]

@@ -8,9 +8,9 @@ from jaxdq._common.errors import InputError
 from jaxdq.diffusion._sampler import (
     Coefficients,
     build_coefficients,
-    check_fits,
     check_num_steps,
     check_spacing,
+    spaced_timesteps,
     x0_and_epsilon,
 )
 from jaxdq.diffusion._schedule import NoiseSchedule, Spacing
@@ -135,20 +135,8 @@ def euler_ancestral(num_steps: int, *, spacing: Spacing | None = None) -> Euler:
 
 
 def _timesteps(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> np.ndarray:
-    """float64[S]: diffusers' own, which need not be whole."""
-    check_fits(schedule, num_steps)
-    num_timesteps = schedule.num_timesteps
-    if spacing == "linspace":
-        return np.linspace(0, num_timesteps - 1, num_steps)[::-1]
-    if spacing == "leading":
-        t = np.arange(num_steps)[::-1] * (num_timesteps // num_steps) + float(schedule.steps_offset)
-    elif spacing == "trailing":
-        t = np.arange(num_timesteps, 0, -num_timesteps / num_steps).round()[:num_steps] - 1
-    else:
+    """As other samplers have them, but that those of "linspace" need not be whole."""
+    if spacing == "quadratic":
         raise InputError(f"spacing is {spacing!r}; Euler steps know linspace, leading and trailing.")
-    if t[0] >= num_timesteps:
-        raise InputError(
-            f"{num_steps} steps with steps_offset={schedule.steps_offset} lead to timestep {int(t[0])}, past the last "
-            f"of {num_timesteps}; take fewer steps or another spacing."
-        )
-    return t
+    t = spaced_timesteps(schedule, num_steps, spacing)
+    return np.linspace(0, schedule.num_timesteps - 1, num_steps)[::-1] if spacing == "linspace" else t

@@ -56,6 +56,11 @@ class Coefficients(NamedTuple):
         return Coefficients(*(None if field is None else field[index] for field in self))
 
     @property
+    def of_output(self) -> Any:
+        """How much of an error of the output arrives in the next state, where x_0 is not clipped."""
+        return self.keep_x0 * self.x0_from_output + self.keep_output
+
+    @property
     def num_past(self) -> int:
         """H."""
         return 0 if self.keep_past is None else self.keep_past.shape[-1]

@@ -1,9 +1,7 @@
 """PTQD: the output's linear error taken out, the rest of it in place of fresh noise."""
 
 from jaxdq.calibration import Estimator, RangeSettings, Recipe, correct_noise
-from jaxdq.recipes._budget import learning_for, rounding_for
-from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
-from jaxdq.recipes._rules import default_rules
+from jaxdq.recipes._ranges import RangeMethod, correcting
 from jaxdq.recipes._weights import WeightRounding
 
 
@@ -47,8 +45,5 @@ def ptqd(
 
     Source: He et al., arXiv 2305.10657 (NeurIPS 2023).
     """
-    rounded = rounding_for(weight_bits) if weights is None else weights
-    before = in_equal_spans(num_groups, ranges, rounded, learning, learning_for(weight_bits, act_bits))
-    return Recipe("ptqd", default_rules(weight_bits, act_bits, split=split), before).adding(
-        correct_noise(estimator, variance)
-    )
+    step, bits = correct_noise(estimator, variance), (weight_bits, act_bits)
+    return correcting("ptqd", step, bits, num_groups, ranges, weights, split, learning)

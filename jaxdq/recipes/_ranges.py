@@ -6,6 +6,7 @@ from jaxdq._common.errors import InputError
 from jaxdq.calibration import (
     Calibrator,
     RangeSettings,
+    Recipe,
     fit_weights,
     learn_ranges,
     measure_sensitivity,
@@ -22,6 +23,8 @@ from jaxdq.observers import (
     percentile,
     percentile_weights,
 )
+from jaxdq.recipes._budget import learning_for, rounding_for
+from jaxdq.recipes._rules import default_rules
 from jaxdq.recipes._weights import WeightRounding, rounding
 
 RangeMethod = Literal["minmax", "mse", "percentile", "learned"]
@@ -68,6 +71,22 @@ def chosen(ranges: RangeMethod, learning: RangeSettings | None, default: RangeSe
     if ranges == "percentile":
         return Chosen(percentile_weights(), percentile(), ())
     return Chosen(mse_weights(), mse(2.0), (learn_ranges(learning or default),) if ranges == "learned" else ())
+
+
+def correcting(
+    name: str,
+    step: Calibrator,
+    bits: tuple[int, int],
+    num_groups: int,
+    ranges: RangeMethod,
+    weights: WeightRounding | None,
+    split: bool,
+    learning: RangeSettings | None,
+) -> Recipe:
+    """The recipe that puts `step` after ranges in equal spans, weights rounded by GPTQ below 8 bits."""
+    rounded = rounding_for(bits[0]) if weights is None else weights
+    before = in_equal_spans(num_groups, ranges, rounded, learning, learning_for(*bits))
+    return Recipe(name, default_rules(*bits, split=split), before).adding(step)
 
 
 def in_equal_spans(

@@ -1,9 +1,7 @@
 """TAC: timestep-aware correction of the output's scale and of the states' drift."""
 
 from jaxdq.calibration import Estimator, RangeSettings, Recipe, correct_trajectory
-from jaxdq.recipes._budget import learning_for, rounding_for
-from jaxdq.recipes._ranges import RangeMethod, in_equal_spans
-from jaxdq.recipes._rules import default_rules
+from jaxdq.recipes._ranges import RangeMethod, correcting
 from jaxdq.recipes._weights import WeightRounding
 
 
@@ -47,8 +45,5 @@ def tac(
 
     Source: Yao et al., arXiv 2407.03917 (ECCV 2024).
     """
-    rounded = rounding_for(weight_bits) if weights is None else weights
-    before = in_equal_spans(num_groups, ranges, rounded, learning, learning_for(weight_bits, act_bits))
-    return Recipe("tac", default_rules(weight_bits, act_bits, split=split), before).adding(
-        correct_trajectory(estimator, input_bias)
-    )
+    step, bits = correct_trajectory(estimator, input_bias), (weight_bits, act_bits)
+    return correcting("tac", step, bits, num_groups, ranges, weights, split, learning)

@@ -223,8 +223,7 @@ def with_noise_of(params: Any, coefficients: Coefficients) -> Coefficients:
     if output_std is None:
         return coefficients
     c, std = coefficients, output_std[jnp.round(jnp.asarray(coefficients.t)).astype(jnp.int32)]
-    into_x = (c.keep_x0 * c.x0_from_output + c.keep_output) * std
-    left = jnp.sqrt(jnp.maximum(c.noise_std**2 - into_x**2, 0))
+    left = jnp.sqrt(jnp.maximum(c.noise_std**2 - (c.of_output * std) ** 2, 0))
     return c._replace(noise_std=jnp.where(std > 0, left, c.noise_std))
 
 

@@ -132,7 +132,7 @@ def test_what_bias_and_slope_leave_makes_room_in_the_fresh_noise():
 
 def test_corrections_go_through_the_house(tmp_path):
     work = always("trajectory")
-    assert work.calib.correction.input_shift is not None
+    assert work.calib.correction.input_shift.shape == (NUM_TIMESTEPS, SHAPE[-1])
     both = correct_noise(num_images=8)(work, KEY)
     qparams = quantize(work.denoiser.params, both.calib)
     save(tmp_path / "q", qparams)

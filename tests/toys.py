@@ -72,11 +72,12 @@ class ToyUNet(nn.Module):
 
 
 class Line(nn.Module):
-    """Four dense layers: both ends, and two integer sites between them."""
+    """Four dense layers, both ends and two integer sites between them, and one that sees the time alone."""
 
     @nn.compact
     def __call__(self, x, t):
-        h = nn.silu(nn.Dense(4, name="in")(x) + jnp.cos(0.3 * jnp.broadcast_to(t, x.shape[:1]))[:, None, None, None])
+        time = nn.Dense(4, name="time")(jnp.cos(0.3 * jnp.broadcast_to(t, x.shape[:1]))[:, None])
+        h = nn.silu(nn.Dense(4, name="in")(x) + time[:, None, None])
         for name in ("one", "two"):
             h = nn.silu(nn.Dense(4, name=name)(h))
         return nn.Dense(x.shape[-1], name="out")(h)

@@ -29,6 +29,8 @@ from jaxdq.calibration._refit import refit_ranges as refit_ranges
 from jaxdq.calibration._rounding import RoundingMethod as RoundingMethod
 from jaxdq.calibration._rounding import compensate_rounding as compensate_rounding
 from jaxdq.calibration._sensitivity import measure_sensitivity as measure_sensitivity
+from jaxdq.calibration._time_tables import TableDtype as TableDtype
+from jaxdq.calibration._time_tables import tabulate_time as tabulate_time
 from jaxdq.calibration._timesteps import Policy as Policy
 from jaxdq.calibration._timesteps import normal_timesteps as normal_timesteps
 from jaxdq.calibration._timesteps import random_timesteps as random_timesteps

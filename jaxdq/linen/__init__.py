@@ -64,10 +64,16 @@ from jaxdq.linen._sharding import shard_by_output as shard_by_output
 from jaxdq.linen._sites import Site as Site
 from jaxdq.linen._sites import find_sites as find_sites
 from jaxdq.linen._switch import Switch as Switch
+from jaxdq.linen._tables import TimeTable as TimeTable
+from jaxdq.linen._tables import check_times as check_times
+from jaxdq.linen._tables import tables_in as tables_in
 from jaxdq.linen._time import grids_at as grids_at
 from jaxdq.linen._time import time_argument as time_argument
+from jaxdq.linen._time_only import layers_of_time as layers_of_time
 from jaxdq.linen._tree import kernel_at as kernel_at
+from jaxdq.linen._tree import params_at as params_at
 from jaxdq.linen._tree import with_kernels as with_kernels
+from jaxdq.linen._tree import with_leaves as with_leaves
 from jaxdq.linen._units import Unit as Unit
 from jaxdq.linen._units import at_paths as at_paths
 from jaxdq.linen._units import at_units as at_units

@@ -22,6 +22,7 @@ from jaxdq.linen._quantized import Calibration, QuantizedParams
 from jaxdq.linen._run import Visitor as Visitor
 from jaxdq.linen._run import run
 from jaxdq.linen._switch import Switch
+from jaxdq.linen._tables import check_times, nan_at_unknown_times, tables_in
 from jaxdq.linen._time import argument_names, grids_at, per_row, time_argument, with_time_per_row
 from jaxdq.linen._trace import trace
 from jaxdq.linen._tree import kernel_at, with_kernels
@@ -46,7 +47,8 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
 
     Raises:
         InputError: Module and params that don't belong together, as far as can be seen before anything runs; a concrete
-            t outside [0, T]. A traced one makes the activation scales NaN, and with them the output
+            t outside [0, T], or one that tables over time do not have. A traced one makes the activation scales NaN,
+            and with them the output
             of every integer site but those that are called with a condition, whose scales are the same at every t:
             nothing can be raised under jit.
 
@@ -72,7 +74,11 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         return with_time_per_row(call, module, args, kwargs)
     if params.acts.columns != params.plan.columns:
         raise InputError("the plan of the quantized params is not the one that their grids were selected for.")
-    scale, zero_point = grids_at(params.acts, time_argument(module, args, kwargs))
+    t = time_argument(module, args, kwargs)
+    tables = tables_in(params.params)
+    check_times(tables, t)
+    scale, zero_point = grids_at(params.acts, t)
+    scale = nan_at_unknown_times(tables, t, scale)
 
     def grid_of(site: SitePlan, name: str, x: jax.Array) -> QParams:
         assert site.act is not None

@@ -20,7 +20,8 @@ from jaxdq._common.errors import InputError, InputWarning, described
 from jaxdq._common.trees import unboxed
 from jaxdq.grid import QTensor
 from jaxdq.linen._parts import Parts
-from jaxdq.linen._tree import TABLE, has_values
+from jaxdq.linen._tables import TABLE, TimeTable
+from jaxdq.linen._tree import has_values
 
 if TYPE_CHECKING:
     from jaxdq.linen._plan import Plan
@@ -164,18 +165,18 @@ def _named(params: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_leaf(node: Any) -> bool:
-    return isinstance(node, QTensor | Parts)
+    return isinstance(node, QTensor | Parts | TimeTable)
 
 
 def _dtype(leaf: Any) -> np.dtype:
-    if isinstance(leaf, QTensor | Parts):
+    if isinstance(leaf, QTensor | Parts | TimeTable):
         return np.dtype(np.float32)  # what its codes stand for
     return np.dtype(leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf))
 
 
 def _has_values(leaf: Any) -> bool:
     """Whether the numbers can be looked at: here, now, and all of them."""
-    return not isinstance(leaf, QTensor | Parts) and has_values(leaf)
+    return not _is_leaf(leaf) and has_values(leaf)
 
 
 def _digest(leaf: Any) -> str:

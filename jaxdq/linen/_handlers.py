@@ -15,7 +15,7 @@ from jaxdq.linen._kinds import inputs_of, kind_of, layer_fault
 from jaxdq.linen._parts import Parts, call_on_parts, unsplittable
 from jaxdq.linen._plan import SitePlan
 from jaxdq.linen._quantized import QuantizedParams
-from jaxdq.linen._tree import tables_in
+from jaxdq.linen._tables import from_table, tables_in
 
 # (next_fun, bound module, args, kwargs) -> what the module returns; `next_fun` is flax's own way.
 Handler = Callable[[Callable, nn.Module, tuple, dict], Any]
@@ -31,7 +31,9 @@ def handlers_of(params: QuantizedParams, grid_of: GridOf, t: jax.Array | np.ndar
         t: The model time of this call, a scalar or one for each row.
     """
     integer = {site.path: _on_integers(site, grid_of) for site in params.plan.sites if site.act is not None}
-    return integer | {path: _from_table(path, table, t) for path, table in tables_in(params.params).items()}
+    tables = tables_in(params.params)
+    dtypes = {path: site.site.dtype for path, site in params.plan.by_path.items()}
+    return integer | {path: from_table(path, table, t, dtypes.get(path, "")) for path, table in tables.items()}
 
 
 def _on_integers(site: SitePlan, grid_of: GridOf) -> Handler:
@@ -67,24 +69,6 @@ def _on_parts(site: SitePlan, kernel: Parts, module: nn.Module, x: jax.Array, gr
     grids = [grid_of(site, name, x) for name in site.inputs]
     dtype = getattr(module, "dtype", None) or jnp.result_type(x, jnp.dtype(site.site.dtype))
     return call_on_parts(module, x, kernel, grids, site.act, dtype)
-
-
-def _from_table(path: str, table: jax.Array, t: jax.Array | np.ndarray) -> Handler:
-    """The module's output for every row of its first input, from the row of the time."""
-
-    def handler(next_fun: Callable, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        first = jax.tree.leaves((args, kwargs))[0]
-        row = table[jnp.clip(jnp.round(t).astype(jnp.int32), 0, table.shape[0] - 1)]
-        if t.ndim == 0:
-            return jnp.broadcast_to(row, (*jnp.shape(first)[:1], *row.shape))
-        if jnp.shape(first)[:1] != t.shape:
-            raise InputError(
-                f"t has {t.shape[0]} entries and '{path}', which a table stands for, was called with an array of shape "
-                f"{jnp.shape(first)}; give one t per row of the batch."
-            )
-        return row
-
-    return handler
 
 
 def call_on_integers(

@@ -18,7 +18,8 @@ from jaxdq.linen._correction import Correction
 from jaxdq.linen._parts import Parts, cut_codes, one_for_each_part, round_parts
 from jaxdq.linen._plan import Plan, SitePlan
 from jaxdq.linen._switch import Switch
-from jaxdq.linen._tree import kernel_at, with_kernels, with_leaves, with_tables
+from jaxdq.linen._tables import TimeTable, with_tables
+from jaxdq.linen._tree import kernel_at, with_kernels, with_leaves
 
 _CAST = ("kernel", "bias", "scale", "embedding")  # names that flax's layers have
 _FLOATS = ("bfloat16", "float16", "float32")
@@ -38,8 +39,8 @@ class Calibration:
         plan: Which site runs on which integers (static).
         variables: The network's collections other than params, which every call needs.
         params: Path of a leaf, `a/b/bias` -> the array that takes its place: corrected biases, fine-tuned leaves.
-        tables: Path of a module that sees nothing but the time -> f32[T, ...], what it returns for one row at every
-            model time; the module and its params are gone.
+        tables: Path of a module that sees nothing but the time -> what it returns at a sampler's times; the module
+            and its params are gone.
         correction: Correction of the network's ends, by model time.
         instead: Another calibration that runs at some times; None where this one always runs.
     """
@@ -49,7 +50,7 @@ class Calibration:
     plan: Plan = dataclasses.field(metadata={"static": True})
     variables: Any = dataclasses.field(default_factory=dict)
     params: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
-    tables: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, TimeTable] = dataclasses.field(default_factory=dict)
     correction: Correction | None = None
     instead: "Instead | None" = None
 

@@ -19,9 +19,11 @@ from jaxdq.linen import (
     Site,
     SitePlan,
     Switch,
+    TimeTable,
     leaves_of,
     with_one_partition,
 )
+from jaxdq.linen._tables import TABLE
 
 _ACTS = ("scale", "zero_point", "group_of_t")
 
@@ -59,6 +61,8 @@ def to_arrays(qparams: Any) -> dict[str, Any]:
             beside = {"input_scale": leaf.input_scale, "low_rank": leaf.low_rank}
             present = {name: value for name, value in beside.items() if value is not None}
             return {"parts": parts, **jax.tree.map(np.asarray, present)}
+        if isinstance(leaf, TimeTable):
+            return {"t": np.asarray(leaf.t), "rows": np.asarray(leaf.rows)}
         if not isinstance(leaf, QTensor):
             return np.asarray(leaf)
         codes = _packed(np.asarray(leaf.qvalue.astype(jnp.int8)), leaf.scheme.bits)
@@ -66,7 +70,7 @@ def to_arrays(qparams: Any) -> dict[str, Any]:
         extra = {} if zero_point is None else {"zero_point": np.asarray(zero_point)}
         return {**codes, "scale": np.asarray(leaf.qparams.scale), **extra}
 
-    params = jax.tree.map(stored, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor | Parts))
+    params = jax.tree.map(stored, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor | Parts | TimeTable))
     variables = {"variables": jax.tree.map(np.asarray, dict(qparams.variables))} if qparams.variables else {}
     acts = {name: np.asarray(getattr(qparams.acts, name)) for name in _ACTS}
     correction = {} if qparams.correction is None else {"correction": _present(qparams.correction)}
@@ -118,12 +122,19 @@ def from_arrays(tree: dict[str, Any], plan: Any) -> Any:
     tables = tree["acts"] if "acts" in tree else _acts_before_format_3(tree)
     scale, zero_point, group_of_t = (jnp.asarray(tables[name]) for name in _ACTS)
     acts = Acts(scale, zero_point, group_of_t, plan.columns)
-    params, variables = jax.tree.map(jnp.asarray, (params, tree.get("variables", {})))
+    params, variables = jax.tree.map(jnp.asarray, (_with_tables(params), tree.get("variables", {})))
     if not plan.leaves:  # of a checkpoint that did not say yet what the network's params are
         plan = dataclasses.replace(plan, leaves=leaves_of(params, {leaf.path for leaf in plan.kernels}))
     given = tree.get("correction")
     correction = None if given is None else Correction(**jax.tree.map(jnp.asarray, given))
     return QuantizedParams(params, acts, plan, variables, correction)
+
+
+def _with_tables(node: Any) -> Any:
+    """The params tree with its tables over time as what they are."""
+    if not isinstance(node, dict):
+        return node
+    return {key: TimeTable(**value) if key == TABLE else _with_tables(value) for key, value in node.items()}
 
 
 def _acts_before_format_3(tree: dict[str, Any]) -> dict[str, np.ndarray]:

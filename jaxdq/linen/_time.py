@@ -23,7 +23,7 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array | n
     Raises:
         InputError: No such argument, or one that is neither a scalar nor a vector of numbers.
     """
-    place = _time_place(module, args, kwargs)
+    place = time_place(module, args, kwargs)
     given = kwargs[place] if isinstance(place, str) else args[place]
     # NumPy, because inside a trace jax.numpy makes tracers of constants too, and nothing can be said of their values.
     traced = isinstance(given, jax.core.Tracer) or not getattr(given, "is_fully_addressable", True)
@@ -113,7 +113,7 @@ def argument_names(module: Any) -> list[str]:
     return list(inspect.signature(call).parameters)[1:]
 
 
-def _time_place(module: nn.Module, args: tuple, kwargs: dict) -> str | int:
+def time_place(module: nn.Module, args: tuple, kwargs: dict) -> str | int:
     """Where the time argument stands in this call: its name among the keywords, or its position."""
     names = argument_names(module)
     position = next((index for index, name in enumerate(names) if name in TIME_NAMES), 1)
@@ -134,7 +134,7 @@ def _with_time_of_rows(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, d
     """
     batch = next((leaf.shape[0] for leaf in jax.tree.leaves((args, kwargs)) if getattr(leaf, "ndim", 0) > 1), None)
     try:
-        t, place = time_argument(module, args, kwargs), _time_place(module, args, kwargs)
+        t, place = time_argument(module, args, kwargs), time_place(module, args, kwargs)
     except (InputError, ValueError):  # no time among the arguments, or a callable without a signature
         return None
     if batch is not None and t.ndim and t.shape[0] not in (1, batch):

@@ -10,12 +10,18 @@ import numpy as np
 from jaxdq._common.errors import InputError
 
 
-def kernel_at(params: Any, path: str) -> Any:
-    """The kernel of the module at `path` in a params tree, or None."""
+def params_at(params: Any, path: str) -> Any:
+    """The params of the module at `path` in a params tree, or None."""
     node = params
     for part in path.split("/") if path else ():
         if not hasattr(node, "get") or (node := node.get(part)) is None:
             return None
+    return node
+
+
+def kernel_at(params: Any, path: str) -> Any:
+    """The kernel of the module at `path` in a params tree, or None."""
+    node = params_at(params, path)
     return node.get("kernel") if hasattr(node, "get") else None
 
 
@@ -81,40 +87,3 @@ def with_leaves(params: Any, leaves: Mapping[str, jax.Array]) -> Any:
             f"network."
         )
     return out
-
-
-TABLE = "(time table)"  # the only leaf of a module that a table stands for; no name that a network gives
-
-
-def with_tables(params: Any, tables: Mapping[str, jax.Array]) -> Any:
-    """A copy of the tree in which a table stands in place of the params of each of these modules.
-
-    Raises:
-        InputError: A path at which the tree has no module.
-    """
-    left = dict(tables)
-
-    def walk(node: Any, path: str) -> Any:
-        if path in left:
-            return {TABLE: left.pop(path)}
-        if not hasattr(node, "items"):
-            return node
-        return {key: walk(value, f"{path}/{key}" if path else key) for key, value in node.items()}
-
-    out = walk(params, "") if tables else params
-    if left:
-        raise InputError(
-            f"the calibration has tables for {sorted(left)} and params have no such module; pass the params of the "
-            f"calibrated network."
-        )
-    return out
-
-
-def tables_in(params: Any, path: str = "") -> dict[str, jax.Array]:
-    """Path -> table of every module that one stands for."""
-    if not hasattr(params, "items"):
-        return {}
-    if TABLE in params:
-        return {path: params[TABLE]}
-    children = (tables_in(node, f"{path}/{key}" if path else key) for key, node in params.items())
-    return {where: table for child in children for where, table in child.items()}

@@ -9,5 +9,6 @@ from jaxdq.recipes._ptqd import ptqd as ptqd
 from jaxdq.recipes._qdiffusion import qdiffusion as qdiffusion
 from jaxdq.recipes._rules import default_rules as default_rules
 from jaxdq.recipes._tac import tac as tac
+from jaxdq.recipes._time_tables import time_tables as time_tables
 from jaxdq.recipes._uniform_groups import uniform_groups as uniform_groups
 from jaxdq.recipes._within import within_budget as within_budget

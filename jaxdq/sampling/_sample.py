@@ -14,7 +14,16 @@ from jaxdq._common.devices import gather, num_devices, replicate, round_up, shar
 from jaxdq._common.errors import InputError
 from jaxdq._common.progress import track
 from jaxdq.diffusion import Coefficients, Denoiser, Sampler, check_key, check_sampler
-from jaxdq.linen import Calibration, QuantizedParams, Switch, apply, check_belongs, output_std_of
+from jaxdq.linen import (
+    Calibration,
+    QuantizedParams,
+    Switch,
+    apply,
+    check_belongs,
+    check_times,
+    output_std_of,
+    tables_in,
+)
 
 BATCH_SIZE = 32  # of calibration, sampling and evaluation alike, so that one program serves all three
 
@@ -117,6 +126,7 @@ def check_arguments(denoiser: Denoiser, params: Any, sampler: Sampler, key: jax.
     for network in params.choices if isinstance(params, Switch) else (params,):
         if isinstance(network, QuantizedParams):
             _check_fits(denoiser, network)
+            check_times(tables_in(network.params), sampler.coefficients(denoiser.schedule).t)
 
 
 def _check_fits(denoiser: Denoiser, params: QuantizedParams) -> None:

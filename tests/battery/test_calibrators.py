@@ -30,6 +30,7 @@ from jaxdq.calibration import (
     share_optimally,
     share_uniformly,
     spend_budget,
+    tabulate_time,
     uniform_timesteps,
 )
 from jaxdq.calibration.tools import loop
@@ -56,6 +57,7 @@ CALIBRATORS = {
         spend_budget(0.9, minmax_weights(), "bit-operations", num_rows=3, tries=1),
         correct_noise(num_images=4),
         correct_trajectory(num_images=4),
+        tabulate_time(),
         reconstruct(ReconstructionSettings(num_updates=UPDATES, num_states=6, rows=3)),
     )
 }

@@ -29,7 +29,7 @@ from jaxdq.calibration import (
 )
 from jaxdq.evaluation import evaluate
 from jaxdq.grid import Grid, QParams, QTensor, dequantize
-from jaxdq.linen import Acts, Correction, Instead, Parts, Switch, kernel_at
+from jaxdq.linen import Acts, Correction, Instead, Parts, Switch, TimeTable, kernel_at
 from jaxdq.metrics import sqnr_db
 from jaxdq.observers import minmax, minmax_weights
 from jaxdq.recipes import default_rules
@@ -78,7 +78,7 @@ def time_table(work):
     """What the layer `time` returns at every t, for one row."""
     angle = TIMES[:, None] * 2.0 ** -jnp.arange(4)
     layer = DENOISER.params["time"]
-    return {"time": jnp.cos(angle) @ layer["kernel"] + layer["bias"]}
+    return {"time": TimeTable(jnp.asarray(TIMES, jnp.float32), jnp.cos(angle) @ layer["kernel"] + layer["bias"])}
 
 
 def with_site(plan, path, **changes):
@@ -361,4 +361,5 @@ def test_parts_that_the_plan_does_not_have_are_refused():
 def test_a_table_for_no_module_is_refused():
     _, calib, _ = made("tdq")
     with pytest.raises(InputError, match=r"has tables for \['nowhere'\] and params have no such module"):
-        quantize(DENOISER.params, dataclasses.replace(calib, tables={"nowhere": jnp.zeros((T, 8))}))
+        tables = {"nowhere": TimeTable(jnp.arange(T), jnp.zeros((T, 8)))}
+        quantize(DENOISER.params, dataclasses.replace(calib, tables=tables))

@@ -35,6 +35,7 @@ RECIPES = {
     "obc": recipes.obc(num_groups=2, method="obq", sparsity="3:4"),
     "ptqd": recipes.ptqd(num_groups=2),
     "tac": recipes.chain(recipes.uniform_groups(num_groups=2), recipes.tac()),
+    "time_tables": recipes.time_tables(num_groups=2),
     "adpdm": recipes.adpdm(num_groups=2, search=SEARCH, learning=LEARNING),
     "adpdm-minmax": recipes.adpdm(num_groups=2, search=SEARCH, ranges="minmax"),
 }

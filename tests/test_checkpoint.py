@@ -356,3 +356,12 @@ def test_overwrite_never_replaces_anything_but_a_checkpoint(tmp_path, tiny):
     with pytest.raises(InputError, match="can't write beside"):
         save(tmp_path / "file" / "below", tiny[1])
     assert (precious / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_network_whose_activations_are_all_in_float(tmp_path):
+    plan = toy_plan(Known(), KNOWN_PARAMS, [Rule(".*", Scheme(8, channel_axis=-1))], KNOWN_X, T0)
+    calib = toy_calibration(Known(), KNOWN_PARAMS, plan, [0, 1], KNOWN_X, T0, num_groups=2)
+    qparams = quantize(KNOWN_PARAMS, calib)
+    assert not qparams.plan.columns
+    save(tmp_path / "q", qparams)
+    assert_same_bits(restore(tmp_path / "q"), qparams)

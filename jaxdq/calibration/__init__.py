@@ -22,10 +22,13 @@ from jaxdq.calibration._groups import search_groups as search_groups
 from jaxdq.calibration._groups import share_by_price as share_by_price
 from jaxdq.calibration._groups import share_optimally as share_optimally
 from jaxdq.calibration._observe import observe as observe
+from jaxdq.calibration._progressive import fit_progressively as fit_progressively
 from jaxdq.calibration._ranges import RangeSettings as RangeSettings
 from jaxdq.calibration._ranges import learn_ranges as learn_ranges
 from jaxdq.calibration._reconstruction import reconstruct as reconstruct
 from jaxdq.calibration._refit import refit_ranges as refit_ranges
+from jaxdq.calibration._relaxing import Where as Where
+from jaxdq.calibration._relaxing import relax_activations as relax_activations
 from jaxdq.calibration._rounding import RoundingMethod as RoundingMethod
 from jaxdq.calibration._rounding import compensate_rounding as compensate_rounding
 from jaxdq.calibration._sensitivity import measure_sensitivity as measure_sensitivity

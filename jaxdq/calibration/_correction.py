@@ -18,10 +18,9 @@ from jaxdq.calibration.tools.corrections import (
     masked_gain,
     normality,
 )
-from jaxdq.calibration.tools.rows import image_error
+from jaxdq.calibration.tools.walking import closest, walk_of
 from jaxdq.grid import Grid
 from jaxdq.linen import Acts, Correction, quantize
-from jaxdq.sampling import Walk, walk
 
 Estimator = Literal["closed-loop", "paper"]
 
@@ -66,7 +65,7 @@ def correct_along(work: Work, fix: Callable[[Step], Fix], num_images: int, key: 
 
     Latents are kept, so that a step costs as many calls of networks as the method makes, never a sweep from the noise.
     """
-    way = _walk(work, num_images, key)
+    way = walk_of(work, num_images, key)
     float_params, params = work.denoiser.params, _quantize(work.denoiser.params, work.calib)
     x = x_float = way.start()
     past: tuple = ()
@@ -83,11 +82,6 @@ def correct_along(work: Work, fix: Callable[[Step], Fix], num_images: int, key: 
         if made.exact is not None:
             x_float, past_float = way.advance(x_float, made.exact, index, past_float)
     return {name: np.stack([rows[name] for rows in found]) for name in found[0]}
-
-
-def _walk(work: Work, num_images: int, key: jax.Array) -> Walk:
-    batch_size, mesh, _ = work.machine
-    return walk(work.denoiser, work.problem.sampler, num_images=num_images, key=key, batch_size=batch_size, mesh=mesh)
 
 
 @calibrator(needs=(Grid, Acts), gives=())
@@ -239,9 +233,7 @@ def _corrected(work: Work, correction: Correction) -> Work:
 
 def _accepted(work: Work, corrections: dict[str, Correction]) -> tuple[dict[str, float], str]:
     """(the error of the images without and with each correction, the name of the one that stays)."""
-    tried = {"before": image_error(work)}
-    tried |= {name: image_error(_corrected(work, correction)) for name, correction in corrections.items()}
-    return tried, min(tried, key=lambda name: tried[name])
+    return closest(work, {name: _corrected(work, correction) for name, correction in corrections.items()})[1:]
 
 
 def _noise_left(work: Work, std: np.ndarray) -> np.ndarray:

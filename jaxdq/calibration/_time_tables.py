@@ -79,7 +79,7 @@ def tabulate_time(dtype: TableDtype = "float32") -> Run:
 def _tabled(calib: Calibration, tables: dict[str, TimeTable]) -> Calibration:
     """The calibration, and the one that runs in its place at some times, with these tables."""
     instead = calib.instead
-    if instead is not None and instead.calib is not None:
+    if instead is not None and isinstance(instead.calib, Calibration):
         instead = dataclasses.replace(instead, calib=_tabled(instead.calib, tables))
     return dataclasses.replace(calib, tables={**calib.tables, **tables}, instead=instead)
 

@@ -50,6 +50,7 @@ from jaxdq.linen._plan import SitePlan as SitePlan
 from jaxdq.linen._plan import on_pieces as on_pieces
 from jaxdq.linen._quantized import Calibration as Calibration
 from jaxdq.linen._quantized import Instead as Instead
+from jaxdq.linen._quantized import OtherActs as OtherActs
 from jaxdq.linen._quantized import QuantizedParams as QuantizedParams
 from jaxdq.linen._quantized import check_dtype as check_dtype
 from jaxdq.linen._quantized import quantize as quantize

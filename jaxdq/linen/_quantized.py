@@ -61,12 +61,32 @@ class Instead:
     """What runs in place of a calibration at some times.
 
     Attributes:
-        calib: Calibration of the same network; None is the float network.
+        calib: Calibration of the same network; `OtherActs`, if its weights are the same; None is the float network.
         at: bool[T], the model times at which it runs.
     """
 
-    calib: Calibration | None
+    calib: "Calibration | OtherActs | None"
     at: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OtherActs:
+    """A calibration with other activations and all else, weights and codes above all, as the one it stands in for.
+
+    Attributes:
+        acts: Grids of its activations.
+        plan: Its plan, which differs in nothing else (static).
+        correction: Its correction.
+    """
+
+    acts: Acts | None
+    plan: Plan = dataclasses.field(metadata={"static": True})
+    correction: Correction | None = None
+
+    def of(self, calib: Calibration) -> Calibration:
+        """The whole calibration."""
+        return dataclasses.replace(calib, acts=self.acts, plan=self.plan, correction=self.correction, instead=None)
 
 
 @jax.tree_util.register_dataclass
@@ -124,9 +144,15 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     params = unboxed(params)
     if calib.instead is not None:
         _check_instead(calib)
-        own, other = dataclasses.replace(calib, instead=None), calib.instead
-        second = params if other.calib is None else quantize(params, other.calib, dtype=dtype)
-        return Switch((quantize(params, own, dtype=dtype), second), jnp.asarray(other.at).astype(jnp.int32))
+        own, other = dataclasses.replace(calib, instead=None), calib.instead.calib
+        first = quantize(params, own, dtype=dtype)
+        if other is None:
+            second = params
+        else:
+            other = other.of(own) if isinstance(other, OtherActs) else other
+            second = quantize(params, other, dtype=dtype)
+            second = dataclasses.replace(second, params=_sharing(first, second, own, other))
+        return Switch((first, second), jnp.asarray(calib.instead.at).astype(jnp.int32))
     plan = calib.plan.with_tables(calib.tables)
     plan = plan if dtype is None else plan.computing_in(dtype)
     if calib.acts is None:
@@ -147,6 +173,34 @@ def quantize(params: Any, calib: Calibration, *, dtype: jax.typing.DTypeLike | N
     params = with_tables(with_kernels(_cast(params, plan), quantized), calib.tables)
     acts, plan = calib.acts.select(plan.columns), plan.without_digests(calib.params.keys())
     return QuantizedParams(params, acts, plan, calib.variables, calib.correction)
+
+
+def _sharing(first: QuantizedParams, second: QuantizedParams, own: Calibration, other: Calibration) -> Any:
+    """The second network's params, with the very arrays of the first where the calibrations decide the same."""
+    moved = {path for path in {**own.params, **other.params} if own.params.get(path) is not other.params.get(path)}
+
+    def is_same(path: str) -> bool:
+        site, site_too = (network.plan.by_path.get(path) for network in (first, second))
+        if site is None or site_too is None or (site.weight, site.parts) != (site_too.weight, site_too.parts):
+            return False
+        decided, decided_too = (calib.weights.get(path) for calib in (own, other))
+        return f"{path}/kernel" not in moved and (site.weight is None or decided is decided_too)
+
+    def walk(mine: Any, theirs: Any, path: str) -> Any:
+        if isinstance(theirs, QTensor | Parts):
+            return mine if is_same(path.rpartition("/")[0]) else theirs
+        if isinstance(theirs, TimeTable):
+            tables = (calib.tables.get(path.rpartition("/")[0]) for calib in (own, other))
+            return mine if next(tables) is next(tables) else theirs
+        if hasattr(theirs, "items"):
+            return {
+                key: walk(mine[key], node, f"{path}/{key}".lstrip("/")) if key in mine else node
+                for key, node in theirs.items()
+            }
+        alike = hasattr(mine, "dtype") and mine.dtype == theirs.dtype and path not in moved
+        return mine if alike else theirs
+
+    return walk(first.params, second.params, "")
 
 
 def _check_instead(calib: Calibration) -> None:

@@ -1,7 +1,9 @@
 """A quantized network as a tree of plain arrays and a plan of plain values, and back: what a checkpoint holds."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from jaxdq.linen import (
     SitePlan,
     Switch,
     TimeTable,
+    kernel_at,
     leaves_of,
     with_one_partition,
 )
@@ -48,12 +51,25 @@ def plan_from(values: Any) -> Any:
 
 
 def to_arrays(qparams: Any) -> dict[str, Any]:
-    """The arrays of a network by name, codes in packed bytes."""
-    if isinstance(qparams, Switch):
-        choices = {str(index): to_arrays(choice) for index, choice in enumerate(qparams.choices)}
-        return {"choices": choices, "choice_of_t": np.asarray(qparams.choice_of_t)}
-    if not isinstance(qparams, QuantizedParams):
-        return {"params": jax.tree.map(np.asarray, qparams)}
+    """The arrays of a network by name, codes in packed bytes; of a `Switch`, what both networks hold once."""
+    if not isinstance(qparams, Switch):
+        return _to_arrays(qparams, {})
+    known: dict[Any, Any] = {}
+    first, second = (_to_arrays(choice, known) for choice in qparams.choices)
+    return {
+        "choices": {"0": first, "1": _without_shared(second, first)},
+        "choice_of_t": np.asarray(qparams.choice_of_t),
+    }
+
+
+def _to_arrays(qparams: Any, known: dict[Any, Any]) -> dict[str, Any]:
+    """The arrays of one network; `known` is what became of arrays that were met before, by their identity."""
+
+    def kept(leaf: Any) -> Any:
+        key = tuple(map(id, jax.tree.leaves(leaf)))
+        if key not in known:
+            known[key] = stored(leaf)
+        return known[key]
 
     def stored(leaf: Any) -> Any:
         if isinstance(leaf, Parts):
@@ -70,11 +86,42 @@ def to_arrays(qparams: Any) -> dict[str, Any]:
         extra = {} if zero_point is None else {"zero_point": np.asarray(zero_point)}
         return {**codes, "scale": np.asarray(leaf.qparams.scale), **extra}
 
-    params = jax.tree.map(stored, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor | Parts | TimeTable))
-    variables = {"variables": jax.tree.map(np.asarray, dict(qparams.variables))} if qparams.variables else {}
-    acts = {name: np.asarray(getattr(qparams.acts, name)) for name in _ACTS}
+    if not isinstance(qparams, QuantizedParams):
+        return {"params": jax.tree.map(kept, qparams)}
+    params = jax.tree.map(kept, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor | Parts | TimeTable))
+    variables = {"variables": jax.tree.map(kept, dict(qparams.variables))} if qparams.variables else {}
+    tables = {name: np.asarray(getattr(qparams.acts, name)) for name in _ACTS}
+    acts = {name: table for name, table in tables.items() if table.size}  # Orbax takes no empty arrays
     correction = {} if qparams.correction is None else {"correction": _present(qparams.correction)}
     return {"params": params, "acts": acts, **variables, **correction}
+
+
+def _without_shared(tree: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """A tree of arrays without what another holds at the same place: saved once."""
+    out = {}
+    for key, node in tree.items():
+        other: Any = first.get(key)
+        if _is_inner(node) and _is_inner(other) and set(node) == set(other):
+            node = _without_shared(node, other) or None
+        elif node is other:
+            node = None
+        if node is not None:
+            out[key] = node
+    return out
+
+
+def _with_shared(tree: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_without_shared`."""
+    filled = {
+        key: _with_shared(node, first[key]) if _is_inner(node) and _is_inner(first.get(key)) else node
+        for key, node in tree.items()
+    }
+    return {**first, **filled} if set(tree) <= set(first) else filled
+
+
+def _is_inner(node: Any) -> bool:
+    """Whether a node holds other nodes, and is no single array in parts."""
+    return isinstance(node, dict) and not {"codes", "parts", TABLE} & set(node)
 
 
 def _packed(codes: np.ndarray, bits: int) -> dict[str, np.ndarray]:
@@ -107,34 +154,54 @@ def from_arrays(tree: dict[str, Any], plan: Any) -> Any:
         tree: The arrays.
         plan: Result of `plan_from`.
     """
-    if isinstance(plan, tuple):
-        first, second = (from_arrays(tree["choices"][str(index)], one) for index, one in enumerate(plan))
-        return Switch((first, second), jnp.asarray(tree["choice_of_t"]))
+    if not isinstance(plan, tuple):
+        return _from_arrays(tree, plan, {})
+    known: dict[int, Any] = {}
+    arrays = tree["choices"]["0"], _with_shared(tree["choices"]["1"], tree["choices"]["0"])
+    first, second = (_from_arrays(choice, one, known) for choice, one in zip(arrays, plan, strict=True))
+    return Switch((first, second), jnp.asarray(tree["choice_of_t"]))
+
+
+def _from_arrays(tree: dict[str, Any], plan: Plan | None, known: dict[int, Any]) -> Any:
+    """One network; `known` is what became of nodes that were met before, by their identity."""
+
+    def kept(node: Any, restored: Callable[[Any], Any] = jnp.asarray) -> Any:
+        if id(node) not in known:
+            known[id(node)] = restored(node), node  # which stays, so that its identity is nobody else's
+        return known[id(node)][0]
+
+    def walk(node: Any, path: str) -> Any:
+        if not isinstance(node, dict):
+            return kept(node)
+        site = None if plan is None else plan.by_path.get(path)
+        out = {}
+        for key, value in node.items():
+            if key == "kernel" and site is not None and site.weight is not None:
+                out[key] = kept(value, functools.partial(_restored_kernel, site=site))
+            elif key == TABLE:
+                out[key] = kept(value, lambda value: TimeTable(**jax.tree.map(jnp.asarray, value)))
+            else:
+                out[key] = walk(value, f"{path}/{key}".lstrip("/"))
+        return out
+
+    params = walk(tree["params"], "")
     if plan is None:
-        return jax.tree.map(jnp.asarray, tree["params"])
-    params = tree["params"]
-    for site in plan.sites:
-        if site.weight is not None:
-            node = params
-            for part in site.path.split("/") if site.path else ():
-                node = node[part]
-            node["kernel"] = _restored_kernel(node["kernel"], site)
+        return params
+    missing = [site.path for site in plan.sites if site.weight is not None and kernel_at(params, site.path) is None]
+    if missing:
+        raise KeyError(f"{missing[0]}/kernel")
     tables = tree["acts"] if "acts" in tree else _acts_before_format_3(tree)
+    if not plan.columns:
+        groups = int(np.max(tables["group_of_t"])) + 1
+        tables = {**tables, "scale": np.ones((groups, 0), np.float32), "zero_point": np.zeros((groups, 0), np.int32)}
     scale, zero_point, group_of_t = (jnp.asarray(tables[name]) for name in _ACTS)
     acts = Acts(scale, zero_point, group_of_t, plan.columns)
-    params, variables = jax.tree.map(jnp.asarray, (_with_tables(params), tree.get("variables", {})))
+    variables = jax.tree.map(kept, tree.get("variables", {}))
     if not plan.leaves:  # of a checkpoint that did not say yet what the network's params are
         plan = dataclasses.replace(plan, leaves=leaves_of(params, {leaf.path for leaf in plan.kernels}))
     given = tree.get("correction")
     correction = None if given is None else Correction(**jax.tree.map(jnp.asarray, given))
     return QuantizedParams(params, acts, plan, variables, correction)
-
-
-def _with_tables(node: Any) -> Any:
-    """The params tree with its tables over time as what they are."""
-    if not isinstance(node, dict):
-        return node
-    return {key: TimeTable(**value) if key == TABLE else _with_tables(value) for key, value in node.items()}
 
 
 def _acts_before_format_3(tree: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -11,13 +11,13 @@ import numpy as np
 from jaxdq._common.errors import InputError
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Switch:
     """Two networks of the same module, of which the time picks one: `choices[choice_of_t[t]]` runs at t.
 
-    What low bits spoil at some steps, more bits keep. Arrays that both hold are one array in memory; on disk, each is
-    saved whole.
+    What low bits spoil at some steps, more bits keep. An array that both hold is one leaf of this pytree, so that it is
+    in memory once, under jit too, and on disk.
 
     Attributes:
         choices: Two `QuantizedParams`; the second may be the float network's params.
@@ -26,6 +26,24 @@ class Switch:
 
     choices: tuple[Any, Any]
     choice_of_t: jax.Array
+
+    def tree_flatten(self) -> tuple[list[Any], Any]:
+        """Leaves of the first choice, those of the second that the first does not hold, and the times."""
+        (first, first_tree), (second, second_tree) = map(jax.tree.flatten, self.choices)
+        place = {id(leaf): index for index, leaf in enumerate(first)}
+        places = tuple(place.get(id(leaf), -1) for leaf in second)
+        own = [leaf for leaf, where in zip(second, places, strict=True) if where < 0]
+        return [*first, *own, self.choice_of_t], (first_tree, second_tree, places)
+
+    @classmethod
+    def tree_unflatten(cls, structure: Any, leaves: Any) -> "Switch":
+        """The inverse of `tree_flatten`."""
+        first_tree, second_tree, places = structure
+        *arrays, choice_of_t = leaves
+        first, own = arrays[: first_tree.num_leaves], iter(arrays[first_tree.num_leaves :])
+        second = [next(own) if where < 0 else first[where] for where in places]
+        trees = jax.tree.unflatten(first_tree, first), jax.tree.unflatten(second_tree, second)
+        return cls(trees, choice_of_t)
 
     @property
     def plan(self) -> Any:

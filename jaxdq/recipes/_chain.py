@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxdq._common.errors import InputError
-from jaxdq.calibration import Calibrator, Recipe, Sensitivity, measure_sensitivity
+from jaxdq.calibration import Calibrator, Recipe
+from jaxdq.recipes._ranges import missing_for
 from jaxdq.recipes._weights import WeightRounding, rounding
 
 
@@ -39,7 +40,9 @@ def chain(first: Recipe, *others: Recipe | Calibrator | Sequence[Calibrator]) ->
         if not isinstance(added, Sequence) or not all(isinstance(one, Calibrator) for one in added):
             raise InputError(f"chain was given {other!r:.60}; give recipes or calibrators.")
         names = [other.name] if isinstance(other, Recipe) else [one.name for one in added]
-        made = dataclasses.replace(made.adding(*_with_needs(made, added)), name="+".join([made.name, *names]))
+        made = dataclasses.replace(
+            made.adding(*missing_for(made.calibrators, added), *added), name="+".join([made.name, *names])
+        )
     return made
 
 
@@ -60,10 +63,3 @@ def weights(method: WeightRounding) -> tuple[Calibrator, ...]:
         ['compensate_rounding']
     """
     return rounding(method)
-
-
-def _with_needs(recipe: Recipe, added: Sequence[Calibrator]) -> tuple[Calibrator, ...]:
-    """With the measurement that errors are weighted by, where nothing before it has made it."""
-    known = {kind for one in recipe.calibrators for kind in one.gives}
-    missing = Sensitivity not in known and any(Sensitivity in one.needs for one in added)
-    return (*((measure_sensitivity(),) if missing else ()), *added)

@@ -1,5 +1,6 @@
 """How ranges are chosen, in one word that every recipe takes."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from jaxdq._common.errors import InputError
@@ -7,6 +8,7 @@ from jaxdq.calibration import (
     Calibrator,
     RangeSettings,
     Recipe,
+    Sensitivity,
     fit_weights,
     learn_ranges,
     measure_sensitivity,
@@ -75,7 +77,7 @@ def chosen(ranges: RangeMethod, learning: RangeSettings | None, default: RangeSe
 
 def correcting(
     name: str,
-    step: Calibrator,
+    steps: Calibrator | tuple[Calibrator, ...],
     bits: tuple[int, int],
     num_groups: int,
     ranges: RangeMethod,
@@ -83,10 +85,19 @@ def correcting(
     split: bool,
     learning: RangeSettings | None,
 ) -> Recipe:
-    """The recipe that puts `step` after ranges in equal spans, weights rounded by GPTQ below 8 bits."""
+    """The recipe that puts `steps` after ranges in equal spans, weights rounded by GPTQ below 8 bits."""
     rounded = rounding_for(bits[0]) if weights is None else weights
+    added = (steps,) if isinstance(steps, Calibrator) else steps
     before = in_equal_spans(num_groups, ranges, rounded, learning, learning_for(*bits))
-    return Recipe(name, default_rules(*bits, split=split), before).adding(step)
+    before = (*before, *missing_for(before, added))
+    return Recipe(name, default_rules(*bits, split=split), before).adding(*added)
+
+
+def missing_for(before: Sequence[Calibrator], added: Sequence[Calibrator]) -> tuple[Calibrator, ...]:
+    """The measurement that errors are weighted by, where what is added needs it and nothing before it has made it."""
+    known = {kind for one in before for kind in one.gives}
+    missing = Sensitivity not in known and any(Sensitivity in one.needs for one in added)
+    return (measure_sensitivity(),) if missing else ()
 
 
 def in_equal_spans(

@@ -17,12 +17,14 @@ from jaxdq.calibration import (
     compensate_rounding,
     correct_noise,
     correct_trajectory,
+    fit_progressively,
     fit_weights,
     learn_ranges,
     measure_sensitivity,
     observe,
     reconstruct,
     refit_ranges,
+    relax_activations,
     run_recipe,
     search_groups,
     select_timesteps,
@@ -36,7 +38,7 @@ from jaxdq.calibration import (
 from jaxdq.calibration.tools import loop
 from jaxdq.grid import Grid
 from jaxdq.linen import Acts
-from jaxdq.observers import minmax_weights, mse
+from jaxdq.observers import minmax, minmax_weights, mse
 
 KEY = jax.random.key(0)
 GROUPS, UPDATES = 2, 4
@@ -58,6 +60,8 @@ CALIBRATORS = {
         correct_noise(num_images=4),
         correct_trajectory(num_images=4),
         tabulate_time(),
+        fit_progressively(minmax(), num_images=4),
+        relax_activations(num_images=4),
         reconstruct(ReconstructionSettings(num_updates=UPDATES, num_states=6, rows=3)),
     )
 }
@@ -67,6 +71,8 @@ GOES_ON = {
     "learn_ranges",
     "correct_noise",
     "correct_trajectory",
+    "fit_progressively",
+    "relax_activations",
 }  # from where the last run ended: a second run is no repetition
 RULES = [Rule("one|two", Scheme(4, channel_axis=-1), Scheme(4, symmetric=False)), Rule(".*", reason="an end")]
 

@@ -118,7 +118,12 @@ def corrected(calib: Calibration, correction: Correction) -> Calibration:
     """The calibration, and the one that runs in its place at some times, with this correction after their own."""
     instead = calib.instead
     if instead is not None and instead.calib is not None:
-        instead = dataclasses.replace(instead, calib=corrected(instead.calib, correction))
+        other = instead.calib
+        if isinstance(other, Calibration):
+            other = corrected(other, correction)
+        else:
+            other = dataclasses.replace(other, correction=followed_by(other.correction, correction))
+        instead = dataclasses.replace(instead, calib=other)
     return dataclasses.replace(calib, correction=followed_by(calib.correction, correction), instead=instead)
 
 

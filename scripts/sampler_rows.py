@@ -12,7 +12,16 @@ import jax
 from weights_rows import Weights
 
 import jaxdq
-from jaxdq.calibration import Calibrator, Work, compensate_rounding, correct_noise, correct_trajectory
+from jaxdq.calibration import (
+    Calibrator,
+    Work,
+    compensate_rounding,
+    correct_noise,
+    correct_trajectory,
+    fit_progressively,
+    relax_activations,
+    tabulate_time,
+)
 from jaxdq.diffusion import SAMPLERS, Sampler, ddim
 
 METHODS: dict[str, tuple[Calibrator, ...]] = {
@@ -23,6 +32,14 @@ METHODS: dict[str, tuple[Calibrator, ...]] = {
     "tac": (correct_trajectory(),),
     "tac-paper": (correct_trajectory("paper"),),
     "tac+ptqd": (correct_trajectory(), correct_noise()),
+    "tables": (tabulate_time(),),
+    "series": (fit_progressively(),),  # a group for each step, behind the quantized steps before it
+    "ends": (relax_activations(8),),  # a fifth of the steps at one end has activations of 8 bits
+    "ends-float": (relax_activations(None),),
+    "snr": (relax_activations(8, where="snr"),),
+    "snr-float": (relax_activations(None, where="snr"),),
+    "pcr": (fit_progressively(), relax_activations(8)),
+    "pcr+tables+tac": (fit_progressively(), relax_activations(8), tabulate_time(), correct_trajectory()),
 }
 
 

@@ -32,6 +32,7 @@ def run(tmp_path, *options):
     )
 
 
+@pytest.mark.slow
 def test_the_first_seed_of_all_rows_comes_first_and_a_stopped_run_goes_on(tmp_path, made, capsys):
     run(tmp_path)
     assert made == [("W4A8", "nearest", 0), ("W4A8", "gptq", 0), ("W4", "nearest", 0), ("W4", "gptq", 0)]

@@ -59,8 +59,8 @@ def output_of(capsys, words) -> str:
 @pytest.mark.parametrize(
     ("scheduler", "sampler"),
     [
-        ({"_class_name": "EulerAncestralDiscreteScheduler"}, "euler_ancestral"),
-        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "pndm"),
+        pytest.param({"_class_name": "EulerAncestralDiscreteScheduler"}, "euler_ancestral", marks=pytest.mark.slow),
+        pytest.param({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "pndm", marks=pytest.mark.slow),
         ({"_class_name": "UniPCMultistepScheduler"}, "ddim"),
     ],
     ids=str,

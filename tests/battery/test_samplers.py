@@ -24,18 +24,25 @@ SAMPLERS = {
 RECIPE = recipes.chain(
     recipes.adpdm(
         8,
-        8,
+        6,
         2,
         search=SearchSettings(num_updates=4, moves=1),
         weights="gptq",
         learning=RangeSettings(num_updates=4, judge_every=2, rows=3),
     ),
+    recipes.pcr(),
     recipes.ptqd(),
     recipes.tac(),
 )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# Fresh noise, and a past with two calls at one time: what the others have too, which are in CI.
+FAST = {"euler_ancestral", "pndm"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in SAMPLERS]
+)
 def test_every_sampler_serves_every_method(name, tmp_path):
     sampler = SAMPLERS[name]
     calib = calibrate(DENOISER, RECIPE, sampler=sampler, key=KEY, num_images=4, batch_size=4)

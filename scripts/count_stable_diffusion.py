@@ -5,7 +5,8 @@
 Prints one JSON line for each: sites, and how many of them are products of attention; the share of multiply-accumulates
 on integers with and without those products (a rule switches them on); bytes in float32, at W8 and at W4, as ratios too;
 and the blocks that `reconstruct` learns one after the other: how many, the most weights of one, and bytes of one state
-(a latent at one time) as the largest block keeps it and as all blocks see it in one call, without guidance.
+(a latent at one time) as the largest block keeps it and as all blocks see it in one call, without guidance; and what
+`tabulate_time` puts tables in place of: layers, their parameters and multiply-accumulates, bytes of 50 rows in float16.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import jaxdq
 from jaxdq.app.inspection import inspection_of
 from jaxdq.grid import stored_bytes
-from jaxdq.linen import cut_into_blocks, kernel_at, values_at_blocks
+from jaxdq.linen import Plan, cut_into_blocks, kernel_at, layers_of_time, params_at, values_at_blocks
 from jaxdq.models.unet import abstract_params, unet2d_condition_from_config
 
 MODELS: dict[str, dict[str, Any]] = {  # unet/config.json where it differs from the class's defaults
@@ -80,6 +81,20 @@ def count(config: dict[str, Any]) -> dict[str, Any]:
         "bytes": sizes,
         "of_float32": {name: round(size / found.float32_bytes, 4) for name, size in sizes.items()},
         "blocks": blocks_of(denoiser, [site.path for site in found.plan.sites if site.weight is not None]),
+        "time": time_of(denoiser, found.plan),
+    }
+
+
+def time_of(denoiser: jaxdq.Denoiser, plan: Plan) -> dict[str, int]:
+    """What tables over time stand for, by shapes."""
+    x, t = jax.ShapeDtypeStruct((2, *denoiser.shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    layers = layers_of_time(denoiser.module, denoiser.params, x, t, *denoiser.abstract_args(2))
+    own = {path: params_at(denoiser.params, path) for path in layers}
+    return {
+        "layers": len(layers),
+        "params": sum(leaf.size for leaf in jax.tree.leaves(own)),
+        "macs": sum(plan.by_path[path].site.macs for path in layers),
+        "table_bytes": sum(50 * 2 * own[path]["kernel"].shape[-1] for path, is_read in layers.items() if is_read),
     }
 
 

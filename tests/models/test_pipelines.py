@@ -19,7 +19,7 @@ from readme import block
 import jaxdq
 from jaxdq import InputError
 from jaxdq.calibration import plan_for, weight_grids
-from jaxdq.linen import find_sites, kernel_at, unfitted_acts
+from jaxdq.linen import find_sites, kernel_at, layers_of_time, unfitted_acts
 from jaxdq.observers import minmax_weights
 
 PROMPTS = ["a cat", "a dog on a hill"]
@@ -157,7 +157,8 @@ def test_every_dense_and_conv_of_the_flax_unet_is_a_site(config, attention):
     params = jax.eval_shape(lambda: unet.init_weights(jax.random.key(0)))
     text = jnp.zeros((2, small_pipelines.TOKENS, config["cross_attention_dim"]))
     added = {"text_embeds": jnp.zeros((2, small_pipelines.WIDTH)), "time_ids": jnp.zeros((2, 6))}
-    sites = find_sites(unet, params, jnp.zeros((2, 4, 8, 8)), jnp.zeros(2, jnp.int32), text, added)
+    call = jnp.zeros((2, 4, 8, 8)), jnp.zeros(2, jnp.int32), text, added
+    sites = find_sites(unet, params, *call)
     kernels = {
         "/".join(key.key for key in keys[:-1])
         for keys, _ in jax.tree_util.tree_leaves_with_path(params)
@@ -170,6 +171,9 @@ def test_every_dense_and_conv_of_the_flax_unet_is_a_site(config, attention):
     assert not [site for site in found if site.unsupported or not site.batch_first]
     of_text = {path for path in kernels if path.endswith(("attn2/to_k", "attn2/to_v"))}
     assert {site.path for site in found if site.is_condition} == of_text != set()
+    # What a prompt joins before the blocks project it is not of the time alone.
+    of_time = "time_emb" if "addition_embed_type" not in config else "time_embedding"
+    assert set(layers_of_time(unet, params, *call)) == {path for path in kernels if of_time in path}
     for part in ("attn1/to_q", "attn2/to_out_0", "ff/net_0/proj", "time_emb_proj", "time_embedding/linear_1"):
         assert any(part in path for path in kernels)
 

@@ -106,12 +106,21 @@ def predicted(metrics: Mapping[str, Any]) -> str:
 
 def learned(metrics: Mapping[str, Any]) -> list[str]:
     """What each calibrator tried and what it kept, a sentence each; none of recipes that only observe."""
-    return [
+    logs = metrics.get("calibration", {})
+    choices = [
         f"{name}: kept {log['kept']}. PSNR of calibration images to the float model's: "
         f"{', '.join(f'{_psnr(error)} with {what}' for what, error in log['tried'].items())}."
-        for name, log in metrics.get("calibration", {}).items()
+        for name, log in logs.items()
         if log.get("tried")
     ]
+    tables = logs.get("tabulate_time", {})
+    if tables.get("layers"):
+        choices.append(
+            f"tabulate_time: {tables['layers']} layers that see the time alone, {tables['parameters']:,} parameters "
+            f"and {tables['macs']:,} multiply-accumulates of every call, became {nice_bytes(tables['table_bytes'])} of "
+            f"rows for {tables['times']} times; the network runs at these times only."
+        )
+    return choices
 
 
 def shares_of_error(metrics: Mapping[str, Any]) -> dict[str, str]:

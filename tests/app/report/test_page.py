@@ -70,6 +70,11 @@ def test_residuals_of_a_correction_are_drawn(measured, tmp_path, page):
             ["a method: kept before.", "20.0 dB with before, no finite PSNR with look 1."],
         ),
         ({"select_timesteps": {"counts": [1, 2]}}, []),
+        (
+            {"tabulate_time": {"layers": 2, "parameters": 1500, "macs": 12, "table_bytes": 2048, "times": 4}},
+            ["2 layers that see the time alone, 1,500 parameters", "2.05 kB of rows for 4 times"],
+        ),
+        ({"tabulate_time": {"layers": 0}}, []),
     ],
 )
 def test_says_what_calibration_kept(calibration, said):

@@ -112,6 +112,7 @@ def quantize_model(
         metrics = report.to_json_values(
             {
                 **_asked(settings, recipe, out),
+                "groups": qparams.acts.num_groups,  # a method may give each step its own
                 **report.measured(denoiser, qparams, evaluation, folder / QUANTIZED),
                 "no_decoder": decoder.reason,
                 "conditions": choice and choice.seen(calibrated=work.problem.rows, evaluated=evaluation.rows),

@@ -90,9 +90,9 @@ def _to_arrays(qparams: Any, known: dict[Any, Any]) -> dict[str, Any]:
         return {"params": jax.tree.map(kept, qparams)}
     params = jax.tree.map(kept, qparams.params, is_leaf=lambda leaf: isinstance(leaf, QTensor | Parts | TimeTable))
     variables = {"variables": jax.tree.map(kept, dict(qparams.variables))} if qparams.variables else {}
-    tables = {name: np.asarray(getattr(qparams.acts, name)) for name in _ACTS}
+    tables = {name: kept(getattr(qparams.acts, name)) for name in _ACTS}
     acts = {name: table for name, table in tables.items() if table.size}  # Orbax takes no empty arrays
-    correction = {} if qparams.correction is None else {"correction": _present(qparams.correction)}
+    correction = {} if qparams.correction is None else {"correction": jax.tree.map(kept, _present(qparams.correction))}
     return {"params": params, "acts": acts, **variables, **correction}
 
 
@@ -142,9 +142,9 @@ def _unpacked(stored: dict[str, np.ndarray], bits: int, shape: tuple[int, ...]) 
     return codes.reshape(shape)
 
 
-def _present(correction: Correction) -> dict[str, np.ndarray]:
+def _present(correction: Correction) -> dict[str, jax.Array]:
     fields = ((field.name, getattr(correction, field.name)) for field in dataclasses.fields(correction))
-    return {name: np.asarray(value) for name, value in fields if value is not None}
+    return {name: value for name, value in fields if value is not None}
 
 
 def from_arrays(tree: dict[str, Any], plan: Any) -> Any:
@@ -194,13 +194,13 @@ def _from_arrays(tree: dict[str, Any], plan: Plan | None, known: dict[int, Any])
     if not plan.columns:
         groups = int(np.max(tables["group_of_t"])) + 1
         tables = {**tables, "scale": np.ones((groups, 0), np.float32), "zero_point": np.zeros((groups, 0), np.int32)}
-    scale, zero_point, group_of_t = (jnp.asarray(tables[name]) for name in _ACTS)
+    scale, zero_point, group_of_t = (kept(tables[name]) for name in _ACTS)
     acts = Acts(scale, zero_point, group_of_t, plan.columns)
     variables = jax.tree.map(kept, tree.get("variables", {}))
     if not plan.leaves:  # of a checkpoint that did not say yet what the network's params are
         plan = dataclasses.replace(plan, leaves=leaves_of(params, {leaf.path for leaf in plan.kernels}))
     given = tree.get("correction")
-    correction = None if given is None else Correction(**jax.tree.map(jnp.asarray, given))
+    correction = None if given is None else Correction(**jax.tree.map(kept, given))
     return QuantizedParams(params, acts, plan, variables, correction)
 
 

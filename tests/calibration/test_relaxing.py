@@ -86,6 +86,7 @@ def test_weights_are_in_memory_and_on_disk_once(act_bits, tmp_path):
     assert stored_bytes(switch) <= stored_bytes(narrow) + beside
     save(tmp_path / "q", switch)
     restored = restore(tmp_path / "q")
+    assert stored_bytes(restored) == stored_bytes(switch)
     assert jax.tree.structure(restored) == jax.tree.structure(switch)
     for one, two in zip(jax.tree.leaves(restored), jax.tree.leaves(switch), strict=True):
         np.testing.assert_array_equal(one, two)

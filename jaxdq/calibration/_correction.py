@@ -53,11 +53,13 @@ class Fix(NamedTuple):
         exact: f32[N, H, W, C], the float network's at `x_float`, if the method asked for it; None lets the float
             sampler stand still.
         rows: Name -> what the method found, an array each.
+        output_std: Standard deviation of what is left of the output's error, for which fresh noise makes room.
     """
 
     output: np.ndarray
     exact: np.ndarray | None
     rows: dict[str, Any]
+    output_std: float = 0.0
 
 
 def correct_along(work: Work, fix: Callable[[Step], Fix], num_images: int, key: jax.Array) -> dict[str, np.ndarray]:
@@ -78,7 +80,7 @@ def correct_along(work: Work, fix: Callable[[Step], Fix], num_images: int, key: 
 
         made = fix(Step(index, x, x_float, by(float_params), by(params)))
         found.append(made.rows)
-        x, past = way.advance(x, made.output, index, past)
+        x, past = way.advance(x, made.output, index, past, output_std=made.output_std)
         if made.exact is not None:
             x_float, past_float = way.advance(x_float, made.exact, index, past_float)
     return {name: np.stack([rows[name] for rows in found]) for name in found[0]}
@@ -128,7 +130,8 @@ def correct_noise(estimator: Estimator = "closed-loop", variance: bool = True, n
             output = found if on_float else np.asarray((found - error.bias) / (1 + error.slope), np.float32)
             residual = found - exact - error.slope * exact - error.bias
             rows = {**error._asdict(), "normality": normality(residual)}
-            return Fix(output, exact if on_float else None, rows)
+            left = error.std / (1 + error.slope) if variance and not on_float else 0.0
+            return Fix(output, exact if on_float else None, rows, left)
 
         rows = correct_along(work, fix, num_images, key)
         error = LinearError(*(rows[name] for name in LinearError._fields))

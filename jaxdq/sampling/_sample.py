@@ -232,9 +232,19 @@ def with_noise_of(params: Any, coefficients: Coefficients) -> Coefficients:
     output_std = output_std_of(params)
     if output_std is None:
         return coefficients
-    c, std = coefficients, output_std[jnp.round(jnp.asarray(coefficients.t)).astype(jnp.int32)]
-    left = jnp.sqrt(jnp.maximum(c.noise_std**2 - (c.of_output * std) ** 2, 0))
-    return c._replace(noise_std=jnp.where(std > 0, left, c.noise_std))
+    return with_noise_left(coefficients, output_std[jnp.round(jnp.asarray(coefficients.t)).astype(jnp.int32)])
+
+
+def with_noise_left(coefficients: Coefficients, output_std: Any) -> Coefficients:
+    """The steps with as much fresh noise as errors of the output leave room for.
+
+    Args:
+        coefficients: Of all steps, or of one.
+        output_std: Standard deviation of what is left of the output's error, of as many.
+    """
+    c = coefficients
+    left = jnp.sqrt(jnp.maximum(c.noise_std**2 - (c.of_output * output_std) ** 2, 0))
+    return c._replace(noise_std=jnp.where(output_std > 0, left, c.noise_std))
 
 
 class Batch(NamedTuple):

@@ -28,7 +28,7 @@ from jaxdq._common.errors import InputError
 from jaxdq._common.progress import track
 from jaxdq.diffusion import Coefficients, Denoiser, Sampler, left_by
 from jaxdq.linen import apply
-from jaxdq.sampling._sample import BATCH_SIZE, batches_of, initial_latents, with_noise_of
+from jaxdq.sampling._sample import BATCH_SIZE, batches_of, initial_latents, with_noise_left, with_noise_of
 
 Past = tuple[np.ndarray, ...]
 
@@ -82,7 +82,14 @@ class Walk(NamedTuple):
         return predict(self.denoiser, params, x, t, index, self.batches, mesh=self.mesh)
 
     def advance(
-        self, x: np.ndarray, output: np.ndarray, step: int, past: Past = (), *, params: Any = None
+        self,
+        x: np.ndarray,
+        output: np.ndarray,
+        step: int,
+        past: Past = (),
+        *,
+        params: Any = None,
+        output_std: float = 0.0,
     ) -> tuple[np.ndarray, Past]:
         """The latents after the sampler's step, with each image's own fresh noise, and its past; no network is called.
 
@@ -92,9 +99,10 @@ class Walk(NamedTuple):
             step: 0 is the noisiest.
             past: What the last call returned beside the latents; () at the first step.
             params: Params, whose correction may set how much fresh noise enters; None leaves it to the sampler.
+            output_std: Standard deviation of the error that is left in the output, for which the noise makes room.
         """
         coefficients = self.coefficients if params is None else with_noise_of(params, self.coefficients)
-        numbers = coefficients.at(self._checked(step))
+        numbers = with_noise_left(coefficients.at(self._checked(step)), np.float32(output_std))
         fixed = replicate((numbers, self.key, np.int32(step)), self.mesh)
 
         def call(index: jax.Array, x: jax.Array, output: jax.Array, *past: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Corrections along the sampler's way, on a small network at few bits."""
 
+import dataclasses
 import functools
 
 import jax
@@ -20,7 +21,7 @@ from jaxdq.calibration import (
 )
 from jaxdq.calibration import _correction as correction
 from jaxdq.observers import minmax, minmax_weights
-from jaxdq.sampling import walk
+from jaxdq.sampling import Walk, walk
 
 KEY = jax.random.key(0)
 STEPS = 4
@@ -89,8 +90,8 @@ def test_two_network_calls_a_step_and_one_program_each(monkeypatch):
             traces.append(t)
             return super().__call__(x, t)
 
-    own = correction.Walk.output
-    monkeypatch.setattr(correction.Walk, "output", lambda *args: calls.append(1) or own(*args))
+    own = Walk.output
+    monkeypatch.setattr(Walk, "output", lambda *args: calls.append(1) or own(*args))
     work = before()
     counted = work._replace(problem=work.problem._replace(denoiser=toy_denoiser(Counted())))
     monkeypatch.setattr(correction, "_accepted", lambda work, tables: ({"before": 1.0}, "before"))
@@ -116,7 +117,7 @@ def test_what_bias_and_slope_leave_makes_room_in_the_fresh_noise():
     # All steps but the last, which lands on the image without fresh noise.
     assert all(0 <= left < 1 for left in log["noise_left"][:-1]) and log["noise_left"][-1] == 1
     qparams, draw = quantize(plain.denoiser.params, work.calib), {"num_images": 4, "key": KEY}
-    exact = quantize(plain.denoiser.params, correct_noise(variance=False, num_images=8)(plain, KEY).calib)
+    exact = dataclasses.replace(qparams, correction=dataclasses.replace(qparams.correction, output_std=None))
     stochastic, still = ddim(STEPS, eta=1.0), ddim(STEPS)
     assert (
         abs(
@@ -128,6 +129,26 @@ def test_what_bias_and_slope_leave_makes_room_in_the_fresh_noise():
     np.testing.assert_array_equal(
         sample(plain.denoiser, qparams, sampler=still, **draw), sample(plain.denoiser, exact, sampler=still, **draw)
     )
+
+
+def test_the_walk_draws_the_fresh_noise_that_is_left():
+    """As `sample` will, once the residual of each step is known."""
+    work, seen = before(eta=1.0), []
+
+    def fix(step):
+        seen.append(step.x)
+        return correction.Fix(step.found(step.x), None, {"std": np.float64(0.2)}, 0.2)
+
+    rows = correction.correct_along(work, fix, 8, KEY)
+    tables = correction._tables(work, output_std=rows["std"])
+    qparams = quantize(work.denoiser.params, correction._corrected(work, tables).calib)
+    way = walk(work.denoiser, ddim(STEPS, eta=1.0), num_images=8, key=KEY, batch_size=8)
+    x = full = way.start()
+    for index in range(STEPS):
+        np.testing.assert_allclose(seen[index], x, atol=1e-5)
+        assert index == 0 or abs(full - x).max() > 1e-3
+        x, _ = way.advance(x, output := way.output(qparams, x, index), index, params=qparams)
+        full, _ = way.advance(seen[index], output, index)
 
 
 def test_corrections_go_through_the_house(tmp_path):

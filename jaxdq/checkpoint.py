@@ -10,8 +10,10 @@ A remote one (gs://, s3://) is built on this machine and copied, the manifest la
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -31,6 +33,7 @@ READABLE = range(1, FORMAT + 1)
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
 STATE = "state"  # of a loop: Orbax wants a folder that does not exist yet
+STATE_DIGESTS = "sha256.json"
 
 
 def save(path: str | os.PathLike[str], qparams: QuantizedParams | Switch, *, overwrite: bool = False) -> None:
@@ -185,17 +188,37 @@ def _checksums(folder: Path) -> dict[str, str]:
     return out
 
 
-def save_state(path: str | os.PathLike[str], update: int, state: Any) -> None:
-    """Keeps the state of a loop, so that it can go on after a kill: whole or not at all.
+class State(NamedTuple):
+    """What `save_state` kept.
+
+    Attributes:
+        update: How many updates it has seen.
+        state: A pytree of arrays.
+        history: Name -> array of any length: what a log says of the updates so far.
+    """
+
+    update: int
+    state: Any
+    history: dict[str, np.ndarray]
+
+
+def save_state(
+    path: str | os.PathLike[str], update: int, state: Any, history: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> None:
+    """Keeps the state of a loop, so that it can go on after a kill: whole or not at all, every byte checked.
 
     Args:
         path: A folder; an earlier state there is replaced.
         update: How many updates the state has seen.
         state: A pytree of arrays.
+        history: Name -> array that is not empty: what a log says of the updates so far.
     """
     leaves = {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}
-    with building(path_of(path), as_one_file=True) as folder, _checkpointer() as checkpointer:
-        checkpointer.save((folder / STATE).absolute(), {"update": np.asarray(update), "leaves": leaves})
+    tree = {"update": np.asarray(update), "leaves": leaves, **({"history": dict(history)} if history else {})}
+    with building(path_of(path), as_one_file=True) as folder:
+        with _checkpointer() as checkpointer:
+            checkpointer.save((folder / STATE).absolute(), tree)
+        (folder / STATE_DIGESTS).write_text(json.dumps(_checksums(folder / STATE)))
 
 
 def has_state(path: str | os.PathLike[str]) -> bool:
@@ -205,14 +228,16 @@ def has_state(path: str | os.PathLike[str]) -> bool:
         return place.exists()
 
 
-def restore_state(path: str | os.PathLike[str], like: Any) -> tuple[int, Any]:
-    """The (update, state) that `save_state` kept, in the structure of `like`.
+def restore_state(path: str | os.PathLike[str], like: Any) -> State:
+    """What `save_state` kept, the state in the structure of `like`.
 
     Raises:
         InputError: A state that is damaged or of another loop.
     """
     try:
         with at_hand(path_of(path)) as folder:
+            if _checksums(folder / STATE) != json.loads((folder / STATE_DIGESTS).read_text()):
+                raise InputError(f"the state in '{path}' is damaged; remove the folder and run again.")
             tree = _read_arrays((folder / STATE).absolute())
         leaves = [jnp.asarray(tree["leaves"][str(index)]) for index in range(len(tree["leaves"]))]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -223,7 +248,7 @@ def restore_state(path: str | os.PathLike[str], like: Any) -> tuple[int, Any]:
         raise InputError(f"the state in '{path}' can't be read ({error}); remove the folder and run again.") from None
     if not all(jax.tree.leaves(fits)):
         raise InputError(f"the state in '{path}' belongs to another run; remove the folder and run again.")
-    return int(tree["update"]), state
+    return State(int(tree["update"]), state, tree.get("history", {}))
 
 
 def _checkpointer() -> ocp.Checkpointer:

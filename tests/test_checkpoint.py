@@ -311,7 +311,7 @@ def test_the_state_of_a_loop_restores_bit_exact_and_is_replaced_whole(tmp_path):
     for update in (5, 6):
         state = jax.tree.map(lambda leaf, update=update: leaf + update, STATE)
         checkpoint.save_state(tmp_path / "deep" / "state", update, state)
-        found, restored = checkpoint.restore_state(tmp_path / "deep" / "state", STATE)
+        found, restored, _ = checkpoint.restore_state(tmp_path / "deep" / "state", STATE)
         assert found == update and jax.tree.structure(restored) == jax.tree.structure(STATE)
         for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
             assert one.dtype == two.dtype and np.asarray(one).tobytes() == np.asarray(two).tobytes()
@@ -341,7 +341,7 @@ def test_a_state_that_is_not_there_or_torn_is_refused(tmp_path):
     for file in (tmp_path / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:7])
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match=r"can't be read|is damaged"):
         checkpoint.restore_state(tmp_path / "state", STATE)
 
 

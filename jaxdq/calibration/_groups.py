@@ -163,7 +163,7 @@ def _search(
     logits = initial_logits(work.data.num_steps, num_groups, key)
     state = SearchState(logits, optimizer.init(logits), jnp.zeros((), jnp.int32))
     table = replicate(relative_table(proxy), mesh)
-    state, infos = learn(
+    state, history = learn(
         make_update(optimizer, settings.num_updates, settings.entropy),
         state,
         lambda index: table,
@@ -172,4 +172,4 @@ def _search(
         checkpoint=work.machine.folder,
         mesh=mesh,
     )
-    return np.asarray(state.logits), infos
+    return np.asarray(state.logits), history.infos

@@ -148,13 +148,10 @@ def learn_ranges(settings: RangeSettings = _LEARNING) -> Run:
                 work.denoiser.module, params, lambda step: _visitor_at(work.plan, learned, fixed, step), rows
             )
 
-        errors: list[float] = []
-
         def judge(state: Any) -> float:
-            errors.append(image_error(with_ranges(work, state[0])))
-            return errors[-1]
+            return image_error(with_ranges(work, state[0]))
 
-        (best, _), losses = learn(
+        (best, _), history = learn(
             update,
             (start, optimizer.init(start)),
             lambda index: (fixed, rows_of(index)),
@@ -166,7 +163,7 @@ def learn_ranges(settings: RangeSettings = _LEARNING) -> Run:
             explain=explain,
             mesh=mesh,
         )
-        log = {**_tried(errors), "updates": {"loss": [float(value) for value in losses]}}
+        log = {**_tried(history.errors), "updates": {"loss": [float(value) for value in history.infos]}}
         return with_ranges(work, best).logging("learn_ranges", log)
 
     return run
@@ -187,7 +184,7 @@ def _tried(errors: list[float]) -> dict[str, Any]:
     """The errors of the images by when they were drawn, and when the ranges that stay were found."""
     names = ["before", *(f"look {index + 1}" for index in range(len(errors) - 1))]
     tried = dict(zip(names, errors, strict=True))
-    return {"tried": tried, "kept": min(tried, key=lambda name: tried[name])} if tried else {}
+    return {"tried": tried, "kept": min(tried, key=lambda name: tried[name])}
 
 
 def with_ranges(work: Work, learned: Learned) -> Work:

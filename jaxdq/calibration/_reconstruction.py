@@ -151,7 +151,7 @@ def _begun(work: Work, start: Progress) -> tuple[int, Progress]:
     folder = work.machine.folder
     if folder is None or not has_state(folder / "blocks"):
         return 0, start
-    done, progress = restore_state(folder / "blocks", start)
+    done, progress, _ = restore_state(folder / "blocks", start)
     return done, progress._replace(errors=np.array(progress.errors))
 
 

@@ -225,7 +225,7 @@ def test_the_state_of_a_loop_is_kept_in_a_store_and_replaced_in_one_move(place):
     assert not checkpoint.has_state("fake://b/run/0/state")
     for update in (1, 2):
         checkpoint.save_state("fake://b/run/0/state", update, {"a": np.full(3, update, np.float32)})
-        found, state = checkpoint.restore_state("fake://b/run/0/state", {"a": np.zeros(3, np.float32)})
+        found, state, _ = checkpoint.restore_state("fake://b/run/0/state", {"a": np.zeros(3, np.float32)})
         assert found == update and np.asarray(state["a"]).tolist() == [update] * 3
     assert checkpoint.has_state("fake://b/run/0/state")
     assert everything(place / "store" / "b") == {"run", "run/0", "run/0/state"}

@@ -181,4 +181,9 @@ def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path, monkeypatch):
         one(start, KEY)
     assert list((tmp_path / name).iterdir())
     monkeypatch.setattr(loop, "save_state", save)
-    assert_same_bits(one(start, KEY), after(name))
+    resumed = one(start, KEY)
+    assert_same_bits(resumed, after(name))
+    assert resumed.log == after(name).log
+    again = one(start, KEY)  # after a kill that came later, when all updates were done
+    assert_same_bits(again, resumed)
+    assert again.log == resumed.log

@@ -81,8 +81,8 @@ def searching():
 def test_an_interrupted_search_goes_on_and_ends_in_the_same_bits(tmp_path, monkeypatch):
     kept, updates, save, learn, recipe = [], [], _loop.save_state, _loop.learn, searching()
 
-    def interrupted(path, update, state):
-        save(path, update, state)
+    def interrupted(path, update, *state):
+        save(path, update, *state)
         kept.append(update)
         if len(kept) == 2:
             raise KeyboardInterrupt

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,18 @@ from jaxdq._common.progress import track
 from jaxdq.checkpoint import has_state, restore_state, save_state
 
 SAVE_EVERY = 20
+
+
+class History(NamedTuple):
+    """What a log says of a loop: the same, whether it ran in one go or was killed and went on.
+
+    Attributes:
+        infos: What each update returned beside the state, on the host.
+        errors: What the judge said, before the first update and at each question; empty without one.
+    """
+
+    infos: list[Any]
+    errors: list[float]
 
 
 def learn(
@@ -28,7 +40,7 @@ def learn(
     judge_every: int = SAVE_EVERY,
     explain: Callable[[Any, Any], str] | None = None,
     mesh: Mesh | None = None,
-) -> tuple[Any, list[Any]]:
+) -> tuple[Any, History]:
     """Runs `state, info = update(state, batch_of(i))` for i in 0..num_updates-1.
 
     Args:
@@ -46,7 +58,7 @@ def learn(
         mesh: On which batches lie; the state is replicated over it. Of several processes the first one writes.
 
     Returns:
-        The last state, or the best one, and the infos of the updates that this call ran, on the host.
+        The last state, or the best one, and the history of all updates, those before a kill among them.
 
     Raises:
         InputError: An info that is NaN or infinite, or a state that is NaN where it would be kept or returned: the
@@ -54,7 +66,7 @@ def learn(
             same state on disk.
     """
     jitted = jax.jit(update, out_shardings=replicated(mesh))
-    start, (state, best, least) = _begun(state, judge, checkpoint)
+    start, (state, best, least), kept = _begun(state, judge, checkpoint)
     if start > num_updates:
         raise InputError(
             f"the state in '{checkpoint}' has seen {start} updates of '{label}' and {num_updates} were asked for; "
@@ -64,7 +76,8 @@ def learn(
         raise InputError(
             f"the processes found different states in '{checkpoint}'; put the folder on a disk that all of them share."
         )
-    state, infos = replicate(state, mesh), []
+    errors = [float(error) for error in kept.get("errors", ())]
+    state, infos = replicate(state, mesh), list[Any]()
     for index in track(range(start, num_updates), label):
         before, batch = state, batch_of(index)
         state, info = jitted(before, batch)
@@ -80,24 +93,46 @@ def learn(
             )
         if judge is not None and ((index + 1) % judge_every == 0 or index + 1 == num_updates):
             here = gather(state, mesh)
-            error = np.float32(judge(here))
-            best, least = (here, error) if error < least else (best, least)
+            errors.append(judge(here))
+            best, least = (here, np.float32(errors[-1])) if np.float32(errors[-1]) < least else (best, least)
         if checkpoint is not None and (index + 1) % SAVE_EVERY == 0 and is_first_process():
-            save_state(checkpoint, index + 1, state if judge is None else (state, best, least))
-    return gather(state, mesh) if judge is None else best, infos
+            history = _columns_of(infos, kept) | ({"errors": np.array(errors)} if errors else {})
+            save_state(checkpoint, index + 1, state if judge is None else (state, best, least), history)
+    if start:  # where nothing was left to do, nothing has shown what an info looks like
+        like = infos[0] if infos else jitted.eval_shape(state, batch_of(start - 1))[1]
+        leaves, structure = jax.tree.flatten(like)
+        columns = [kept[_INFO.format(index)] for index in range(len(leaves))]
+        infos = [jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True)] + infos
+    return gather(state, mesh) if judge is None else best, History(infos, errors)
+
+
+_INFO = "info {}"  # name of a leaf of all infos, [updates, ...]
+
+
+def _columns_of(infos: list[Any], kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The leaves of infos, a row for each update, those that were kept before first."""
+    columns = {_INFO.format(index): rows for index, rows in enumerate(zip(*map(jax.tree.leaves, infos), strict=True))}
+    return {
+        name: np.concatenate([kept[name], np.stack(rows)] if name in kept else [np.stack(rows)])
+        for name, rows in columns.items()
+    }
 
 
 def _begun(
     state: Any, judge: Callable[[Any], float] | None, checkpoint: str | os.PathLike[str] | None
-) -> tuple[int, tuple[Any, Any, np.float32]]:
-    """(updates seen, (the state, the best one, its error)), from disk where there is one; infinity is no error yet."""
-    if checkpoint is None or not has_state(checkpoint):
-        return 0, (state, state, np.float32(np.inf if judge is None else judge(state)))
+) -> tuple[int, tuple[Any, Any, np.float32], dict[str, np.ndarray]]:
+    """Updates seen, (the state, the best one, its error) and the history, from disk where there is one.
+
+    Infinity is no error yet.
+    """
     infinite = np.float32(np.inf)  # float32, as it comes back from disk
-    if judge is not None:
-        return restore_state(checkpoint, (state, state, infinite))
-    start, state = restore_state(checkpoint, state)
-    return start, (state, state, infinite)
+    if checkpoint is not None and has_state(checkpoint):
+        start, found, history = restore_state(checkpoint, state if judge is None else (state, state, infinite))
+        return start, (found, found, infinite) if judge is None else found, history
+    if judge is None:
+        return 0, (state, state, infinite), {}
+    error = judge(state)
+    return 0, (state, state, np.float32(error)), {"errors": np.array([error])}
 
 
 def _broken(info: Any, state: Any) -> str | None:

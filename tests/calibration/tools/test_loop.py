@@ -63,8 +63,8 @@ def test_oracle_the_loop_is_the_loop(unbroken):
         state, info = step(state, batch_of(index))
         expected.append(info)
     assert_same_bits(unbroken[0], state)
-    assert_same_bits(unbroken[1], jax.device_get(expected))
-    assert all(isinstance(info.loss, np.ndarray) for info in unbroken[1])
+    assert_same_bits(unbroken[1].infos, jax.device_get(expected))
+    assert all(isinstance(info.loss, np.ndarray) for info in unbroken[1].infos)
 
 
 def test_compiles_once():
@@ -74,16 +74,14 @@ def test_compiles_once():
 
 
 def test_no_updates_leave_the_state():
-    state, infos = run(num_updates=0)
+    state, history = run(num_updates=0)
     assert_same_bits(state, initial())
-    assert infos == []
+    assert history == ([], [])
 
 
 def test_a_checkpoint_changes_nothing_and_a_second_call_goes_on(unbroken, tmp_path):
     short, _ = run(tmp_path / "deep" / "state", SAVE_EVERY)
-    state, infos = run(tmp_path / "deep" / "state")
-    assert_same_bits(state, unbroken[0])
-    assert_same_bits(infos, unbroken[1][SAVE_EVERY:])
+    assert_same_bits(run(tmp_path / "deep" / "state"), unbroken)
     assert int(short[2]) == SAVE_EVERY
     assert [child.name for child in (tmp_path / "deep").iterdir()] == ["state"]
 
@@ -145,9 +143,45 @@ def test_resumes_to_the_same_bits_after_a_kill(when, unbroken, killed):
     assert (killed / when).exists() == bool(kept)
     if kept:
         assert restore_state(killed / when, initial())[0] == kept
-    state, infos = run(killed / when)
+    assert_same_bits(run(killed / when), unbroken)
+
+
+def judged(folder=None, num_updates=2 * SAVE_EVERY):
+    return learn(
+        update,
+        initial(),
+        batch_of,
+        num_updates,
+        label="toy",
+        checkpoint=folder,
+        judge=lambda state: float(jnp.sum(state[0] ** 2)) / 3,
+        judge_every=7,
+    )
+
+
+@pytest.mark.parametrize("seen", [SAVE_EVERY, 2 * SAVE_EVERY])
+def test_what_the_log_says_is_what_an_unbroken_run_says(seen, tmp_path):
+    """Where the last state was kept before the kill, too: what comes after the loop may have failed."""
+    unbroken = judged()
+    assert len(unbroken[1].infos) == 2 * SAVE_EVERY and len(unbroken[1].errors) == 1 + 2 * SAVE_EVERY // 7 + 1
+    judged(tmp_path / "state", seen)
+    state, history = judged(tmp_path / "state")
     assert_same_bits(state, unbroken[0])
-    assert_same_bits(infos, unbroken[1][kept:])
+    if seen == SAVE_EVERY:  # the shorter run asked once more, at its end
+        assert [error for error in unbroken[1].errors if error not in history.errors] == []
+    else:
+        assert history.errors == unbroken[1].errors
+    assert_same_bits(history.infos, unbroken[1].infos)
+
+
+def test_a_damaged_state_is_refused(tmp_path):
+    run(tmp_path / "state")
+    for file in sorted(file for file in (tmp_path / "state").rglob("*") if file.is_file()):
+        before = file.read_bytes()
+        file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(InputError, match="remove the folder and run again"):
+            run(tmp_path / "state")
+        file.write_bytes(before)
 
 
 def test_a_state_of_another_loop_is_refused(tmp_path):
@@ -170,7 +204,7 @@ def test_nan_names_the_quantity_and_the_update_and_keeps_the_last_good_state(bad
 
     with pytest.raises(InputError, match=f"'norm' became NaN or infinite in update {SAVE_EVERY + 3} of 'toy'"):
         run(tmp_path / "state", update=broken)
-    done, state = restore_state(tmp_path / "state", initial())
+    done, state, _ = restore_state(tmp_path / "state", initial())
     assert done == SAVE_EVERY
     assert_same_bits(state, run(num_updates=SAVE_EVERY)[0])
 

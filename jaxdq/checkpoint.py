@@ -22,8 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdq._common.errors import InputError, described
-from jaxdq._common.folders import building, check_place
-from jaxdq._common.paths import at_hand, path_of, reaching
+from jaxdq._common.folders import building, check_place, recover
+from jaxdq._common.paths import at_hand, is_remote, path_of, reaching
 from jaxdq.linen import QuantizedParams, Switch, check_belongs
 from jaxdq.linen._stored import from_arrays, plan_from, plan_values, to_arrays
 
@@ -222,9 +222,11 @@ def save_state(
 
 
 def has_state(path: str | os.PathLike[str]) -> bool:
-    """Whether `save_state` kept a state there."""
+    """Whether `save_state` kept a state there; one that a kill left beside its place is put back."""
     place = path_of(path)
     with reaching(place):
+        if not is_remote(place):
+            recover(place.resolve())
         return place.exists()
 
 

@@ -13,6 +13,7 @@ import pytest
 from toys import KNOWN_PARAMS, KNOWN_X, SHAPE, Known, tiny_quantized, toy_calibration, toy_params, toy_plan
 
 from jaxdq import InputError, apply, checkpoint, ddim, restore, sample, save
+from jaxdq._common import folders
 from jaxdq.grid import QTensor, Scheme
 from jaxdq.linen import Rule, quantize
 
@@ -250,7 +251,7 @@ def fail_to(name):
 
 
 @pytest.mark.parametrize(
-    "where", ["checkpoint.to_arrays", "checkpoint._checksums", "checkpoint._digest", "_common.folders._move_into_place"]
+    "where", ["checkpoint.to_arrays", "checkpoint._checksums", "checkpoint._digest", "_common.folders.move_into_place"]
 )
 def test_an_interrupted_save_leaves_the_old_checkpoint(saved, monkeypatch, where):
     before = contents(saved)
@@ -270,6 +271,7 @@ def test_a_move_that_fails_half_way_puts_the_old_checkpoint_back(saved, monkeypa
         return rename(self, target)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(folders, "exchange", lambda one, two: False)
         patch.setattr(Path, "rename", rename_old_only)
         save(saved, known_quantized(Scheme(8)), overwrite=True)
     assert contents(saved) == before

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from jaxdq._common.errors import InputError, InputWarning
+from jaxdq._common.folders import write_whole
 from jaxdq._common.paths import local_path, path_of, reaching
 from jaxdq.app.arguments import pairs
 from jaxdq.app.compile_cache import use_compile_cache
@@ -140,9 +141,7 @@ def sample(
     if out.suffix.lower() != ".png" or out.is_dir() or not os.access(out.parent, os.W_OK) or out.resolve() == own:
         raise InputError(f"can't write '{out}'; give a new name that ends in .png, in a folder that exists.")
     picture = report.image_grid(run.sample_run(folder, images=images, steps=steps, seed=seed, classes=classes))
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.write_bytes(picture)
-    part.replace(out)
+    write_whole(out, picture)
     typer.echo(f"wrote {out}")
 
 

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from jaxdq._common.describe import describe
 from jaxdq._common.devices import is_first_process
 from jaxdq._common.errors import InputError, InputWarning, described
-from jaxdq._common.paths import path_of, reaching
+from jaxdq._common.folders import write_whole
+from jaxdq._common.paths import is_remote, path_of, reaching
 from jaxdq.calibration._base import Calibrator, Judge, Machine, Problem, Work, check_order
 from jaxdq.calibration.tools.selection import check_num_groups
 from jaxdq.checkpoint import versions
@@ -251,11 +252,12 @@ def _claim(folder: Any, asked: list[Any], key: jax.Array) -> None:
             )
         if not is_first_process():
             return
-        staged = mark.with_suffix(".part")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            staged.write_text(ours)
-            staged.replace(mark)
+            if is_remote(mark):
+                mark.write_text(ours)  # an object is there whole or not at all
+            else:
+                write_whole(mark, ours.encode())
         except OSError as error:
             raise InputError(
                 f"'{folder}' can't hold what a calibration learns ({error.strerror or error}); give checkpoint_dir a "

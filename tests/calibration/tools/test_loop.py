@@ -12,8 +12,9 @@ import optax
 import pytest
 
 from jaxdq import InputError
+from jaxdq._common import folders
 from jaxdq.calibration.tools.loop import SAVE_EVERY, learn
-from jaxdq.checkpoint import restore_state, save_state
+from jaxdq.checkpoint import has_state, restore_state, save_state
 
 OPTIMIZER = optax.adam(0.1)
 NUM_UPDATES = 2 * SAVE_EVERY + SAVE_EVERY // 2
@@ -91,26 +92,30 @@ def test_a_checkpoint_changes_nothing_and_a_second_call_goes_on(unbroken, tmp_pa
 
 def die(folder, when):
     """Runs in a process of its own, which SIGKILL ends: no handler and no `finally` sees it."""
-    renames, rename = [], Path.rename
+    moves, rename = [], Path.rename
 
     def kill():
         os.kill(os.getpid(), signal.SIGKILL)
 
     def counted(source, target):
-        # The second save first moves the old state away, then the new one in.
-        renames.append("away" if str(source) == folder else "in")
-        if (when, renames[1:]) in (("before the renames", ["away"]), ("between the renames", ["away", "in"])):
+        moves.append("away" if str(source) == folder else "in")
+        if (when, moves) == ("between the renames", ["in", "away", "in"]):
             kill()
         return rename(source, target)
 
-    Path.rename = counted
+    def exchanged(one, two):
+        if when == "before the exchange":
+            kill()
+        return False  # as where the system has no such step: the old state moves away, then the new one in
+
+    Path.rename, folders.exchange = counted, exchanged
     batch = (
         (lambda index: kill() if index == SAVE_EVERY + 7 else batch_of(index)) if when == "in an update" else batch_of
     )
     run(folder, batch_of=batch)
 
 
-WHEN = ("in an update", "before the renames", "between the renames")
+WHEN = ("in an update", "before the exchange", "between the renames")
 
 
 def die_each_way(folder):
@@ -138,11 +143,9 @@ def killed(tmp_path_factory):
 
 @pytest.mark.parametrize("when", WHEN)
 def test_resumes_to_the_same_bits_after_a_kill(when, unbroken, killed):
-    # Between the renames there is no state, and the run starts anew; never half of one.
-    kept = 0 if when == "between the renames" else SAVE_EVERY
-    assert (killed / when).exists() == bool(kept)
-    if kept:
-        assert restore_state(killed / when, initial())[0] == kept
+    assert (killed / when).exists() == (when != "between the renames")
+    assert has_state(killed / when)  # puts back what had been moved away
+    assert restore_state(killed / when, initial())[0] == SAVE_EVERY
     assert_same_bits(run(killed / when), unbroken)
 
 

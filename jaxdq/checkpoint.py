@@ -22,8 +22,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdq._common.errors import InputError, described
-from jaxdq._common.folders import building, check_place, recover
+from jaxdq._common.folders import building, check_place, check_room, recover
 from jaxdq._common.paths import at_hand, is_remote, path_of, reaching
+from jaxdq.grid import stored_bytes
 from jaxdq.linen import QuantizedParams, Switch, check_belongs
 from jaxdq.linen._stored import from_arrays, plan_from, plan_values, to_arrays
 
@@ -55,6 +56,7 @@ def save(path: str | os.PathLike[str], qparams: QuantizedParams | Switch, *, ove
     if not isinstance(qparams, QuantizedParams | Switch):
         raise InputError(f"save was given a {type(qparams).__name__}; pass what jaxdq.quantize returned.")
     check_can_save(place, overwrite=overwrite)
+    check_room(place, stored_bytes(qparams))
     with building(place, last=MANIFEST) as folder:
         with _checkpointer() as checkpointer:
             checkpointer.save((folder / ARRAYS).absolute(), to_arrays(qparams))

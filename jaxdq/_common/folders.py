@@ -9,6 +9,7 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -94,6 +95,27 @@ def check_place(path: Any) -> None:
     if not above.is_dir() or not os.access(above, os.W_OK):
         state = "can't be written to" if above.is_dir() else "is a file"
         raise InputError(f"can't write beside '{path}', because '{above}' {state}; choose another folder.")
+
+
+def check_room(path: Any, needed: int) -> None:
+    """Refuses a local place on whose disk so much does not fit, before any work is done for it.
+
+    Args:
+        path: Result of `path_of`, or a path; what a remote store has room for is only known when it is written.
+        needed: Bytes, at least.
+
+    Raises:
+        InputError: Says how much is needed and how much is free.
+    """
+    if is_remote(path):
+        return
+    there = next((folder for folder in (path, *path.resolve().parents) if folder.exists()), None)
+    free = shutil.disk_usage(there).free if there is not None else needed
+    if free < needed:
+        raise InputError(
+            f"'{path}' needs at least {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB left; make room or "
+            f"choose another place."
+        )
 
 
 def recover(path: Path) -> None:
@@ -195,9 +217,14 @@ def writing(path: Any) -> Iterator[None]:
         if not fault:
             raise
         raise InputError(
-            f"'{path}' can't be written ({fault}); make room or choose another place. What was there before is as it "
-            f"was."
+            f"'{_as_asked(path)}' can't be written ({fault}); make room or choose another place. What was there before "
+            f"is as it was."
         ) from None
+
+
+def _as_asked(path: Any) -> str:
+    """The path as a person knows it: not that of the folder in which it is built."""
+    return re.sub(rf"/\.([^/]+)\.[^/.]+\{_PART}(?=/|$)", r"/\1", str(path))
 
 
 def fault_of_disk(error: BaseException | None) -> str:

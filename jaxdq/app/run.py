@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdq._common.folders import state_beside
+from jaxdq._common.folders import check_room, state_beside
 from jaxdq._common.paths import local_path
 from jaxdq.app import report
 from jaxdq.app.conditions import choice_of_run, load_model
@@ -45,6 +45,7 @@ from jaxdq.calibration import Recipe, observed_ranges, run_recipe
 from jaxdq.checkpoint import restore, save, versions
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.evaluation import Evaluation, evaluate
+from jaxdq.grid import stored_bytes
 from jaxdq.linen import QuantizedParams, check_belongs, quantize
 from jaxdq.models import text
 from jaxdq.models.decoding import Decode, Decoder, decoded, decoder_of
@@ -88,6 +89,7 @@ def quantize_model(
         sampler = _sampler_of(settings)
         decoder = _decoder(decode, settings.model)
         sampler.coefficients(denoiser.schedule)  # refuses too many steps before any work is done
+        check_room(out, stored_bytes(denoiser.params) * settings.weight_bits // 32)
     with state_beside(out) as state, staged(out, overwrite=overwrite) as folder:
         with _timed(seconds, "calibrate"):
             work = run_recipe(

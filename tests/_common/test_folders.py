@@ -147,6 +147,19 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(tmp_path, error):
     assert [child.name for child in tmp_path.iterdir()] == ["run"]
 
 
+def test_what_does_not_fit_is_told_before_any_work(tmp_path, monkeypatch):
+    whole(tmp_path / "run", "one")
+    with pytest.raises(InputError, match=r"run/q' needs at least 1,000,000,000,000.0 MB and the disk has [\d,.]+ MB"):
+        folders.check_room(tmp_path / "run" / "q", 10**18)
+    folders.check_room(tmp_path / "nowhere" / "yet" / "run", 1)
+
+
+def test_the_place_is_called_what_the_person_called_it(tmp_path):
+    with pytest.raises(InputError, match=rf"'{tmp_path}/run/model' can't"), building(tmp_path / "run") as folder:
+        with building(folder / "model"):
+            raise OSError(errno.ENOSPC, "x")
+
+
 def test_errors_that_are_not_the_disks_are_left_alone(tmp_path):
     with pytest.raises(ZeroDivisionError), building(tmp_path / "run"):
         raise ZeroDivisionError

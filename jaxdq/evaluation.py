@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdq._common.checks import is_whole, shown
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.linen import QuantizedParams
@@ -114,8 +115,7 @@ def evaluate(
     Example:
         `jaxdq.evaluate(denoiser, qparams, sampler=jaxdq.ddim(50), key=jax.random.key(1)).image_psnr_db`
     """
-    if num_images < 2:
-        raise InputError(f"num_images is {num_images}; a Fréchet distance needs at least 2 images.")
+    _check(num_images, decode)
     check_arguments(denoiser, qparams, sampler, key)
     denoiser, rows = denoiser.spread(num_images, key)
     float_run = functools.partial(trajectories, denoiser, denoiser.params, sampler=sampler, batch_size=batch_size)
@@ -163,6 +163,13 @@ def evaluate(
         image_space="latents" if decode is None and denoiser.schedule.clip_range is None else "pixels",
         rows=rows,
     )
+
+
+def _check(num_images: Any, decode: Any) -> None:
+    if not is_whole(num_images) or num_images < 2:
+        raise InputError(f"num_images is {shown(num_images)}; a Fréchet distance needs at least 2 images.")
+    if decode is not None and (not callable(decode) or isinstance(decode, type)):
+        raise InputError(f"decode is {shown(decode)}; pass a function latents -> images, or None.")
 
 
 def _refuse_nan(*images: np.ndarray) -> None:

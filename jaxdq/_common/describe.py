@@ -51,7 +51,7 @@ def _described(value: Any, above: tuple[int, ...]) -> Any:
     if callable(value) and hasattr(inspect.unwrap(value), "__code__"):
         return _of_function(inspect.unwrap(value), above)
     if hasattr(value, "__array__"):
-        return _of_array(np.asarray(value))
+        return _of_array(value)
     if dataclasses.is_dataclass(value):
         return {field.name: _described(getattr(value, field.name), above) for field in dataclasses.fields(value)}
     if hasattr(value, "_asdict"):
@@ -102,6 +102,10 @@ def _without_siblings(text: str) -> str:
     return re.sub(rf"(, )?\w+={maker}\([^()]*\)", "", text)
 
 
-def _of_array(array: np.ndarray) -> str:
+def _of_array(value: Any) -> Any:
+    try:
+        array = np.asarray(value)
+    except TypeError:  # random keys have no numbers
+        return {"type": type(value).__qualname__}
     digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
     return f"{array.dtype}{list(array.shape)} {digest}"

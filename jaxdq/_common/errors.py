@@ -10,6 +10,10 @@ class InputError(ValueError):
     exception is a defect of ours and keeps its traceback.
     """
 
+    def __init__(self, sentence: str = "") -> None:
+        # An array's repr has lines of its own.
+        super().__init__(" ".join(sentence.split()))
+
 
 class InputWarning(UserWarning):
     """What a person would want to know of an input that works; one sentence, as of `InputError`."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._common.checks import shown
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion._denoiser import Denoiser
 
@@ -73,12 +74,15 @@ def guided(denoiser: Denoiser, unconditional: Sequence[Any], *, guidance_scale: 
     Example:
         `denoiser = jaxdq.guided(jaxdq.load_denoiser(folder, conditions=(embed(prompts),)), (embed([""]),))`
     """
-    unconditional = tuple(unconditional)
+    if not isinstance(denoiser, Denoiser):
+        raise InputError(f"denoiser is {shown(denoiser)}; pass a jaxdq.Denoiser.")
+    if not isinstance(unconditional, tuple | list):
+        raise InputError(f"unconditional is {shown(unconditional)}; pass a tuple with one array for each condition.")
     if isinstance(denoiser.module, Guided) or not denoiser.conditions:
         state = "has no conditions" if not denoiser.conditions else "is guided already"
         raise InputError(f"The model '{denoiser.name}' {state}; pass a conditional model that is not.")
-    if not np.isfinite(guidance_scale):
-        raise InputError(f"guidance_scale is {guidance_scale}; pass a finite number, such as 7.5.")
+    if not isinstance(guidance_scale, int | float | np.number) or not np.isfinite(guidance_scale):
+        raise InputError(f"guidance_scale is {shown(guidance_scale)}; pass a finite number, such as 7.5.")
     if len(unconditional) != len(denoiser.conditions):
         raise InputError(
             f"There are {len(unconditional)} unconditional arrays and {len(denoiser.conditions)} conditions; pass one "

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdq._common.checks import check_array, check_float_params
 from jaxdq._common.errors import InputError
 from jaxdq._common.trees import unboxed
 from jaxdq.grid import QParams, qparams_from_tensor
@@ -67,6 +68,7 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         t = time_argument(module, args, kwargs)
         return params.run(lambda choice: apply(module, choice, *args, **kwargs), t)
     if not isinstance(params, QuantizedParams):
+        check_float_params(params, "the float params, or what jaxdq.quantize returned")
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return module.apply({"params": params}, *args, **kwargs)
@@ -74,6 +76,8 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
         return with_time_per_row(call, module, args, kwargs)
     if params.acts.columns != params.plan.columns:
         raise InputError("the plan of the quantized params is not the one that their grids were selected for.")
+    if args:
+        check_array(f"the network's first argument, {argument_names(module)[0]},", args[0])
     t = time_argument(module, args, kwargs)
     tables = tables_in(params.params)
     check_times(tables, t)

@@ -227,7 +227,7 @@ def check_dtype(dtype: jax.typing.DTypeLike | None) -> None:
     """Refuses what is no float of 16 or 32 bits; None is what the params have."""
     try:
         known = dtype is None or jnp.dtype(dtype).name in _FLOATS
-    except TypeError:
+    except (TypeError, ValueError):
         known = False
     if not known:
         raise InputError(f"dtype is {dtype!r}; give {', '.join(_FLOATS)}, or None for what the params have.")

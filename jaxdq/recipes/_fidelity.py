@@ -1,6 +1,6 @@
 """Efficiency Meets Fidelity: tables of grids and of the time for the sampler's steps."""
 
-from jaxdq.calibration import RangeSettings, Recipe, TableDtype, fit_progressively, learn_ranges, tabulate_time
+from jaxdq.calibration import RangeSettings, Recipe, TableDtype, fit_progressively, tabulate_time
 from jaxdq.recipes._budget import learning_for
 from jaxdq.recipes._ranges import RangeMethod, chosen, correcting
 from jaxdq.recipes._weights import WeightRounding
@@ -52,7 +52,8 @@ def fidelity(
     Source: "Efficiency Meets Fidelity", arXiv 2412.06661.
     """
     bits = weight_bits, act_bits
-    start = "mse" if ranges == "learned" else ranges
+    learn = chosen("learned", learning, learning_for(*bits)).learn
+    start: RangeMethod = "mse" if isinstance(ranges, str) and ranges == "learned" else ranges
     observer = chosen(start, None, RangeSettings()).acts
-    steps = fit_progressively(observer), learn_ranges(learning or learning_for(*bits)), tabulate_time(table_dtype)
+    steps = fit_progressively(observer), *learn, tabulate_time(table_dtype)
     return correcting("fidelity", steps, bits, num_groups, start, weights, split, None)

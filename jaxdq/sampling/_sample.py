@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdq import diffusion
+from jaxdq._common.checks import check_float_params
 from jaxdq._common.devices import gather, num_devices, replicate, round_up, shard
 from jaxdq._common.errors import InputError
 from jaxdq._common.progress import track
@@ -127,6 +128,9 @@ def check_arguments(denoiser: Denoiser, params: Any, sampler: Sampler, key: jax.
         if isinstance(network, QuantizedParams):
             _check_fits(denoiser, network)
             check_times(tables_in(network.params), sampler.coefficients(denoiser.schedule).t)
+        else:
+            remedy = "denoiser.params, or what jaxdq.quantize returned"
+            check_float_params(network, remedy, may_be_empty=not denoiser.params)
 
 
 def _check_fits(denoiser: Denoiser, params: QuantizedParams) -> None:

@@ -1,0 +1,40 @@
+"""Arguments of the wrong kind, in one sentence each: the library's doors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxdq._common.errors import InputError
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number: a truth value is none, and an array is none either."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def shown(value: Any) -> str:
+    """A value in a few words: itself where it is short and plain, else its type and shape."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | np.number):
+        return repr(value)[:60]
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") and not isinstance(value, type) else ""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}{shape}"
+
+
+def check_float_params(params: Any, remedy: str, *, may_be_empty: bool = True) -> None:
+    """Refuses what is no params tree of flax, before flax looks for its first layer in it.
+
+    Args:
+        params: What came in the place of float params.
+        remedy: What to pass.
+        may_be_empty: Whether the network may have none.
+    """
+    if not isinstance(params, Mapping) or not (params or may_be_empty):
+        came = "empty" if isinstance(params, Mapping) else shown(params)
+        raise InputError(f"params is {came}; pass {remedy}.")
+
+
+def check_array(name: str, value: Any) -> None:
+    """Refuses what has no shape where a network takes an array."""
+    if not hasattr(value, "shape") or isinstance(value, type):
+        raise InputError(f"{name} is {shown(value)}; pass an array.")

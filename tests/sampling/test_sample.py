@@ -139,9 +139,10 @@ def test_quantized_networks_take_conditions_too():
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(0, 1), (-1, 1), (1, 0), (4, -2)])
 def test_bad_numbers_are_refused(num_images, batch_size):
+    denoiser = pointwise()
     for run in (sample, trajectories):
         with pytest.raises(InputError, match=f"num_images is {num_images} and batch_size {batch_size}"):
-            run(pointwise(), {}, sampler=ddim(2), num_images=num_images, key=KEY, batch_size=batch_size)
+            run(denoiser, denoiser.params, sampler=ddim(2), num_images=num_images, key=KEY, batch_size=batch_size)
 
 
 def test_more_steps_than_timesteps_are_refused():

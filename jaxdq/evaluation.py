@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,10 @@ from jaxdq.models.decoding import Decode, decoded
 from jaxdq.sampling import BATCH_SIZE, Trajectories, batches_of, check_arguments, predict, trajectories, walk
 
 FEATURES = "{}, area-averaged to 8 x 8"
+Features = Callable[[Any], Any]
+"""images: f32[N, H, W, C] -> float[N, D]."""
+Distance = Callable[[Any, Any], Any]
+"""Two sets of images, f32[N, H, W, C] -> float[N]."""
 
 
 class Evaluation(NamedTuple):
@@ -38,8 +43,8 @@ class Evaluation(NamedTuple):
             images: the worst images decide it.
         psnr_per_image_db: f64[N], the PSNR of each image by itself.
         ssim_per_image: f64[N], the structural similarity of each image to the float one.
-        fd_to_float: Fréchet distance between the two sets of images, which come from the same noise; features as
-            `FEATURES` says of the image space.
+        fd_to_float: Fréchet distance between the two sets of images, which come from the same noise, in the features
+            that were asked for, or as `FEATURES` says of the image space.
         fd_float_floor: Fréchet distance between the float images and as many float images from other noise.
         fd_other_noise: Fréchet distance between the float images and quantized images from that other noise: what
             compares with `fd_float_floor`. Equally good models score the same.
@@ -49,6 +54,8 @@ class Evaluation(NamedTuple):
         image_space: "pixels", or "latents" where the model draws those and there was no `decode`; in the latter case
             what is said of images here is true of latents.
         rows: int[R], rows of the model's conditions that the images cycle through.
+        distance_per_image: f64[N], the distance that was asked for, of each quantized image to the float one; or None.
+        distance_floor: The same between the float images and as many from other noise; or None.
     """
 
     t: np.ndarray
@@ -65,6 +72,8 @@ class Evaluation(NamedTuple):
     seconds: dict[str, float]
     image_space: str = "pixels"
     rows: np.ndarray | None = None
+    distance_per_image: np.ndarray | None = None
+    distance_floor: np.ndarray | None = None
 
     @property
     def image_psnr_median_db(self) -> float:
@@ -91,6 +100,8 @@ def evaluate(
     num_images: int = 64,
     batch_size: int = BATCH_SIZE,
     decode: Decode | None = None,
+    features: Features | None = None,
+    distance: Distance | None = None,
 ) -> Evaluation:
     """Measures the integer network against the float one.
 
@@ -104,6 +115,10 @@ def evaluate(
         batch_size: Images at a time.
         decode: For a model that draws latents: `latents f32[B, h, w, c] -> images f32[B, H, W, 3]` in [-1, 1], called
             with up to `batch_size` of them; images are then compared decoded. Predictions are compared as they are.
+        features: Network in whose features Fréchet distances are computed, `images f32[B, H, W, C] in [-1, 1] ->
+            float[B, D]`, such as `models.perceptual.inception_features(file)`; None averages pixels.
+        distance: Distance of image pairs, `(f32[B, H, W, C], f32[B, H, W, C]) -> float[B]`, such as
+            `models.perceptual.lpips_distance(file)`.
 
     Returns:
         Evaluation.
@@ -115,7 +130,7 @@ def evaluate(
     Example:
         `jaxdq.evaluate(denoiser, qparams, sampler=jaxdq.ddim(50), key=jax.random.key(1)).image_psnr_db`
     """
-    _check(num_images, decode)
+    _check(num_images, decode=decode, features=features, distance=distance)
     check_arguments(denoiser, qparams, sampler, key)
     denoiser, rows = denoiser.spread(num_images, key)
     float_run = functools.partial(trajectories, denoiser, denoiser.params, sampler=sampler, batch_size=batch_size)
@@ -144,20 +159,11 @@ def evaluate(
     if decode is not None:
         drawn = [decoded(decode, latents, batch_size) for latents in drawn]
         lap("decode")
-    own, *others = (pooled_pixels(images) for images in drawn)
-    fd_to_float, fd_float_floor, fd_other_noise = (frechet_distance(own, features) for features in others)
     return Evaluation(
         t=data.t,
         noise_sqnr_db=ratio_db(*energies),
         noise_sqnr_pooled_db=float(ratio_db(*energies.sum(1))),
-        image_psnr_db=float(psnr_db(drawn[0], drawn[1])),
-        psnr_per_image_db=psnr_per_image_db(drawn[0], drawn[1]),
-        ssim_per_image=ssim_per_image(drawn[0], drawn[1]),
-        fd_to_float=fd_to_float,
-        fd_float_floor=fd_float_floor,
-        fd_other_noise=fd_other_noise,
-        float_images=drawn[0],
-        quantized_images=drawn[1],
+        **_compared(drawn, features, distance, batch_size),
         seconds=seconds,
         # Latents have no bounds, so samplers don't clip them.
         image_space="latents" if decode is None and denoiser.schedule.clip_range is None else "pixels",
@@ -165,11 +171,64 @@ def evaluate(
     )
 
 
-def _check(num_images: Any, decode: Any) -> None:
+def _compared(
+    drawn: list[np.ndarray], features: Features | None, distance: Distance | None, batch_size: int
+) -> dict[str, Any]:
+    """The fields of an evaluation that follow from its four sets of images: float and quantized, from two noises."""
+    exact, quantized, floor, _ = drawn
+    own, *others = (_featured(features, images, batch_size) for images in drawn)
+    fd_to_float, fd_float_floor, fd_other_noise = (frechet_distance(own, other) for other in others)
+    apart = (
+        {}
+        if distance is None
+        else {
+            name: _apart(distance, exact, images, batch_size)
+            for name, images in (("distance_per_image", quantized), ("distance_floor", floor))
+        }
+    )
+    return {
+        "image_psnr_db": float(psnr_db(exact, quantized)),
+        "psnr_per_image_db": psnr_per_image_db(exact, quantized),
+        "ssim_per_image": ssim_per_image(exact, quantized),
+        "fd_to_float": fd_to_float,
+        "fd_float_floor": fd_float_floor,
+        "fd_other_noise": fd_other_noise,
+        "float_images": exact,
+        "quantized_images": quantized,
+        **apart,
+    }
+
+
+def _in_batches(function: Callable[..., Any], batch_size: int, *sets: np.ndarray) -> np.ndarray:
+    """A function of images over all of them, in batches of one size: the last one is filled up and cut."""
+    parts = []
+    for index in batches_of(len(sets[0]), batch_size, None):
+        parts.append(np.asarray(function(*(images[index % len(images)] for images in sets)), np.float64))
+    return np.concatenate(parts)[: len(sets[0])]
+
+
+def _featured(features: Features | None, images: np.ndarray, batch_size: int) -> np.ndarray:
+    if features is None:
+        return pooled_pixels(images)
+    found = _in_batches(features, batch_size, images)
+    if found.ndim != 2 or len(found) != len(images):
+        raise InputError(f"features returned shape {found.shape} for {len(images)} images; return a row for each.")
+    return found
+
+
+def _apart(distance: Distance, one: np.ndarray, two: np.ndarray, batch_size: int) -> np.ndarray:
+    found = _in_batches(distance, batch_size, one, two)
+    if found.shape != one.shape[:1]:
+        raise InputError(f"distance returned shape {found.shape} for {len(one)} pairs; return a number for each.")
+    return found
+
+
+def _check(num_images: Any, **functions: Any) -> None:
     if not is_whole(num_images) or num_images < 2:
         raise InputError(f"num_images is {shown(num_images)}; a Fréchet distance needs at least 2 images.")
-    if decode is not None and (not callable(decode) or isinstance(decode, type)):
-        raise InputError(f"decode is {shown(decode)}; pass a function latents -> images, or None.")
+    for name, function in functions.items():
+        if function is not None and (not callable(function) or isinstance(function, type)):
+            raise InputError(f"{name} is {shown(function)}; pass a function of images, or None.")
 
 
 def _refuse_nan(*images: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from toys import SHAPE, tiny_quantized
 from jaxdq import InputError, ddim, evaluate
 from jaxdq.diffusion import Denoiser, linear_schedule
 from jaxdq.evaluation import noise_sqnr_per_step_db
+from jaxdq.metrics import frechet_distance
 from jaxdq.sampling import trajectories
 
 KEY = jax.random.key(9)
@@ -161,3 +162,30 @@ def test_one_image_has_no_spread_and_is_refused():
 def test_images_that_are_not_finite_are_refused():
     with pytest.raises(InputError, match="draws images with NaN"):
         measure(says([0.5] * 4), {"bias": jnp.full(4, jnp.nan)})
+
+
+def test_images_are_compared_in_the_features_and_by_the_distance_that_are_passed():
+    denoiser, qparams = tiny_quantized()
+    seen = []
+
+    def features(images):
+        seen.append(images.shape)
+        return np.asarray(images).mean((1, 2))
+
+    def distance(one, two):
+        return np.abs(one - two).mean((1, 2, 3))
+
+    asked = {"sampler": ddim(2), "key": jax.random.key(5), "num_images": 5, "batch_size": 2}
+    found = evaluate(denoiser, qparams, **asked, features=features, distance=distance)
+    plain = evaluate(denoiser, qparams, **asked)
+    assert len({shape for shape in seen}) == 1, "one shape, so that a network compiles once"
+    own, other = (images.mean((1, 2)) for images in (found.float_images, found.quantized_images))
+    assert found.fd_to_float == pytest.approx(frechet_distance(own, other))
+    assert plain.fd_to_float != found.fd_to_float and plain.distance_per_image is None
+    each = np.abs(found.float_images - found.quantized_images).mean((1, 2, 3))
+    np.testing.assert_allclose(found.distance_per_image, each, rtol=1e-6)
+    assert found.distance_floor.mean() > found.distance_per_image.mean()
+    with pytest.raises(InputError, match=r"features returned shape \(5, .*\) for 5 images; return a row for each"):
+        evaluate(denoiser, qparams, **asked, features=lambda images: images)
+    with pytest.raises(InputError, match=r"distance returned shape \(\d+, 2\) for 5 pairs"):
+        evaluate(denoiser, qparams, **asked, distance=lambda one, two: one.mean((1, 2)))

@@ -155,6 +155,10 @@ def evaluate(
     classes: Annotated[
         str | None, typer.Option(help="Of a class-conditional model: 0,5,9; the run's if not given.")
     ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="Safetensors of FID's InceptionV3: Fréchet distances in its features.")
+    ] = None,
+    lpips: Annotated[Path | None, typer.Option(help="Safetensors of LPIPS: that distance too.")] = None,
     fail_under: Annotated[list[str] | None, typer.Option(help=_FAIL_UNDER)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -164,7 +168,16 @@ def evaluate(
     from jaxdq.app.gate import parse_limits, shortfalls
 
     limits = parse_limits(fail_under or ())
-    found = run.evaluate_run(folder, model=model, images=images, steps=steps, seed=seed, classes=classes)
+    found = run.evaluate_run(
+        folder,
+        model=model,
+        images=images,
+        steps=steps,
+        seed=seed,
+        classes=classes,
+        inception=inception,
+        lpips=lpips,
+    )
     _show(found, as_json)
     if short := shortfalls(found, limits):
         typer.echo(f"jaxdq: {'; '.join(short)}.", err=True)

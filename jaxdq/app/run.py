@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdq._common.errors import InputError
 from jaxdq._common.folders import check_room, state_beside
 from jaxdq._common.paths import local_path
 from jaxdq.app import report
@@ -49,6 +50,7 @@ from jaxdq.grid import stored_bytes
 from jaxdq.linen import QuantizedParams, check_belongs, quantize
 from jaxdq.models import text
 from jaxdq.models.decoding import Decode, Decoder, decoded, decoder_of
+from jaxdq.models.perceptual import inception_features, lpips_distance
 from jaxdq.models.unet import bundled_models, write_configs
 from jaxdq.sampling import sample
 
@@ -136,6 +138,8 @@ def evaluate_run(
     seed: int | None = None,
     classes: str | None = None,
     decode: Decode | None = None,
+    inception: str | os.PathLike[str] | None = None,
+    lpips: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Measures the run's quantized model against the float one again; unchanged settings give the run's own numbers.
 
@@ -147,6 +151,8 @@ def evaluate_run(
         seed: None takes the run's.
         classes: As in `Settings`; None takes the run's.
         decode: As in `quantize_model`.
+        inception: Weights in whose features Fréchet distances are computed, `models.perceptual.inception_features`.
+        lpips: Weights of `models.perceptual.lpips_distance`, which is measured beside the rest.
 
     Returns:
         As metrics.json, without what belongs to the making of the run.
@@ -160,6 +166,10 @@ def evaluate_run(
     asked = {name: metrics[name] for name in _EVALUATED} | {"classes": metrics.get("classes")}
     asked |= {name: value for name, value in given.items() if value is not None}
     settings = Settings(**asked)
+    networks = {
+        "features": None if inception is None else inception_features(inception),
+        "distance": None if lpips is None else lpips_distance(lpips),
+    }
     sampler = _sampler_of(settings)
     qparams = restore(folder / QUANTIZED)
     denoiser = text.load_with_conditions(settings.model, folder / MODEL)
@@ -167,8 +177,15 @@ def evaluate_run(
     check_belongs(
         denoiser.params, qparams.plan, f"'{settings.model}'", "pass the model that was quantized with --model"
     )
-    evaluation = _evaluate(denoiser, qparams, sampler, settings, _decoder(decode, settings.model))
-    measured = report.measured(denoiser, qparams, evaluation, folder / QUANTIZED)
+    decoder = _decoder(decode, settings.model)
+    if any(networks.values()) and decoder.decode is None and denoiser.schedule.clip_range is None:
+        raise InputError(
+            f"'{settings.model}' draws latents and has no decoder that can be read, and these networks look at images; "
+            f"leave --inception and --lpips out."
+        )
+    evaluation = _evaluate(denoiser, qparams, sampler, settings, decoder, **networks)
+    named = "" if inception is None else "features of InceptionV3"
+    measured = report.measured(denoiser, qparams, evaluation, folder / QUANTIZED, named)
     return report.to_json_values({**asked, **measured, "conditions": choice and choice.seen(evaluated=evaluation.rows)})
 
 
@@ -230,7 +247,12 @@ def _decoder(decode: Decode | None, model: str) -> Decoder:
 
 
 def _evaluate(
-    denoiser: Denoiser, qparams: QuantizedParams, sampler: Sampler, settings: Settings, decoder: Decoder
+    denoiser: Denoiser,
+    qparams: QuantizedParams,
+    sampler: Sampler,
+    settings: Settings,
+    decoder: Decoder,
+    **networks: Any,
 ) -> Evaluation:
     return evaluate(
         denoiser,
@@ -240,6 +262,7 @@ def _evaluate(
         num_images=settings.images,
         batch_size=settings.batch_size,
         decode=decoder.decode,
+        **networks,
     )
 
 

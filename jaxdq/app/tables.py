@@ -29,6 +29,8 @@ _LINES = (
     ("  mean of the worst 5%", ("image_psnr_worst5_db",), "{:.2f}"),
     ("  worst image", ("image_psnr_worst_db",), "{:.2f}"),
     ("image SSIM, mean and worst", ("image_ssim", "image_ssim_worst"), "{:.3f}, {:.3f}"),
+    ("LPIPS, mean and worst", ("lpips", "lpips_worst"), "{:.4f}, {:.4f}"),
+    ("  of other noise", ("lpips_float_floor",), "{:.4f}"),
     ("Fréchet distance, same noise", ("fd_to_float",), "{:.4g}"),
     ("  quantized, other noise", ("fd_other_noise",), "{:.4g}"),
     ("  float, other noise", ("fd_float_floor",), "{:.4g}"),
@@ -38,6 +40,7 @@ _LINES = (
     ("integer sites", ("sites.integer", "sites.total"), "{} of {}"),
     ("integer arithmetic", ("integer_mac_fraction",), "{:.1%}"),
 )
+_ASKED_FOR = ("lpips", "lpips_float_floor")  # lines that no run has unless it was asked
 _PATHS_SHOWN = 3
 _PREDICTIONS = {
     "epsilon": "epsilon, the noise",
@@ -65,7 +68,8 @@ def table_of_runs(runs: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Ta
             values = [_at(metrics, path) for path in paths]
             missing = "exact" if "_db" in paths[0] and _ABSENT not in values else "-"
             cells.append(missing if None in values or _ABSENT in values else form.format(*values))
-        table.add_row(label, *cells)
+        if paths[0] not in _ASKED_FOR or set(cells) != {"-"}:
+            table.add_row(label, *cells)
     return table
 
 

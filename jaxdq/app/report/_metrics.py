@@ -40,7 +40,9 @@ _CONTRACT: dict[str, Any] = {
 }
 
 
-def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluation, checkpoint: Path) -> dict[str, Any]:
+def measured(
+    denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluation, checkpoint: Path, features: str = ""
+) -> dict[str, Any]:
     """What was found: how close the integer network comes, how small it is, and how much of it is integer.
 
     Args:
@@ -48,6 +50,7 @@ def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluatio
         qparams: The quantized one.
         evaluation: The one beside the other.
         checkpoint: The folder that `jaxdq.save` wrote.
+        features: What the Fréchet distances were computed in, in words; "" where no features were asked for.
 
     Returns:
         The measured fields of metrics.json, decibels where the name says `_db`, and what the evaluation's phases took.
@@ -69,7 +72,8 @@ def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluatio
         "fd_to_float": evaluation.fd_to_float,
         "fd_float_floor": evaluation.fd_float_floor,
         "fd_other_noise": evaluation.fd_other_noise,
-        "fd_features": FEATURES.format(evaluation.image_space),
+        "fd_features": features or FEATURES.format(evaluation.image_space),
+        **_distances(evaluation),
         "weight_bytes": {
             "float": stored_bytes(denoiser.params),
             "quantized": stored_bytes(qparams),
@@ -79,6 +83,13 @@ def measured(denoiser: Denoiser, qparams: QuantizedParams, evaluation: Evaluatio
         "integer_mac_fraction": qparams.plan.integer_mac_fraction,
         "seconds": evaluation.seconds,
     }
+
+
+def _distances(evaluation: Evaluation) -> dict[str, Any]:
+    found, floor = evaluation.distance_per_image, evaluation.distance_floor
+    if found is None or floor is None:
+        return {}
+    return {"lpips": np.mean(found), "lpips_worst": np.max(found), "lpips_float_floor": np.mean(floor)}
 
 
 def to_json_values(value: Any) -> Any:

@@ -29,7 +29,7 @@ from jaxdq._common.describe import describe
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.grid import Grid
-from jaxdq.linen import Acts, Calibration, Plan
+from jaxdq.linen import Acts, Calibration, Instead, Plan
 from jaxdq.sampling import Trajectories
 
 P = ParamSpec("P")
@@ -251,7 +251,7 @@ def check_order(name: str, calibrators: tuple[Calibrator, ...], *, keeps_state: 
         for kind in one.precedes:
             if kind in known:
                 raise InputError(
-                    f"recipe '{name}' can't work: '{one.name}' comes after {_words(kind)} were gathered, which would "
+                    f"recipe '{name}' can't work: '{one.name}' comes after {_words(kind)} were decided, which would "
                     f"know nothing of its choice; put it before {_giver(kind)}."
                 )
         if keeps_state and one.name in seen:
@@ -270,6 +270,7 @@ def check_order(name: str, calibrators: tuple[Calibrator, ...], *, keeps_state: 
 _KINDS: dict[type, tuple[str, str]] = {
     Grid: ("grids of weights", "fit_weights(mse_weights())"),
     Acts: ("grids of activations", "a calibrator that fits them, such as share_uniformly(1)"),
+    Instead: ("wider activations at some times", "relax_activations()"),
 }
 
 

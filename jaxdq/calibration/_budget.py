@@ -17,7 +17,7 @@ from jaxdq.calibration.tools.allocation import allocate
 from jaxdq.calibration.tools.propagation import Sensitivity
 from jaxdq.calibration.tools.rows import Rows, apply_by_row, image_error, rows_of_steps, step_weights
 from jaxdq.grid import Grid, Scheme, fake_quantize, stored_bytes
-from jaxdq.linen import Plan, SitePlan, fit_in_parts, kernel_at, quantize, with_kernels
+from jaxdq.linen import Instead, Plan, SitePlan, fit_in_parts, kernel_at, quantize, with_kernels
 from jaxdq.observers import WeightQParams
 
 Resource = Literal["bytes", "disk", "bit-operations"]
@@ -44,7 +44,7 @@ class Database(NamedTuple):
     whole: float
 
 
-@calibrator(needs=(Grid, Sensitivity), gives=(Grid,))
+@calibrator(needs=(Grid, Sensitivity), gives=(Grid,), precedes=(Instead,))
 def spend_budget(
     budget: float,
     weight_range: WeightQParams,

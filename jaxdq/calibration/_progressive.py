@@ -12,9 +12,9 @@ from jaxdq._common.devices import gather, replicate, shard
 from jaxdq._common.progress import track
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least
 from jaxdq.calibration.tools.evidence import group_of_step, names_of, schemes_of, tables_of, with_acts
-from jaxdq.calibration.tools.walking import closest, refuse_second_network, walk_of
+from jaxdq.calibration.tools.walking import closest, walk_of
 from jaxdq.grid import Grid, QParams, fake_quantize
-from jaxdq.linen import Acts, Plan, apply_visited, dequantize_params, on_pieces, quantize
+from jaxdq.linen import Acts, Instead, Plan, apply_visited, dequantize_params, on_pieces, quantize
 from jaxdq.observers import Observer, mse
 from jaxdq.sampling import Past, Walk
 
@@ -22,7 +22,7 @@ _quantize = jax.jit(quantize)
 _MSE = mse(2.0)
 
 
-@calibrator(needs=(Grid, Acts), gives=(Acts,))
+@calibrator(needs=(Grid, Acts), gives=(Acts,), precedes=(Instead,))
 def fit_progressively(observer: Observer = _MSE, num_images: int = 32) -> Run:
     """PCR: walks with the quantized network and fits the activations' grids of each step before it goes on.
 
@@ -41,7 +41,7 @@ def fit_progressively(observer: Observer = _MSE, num_images: int = 32) -> Run:
         A calibrator that gives every step of the sampler a time group of its own.
 
     Raises:
-        InputError: No images; after `relax_activations`.
+        InputError: No images.
 
     Where we deviate from the public code: the last step is fitted too, ranges are of all images alike (its moving
     average keeps 61% of the first batch), and latents are kept, where it starts each step from the noise.
@@ -51,7 +51,6 @@ def fit_progressively(observer: Observer = _MSE, num_images: int = 32) -> Run:
     check_at_least(1, num_images=num_images)
 
     def run(work: Work, key: jax.Array) -> Work:
-        refuse_second_network(work, "fit_progressively")
         if not work.plan.columns:
             return work
         way = walk_of(work, num_images, key)

@@ -18,7 +18,7 @@ from jaxdq.calibration.tools.rows import image_error
 from jaxdq.calibration.tools.states import states_of_blocks
 from jaxdq.checkpoint import has_state, restore_state, save_state
 from jaxdq.grid import Grid, QTensor, quantize
-from jaxdq.linen import Acts, Block, cut_into_blocks, kernel_at
+from jaxdq.linen import Acts, Block, Instead, cut_into_blocks, kernel_at
 from jaxdq.linen import quantize as quantize_network
 
 _quantize_network = jax.jit(quantize_network)
@@ -40,7 +40,7 @@ class Progress(NamedTuple):
 _SETTINGS = ReconstructionSettings()
 
 
-@calibrator(needs=(Grid, Acts, Sensitivity), gives=(Grid, Acts))
+@calibrator(needs=(Grid, Acts, Sensitivity), gives=(Grid, Acts), precedes=(Instead,))
 def reconstruct(settings: ReconstructionSettings = _SETTINGS) -> Run:
     """Learns, block after block in the order of execution, whether each weight is rounded up or down.
 

@@ -11,7 +11,7 @@ from jaxdq._common.errors import InputError
 from jaxdq._common.progress import track
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least
 from jaxdq.calibration.tools.evidence import Evidence, group_of_step, share
-from jaxdq.calibration.tools.walking import closest, refuse_second_network, steps_at_times, walk_of
+from jaxdq.calibration.tools.walking import closest, steps_at_times, walk_of
 from jaxdq.grid import Grid
 from jaxdq.linen import Acts, Instead, OtherActs, Plan, SitePlan, quantize
 from jaxdq.sampling import Past
@@ -22,7 +22,7 @@ RELAXED = "its inputs are in float at these steps"
 _quantize = jax.jit(quantize)
 
 
-@calibrator(needs=(Grid, Acts, Evidence), gives=())
+@calibrator(needs=(Grid, Acts, Evidence), gives=(Instead,), precedes=(Instead,))
 def relax_activations(
     act_bits: int | None = 8, share_of_steps: float = 0.2, where: Where = "ends", num_images: int = 32
 ) -> Run:
@@ -52,7 +52,7 @@ def relax_activations(
         A calibrator that switches to wider activations at some times.
 
     Raises:
-        InputError: Bits outside 2 to 8, a share outside (0, 1], an unknown `where`; a second one in one recipe.
+        InputError: Bits outside 2 to 8, a share outside (0, 1], an unknown `where`.
 
     Sources: He et al., arXiv 2305.10657 (PTQD: step-aware mixed precision, of which no code is public); Tang et al.,
     arXiv 2311.06322 (PCR: activation relaxing, to 10 bits, which no integer unit has).
@@ -66,7 +66,6 @@ def relax_activations(
     check_at_least(1, num_images=num_images)
 
     def run(work: Work, key: jax.Array) -> Work:
-        refuse_second_network(work, "relax_activations")
         wide = _relaxed(work, act_bits)
         if wide is None:
             return work

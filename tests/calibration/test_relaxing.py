@@ -128,8 +128,12 @@ def test_corrections_come_after_it_and_a_second_one_is_refused():
     work, _ = relaxed(act_bits=8, share_of_steps=0.5)
     corrected = correct_noise(num_images=8)(work, KEY)
     assert np.isfinite(dict(corrected.log)["correct_noise"]["slope"]).all()
-    with pytest.raises(InputError, match="'relax_activations' comes after another network was chosen"):
-        relax_activations(8)(work, KEY)
+    once = (fit_weights(minmax_weights()), observe(minmax()), share_uniformly(2), relax_activations(8))
+    with pytest.raises(
+        InputError, match="'relax_activations' comes after wider activations at some times were decided"
+    ):
+        twice = Recipe("toy", rules, (*once, relax_activations(None)))
+        run_recipe(before().denoiser, twice, sampler=ddim(2), key=KEY)
 
 
 @pytest.mark.parametrize(

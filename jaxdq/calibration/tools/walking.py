@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jaxdq._common.errors import InputError
 from jaxdq.calibration._base import Work
 from jaxdq.calibration.tools.rows import image_error
 from jaxdq.sampling import Walk, walk
@@ -42,12 +41,3 @@ def steps_at_times(steps: np.ndarray, t: np.ndarray, num_timesteps: int) -> np.n
     """
     nearest = np.argmin(np.abs(np.arange(num_timesteps)[:, None] - np.asarray(t)), axis=1)
     return np.asarray(steps)[nearest]
-
-
-def refuse_second_network(work: Work, name: str) -> None:
-    """Refuses a calibration that has another one for some times already."""
-    if work.calib.instead is not None:
-        raise InputError(
-            f"'{name}' comes after another network was chosen for some times (relax_activations), and works on one; "
-            f"put it before."
-        )

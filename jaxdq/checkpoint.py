@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from jaxdq._common.errors import InputError, described
 from jaxdq._common.folders import building, check_place, check_room, recover
 from jaxdq._common.paths import at_hand, is_remote, path_of, reaching
+from jaxdq._common.reading import read_json_values
 from jaxdq.grid import stored_bytes
 from jaxdq.linen import QuantizedParams, Switch, check_belongs
 from jaxdq.linen._stored import from_arrays, plan_from, plan_values, to_arrays
@@ -151,7 +152,7 @@ def _read_manifest(folder: Path, place: Any) -> dict[str, Any]:
     if folder.is_file():
         raise InputError(f"'{place}' is a file; pass the folder that jaxdq.save wrote.")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json_values(folder / MANIFEST)
         if not isinstance(manifest, dict):
             raise ValueError("it is no object of JSON")
         missing = {"format", "plan", "sha256", "sha256_of_manifest"} - set(manifest)
@@ -240,7 +241,7 @@ def restore_state(path: str | os.PathLike[str], like: Any) -> State:
     """
     try:
         with at_hand(path_of(path)) as folder:
-            if _checksums(folder / STATE) != json.loads((folder / STATE_DIGESTS).read_text()):
+            if _checksums(folder / STATE) != read_json_values(folder / STATE_DIGESTS):
                 raise InputError(f"the state in '{path}' is damaged; remove the folder and run again.")
             tree = _read_arrays((folder / STATE).absolute())
         leaves = [jnp.asarray(tree["leaves"][str(index)]) for index in range(len(tree["leaves"]))]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdq._common.checks import is_whole, shown
+from jaxdq._common.checks import check_count, is_whole, shown
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion import Denoiser, Sampler
 from jaxdq.linen import QuantizedParams
@@ -226,6 +226,7 @@ def _apart(distance: Distance, one: np.ndarray, two: np.ndarray, batch_size: int
 def _check(num_images: Any, **functions: Any) -> None:
     if not is_whole(num_images) or num_images < 2:
         raise InputError(f"num_images is {shown(num_images)}; a Fréchet distance needs at least 2 images.")
+    check_count(num_images)
     for name, function in functions.items():
         if function is not None and (not callable(function) or isinstance(function, type)):
             raise InputError(f"{name} is {shown(function)}; pass a function of images, or None.")

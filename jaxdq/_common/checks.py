@@ -13,6 +13,24 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+MOST_IMAGES = 10_000_000  # of one call, which keeps them all
+
+
+def check_count(num_images: Any, batch_size: Any = 1) -> None:
+    """Refuses numbers of images that can't be drawn, before anything of their size is made.
+
+    Raises:
+        InputError: What is no whole number of at least 1, or more than memory holds.
+    """
+    if not (is_whole(num_images) and is_whole(batch_size)) or num_images < 1 or batch_size < 1:
+        raise InputError(f"num_images is {num_images!r} and batch_size {batch_size!r}; give at least 1 of each.")
+    if max(num_images, batch_size) > MOST_IMAGES:
+        raise InputError(
+            f"num_images is {num_images:,} and batch_size {batch_size:,}; give at most {MOST_IMAGES:,} of each in one "
+            f"call."
+        )
+
+
 def shown(value: Any) -> str:
     """A value in a few words: itself where it is short and plain, else its type and shape."""
     if value is None or isinstance(value, bool | int | float | str | bytes | np.number):

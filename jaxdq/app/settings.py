@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from jaxdq import recipes
+from jaxdq._common.checks import MOST_IMAGES
 from jaxdq._common.errors import InputError
 from jaxdq._common.paths import local_path
 from jaxdq.app.arguments import typed, with_fields
@@ -82,8 +83,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         for name, least in (("images", 2), ("calibration_images", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}.")
+            if not least <= getattr(self, name) <= MOST_IMAGES:
+                raise InputError(f"{name} is {getattr(self, name):,}; give {least} to {MOST_IMAGES:,}.")
         check_dtype(self.dtype)
         if self.budget is not None:
             parse_budget(self.budget)

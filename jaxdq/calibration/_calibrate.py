@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdq._common.checks import check_count
 from jaxdq._common.describe import describe
 from jaxdq._common.devices import is_first_process
 from jaxdq._common.errors import InputError, InputWarning, described
@@ -140,6 +141,7 @@ def run_recipe(
         raise InputError(f"recipe is {recipe!r:.60}; pass one that a function of jaxdq.recipes returned.")
     check_arguments(denoiser, getattr(denoiser, "params", None), sampler, key)
     key_noise, key_learn = jax.random.split(key)
+    check_count(num_images, batch_size)
     check_order(recipe.name, recipe.calibrators, keeps_state=checkpoint_dir is not None)
     check_num_groups(recipe.num_groups, sampler.num_steps)
     denoiser, plan = _planned(denoiser, recipe)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdq._common.errors import InputError, described
 from jaxdq._common.paths import local_path
+from jaxdq._common.reading import read_text
 from jaxdq.diffusion import Denoiser, Guided, guided
 from jaxdq.models._foreign import text_classes
 from jaxdq.models.decoding import pixels_per_latent
@@ -169,7 +170,7 @@ def load_with_conditions(model: str | Path, folder: Path, *, weights: bool = Tru
     try:
         with np.load(path, allow_pickle=False) as file:
             guidance_scale, *rows = (file[f"arr_{index}"] for index in range(len(file.files)))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"'{path}' can't be read ({error}); quantize again, or copy the run anew.") from None
     half = len(rows) // 2
     denoiser = load_denoiser(model, weights=weights, conditions=rows[half:])
@@ -183,13 +184,12 @@ def read_prompts(path: str | os.PathLike[str]) -> list[str]:
         InputError: No such file, one that is not UTF-8 text, or one without a prompt.
     """
     try:
-        lines = local_path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(
-            f"can't read the prompts '{path}' ({error.strerror}); give a text file, one prompt a line."
-        ) from None
+        lines = read_text(local_path(path), encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise InputError(f"the prompts '{path}' are not UTF-8 text; save the file as UTF-8.") from None
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"can't read the prompts '{path}' ({said}); give a text file, one prompt a line.") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InputError(f"the prompts '{path}' are empty; write one prompt a line.")

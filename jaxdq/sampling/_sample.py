@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdq import diffusion
-from jaxdq._common.checks import check_float_params
+from jaxdq._common.checks import check_count, check_float_params
 from jaxdq._common.devices import gather, num_devices, replicate, round_up, shard
 from jaxdq._common.errors import InputError
 from jaxdq._common.progress import track
@@ -185,9 +185,7 @@ def _bounds(denoiser: Denoiser) -> tuple[float, float]:
 
 def batches_of(num_images: int, batch_size: int, mesh: Mesh | None) -> list[np.ndarray]:
     """Image indices in batches of one size, so that one program serves all of them."""
-    whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in (num_images, batch_size))
-    if not whole or num_images < 1 or batch_size < 1:
-        raise InputError(f"num_images is {num_images!r} and batch_size {batch_size!r}; give at least 1 of each.")
+    check_count(num_images, batch_size)
     # Even batches: 65 images at 64 at a time are two batches of 33, not one of 64 and one of 64 with 63 thrown away.
     count = -(-num_images // round_up(batch_size, mesh))
     size = round_up(-(-num_images // count), mesh)

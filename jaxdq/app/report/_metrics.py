@@ -12,6 +12,7 @@ import numpy as np
 from jaxdq._common.errors import InputError
 from jaxdq._common.folders import bytes_on_disk
 from jaxdq._common.paths import local_path
+from jaxdq._common.reading import read_json_values
 from jaxdq.diffusion import Denoiser
 from jaxdq.evaluation import FEATURES, Evaluation
 from jaxdq.grid import stored_bytes
@@ -121,7 +122,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = local_path(folder) / METRICS
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = read_json_values(path)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"'{folder}' holds no {METRICS}, so it is no run of jaxdq; pass a folder that `jaxdq quantize` wrote."

@@ -3,7 +3,6 @@
 A pickle (``.bin``, ``.ckpt``, ``.pt``) can run code when it is opened, so none ever is.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 
 from jaxdq._common.errors import InputError
+from jaxdq._common.reading import read_json_values
 from jaxdq.models.unet._lora import merge_lora
 from jaxdq.models.unet._stored import Stored
 from jaxdq.models.unet._variants import WeightFiles, find_weights
@@ -30,10 +30,10 @@ _MSGPACK_ARRAY = 1  # flax's extension type of an array: its shape, the name of 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise InputError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_values(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; point to a folder in diffusers' layout, which has it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); download the file again or mend it.") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object; download the file again.")

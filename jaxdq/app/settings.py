@@ -119,8 +119,10 @@ class Settings:
         dtype = "" if self.dtype is None else f"-{self.dtype}"
         ranges = "" if self.ranges is None else f"-{self.ranges}"
         ranges += "" if self.budget is None else f"-{self.budget}"
+        sampler = "" if self.sampler is None else f"-{self.sampler}"
         arguments = "".join(f"-{name}={value}" for name, value in self.arguments.items())
-        name = f"{local_path(self.model).resolve().name}-{self.recipe}-{bits}{groups}{ranges}{arguments}{dtype}"
+        model = local_path(self.model).resolve().name
+        name = f"{model}-{self.recipe}-{bits}{groups}{ranges}{sampler}{arguments}{dtype}"
         return Path("out") / name
 
 

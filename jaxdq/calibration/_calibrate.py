@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdq._common.checks import check_count
+from jaxdq._common.checks import check_count, shown
 from jaxdq._common.describe import describe
 from jaxdq._common.devices import is_first_process
 from jaxdq._common.errors import InputError, InputWarning, described
@@ -47,6 +47,15 @@ class Recipe:
     rules: Callable[[Sequence[Site]], Sequence[Rule]]
     calibrators: tuple[Calibrator, ...]
     adds: tuple[Calibrator, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not callable(self.rules):
+            raise InputError(
+                f"the rules of recipe '{self.name}' are {shown(self.rules)}; pass a function of the network's sites, "
+                f"such as `lambda sites: [Rule('.*', Scheme(8), Scheme(8))]`."
+            )
+        if not isinstance(self.calibrators, tuple):
+            raise InputError(f"the calibrators of recipe '{self.name}' are {shown(self.calibrators)}; pass a tuple.")
 
     def adding(self, *calibrators: Calibrator) -> "Recipe":
         """The recipe with these calibrators after its own."""

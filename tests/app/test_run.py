@@ -1,3 +1,4 @@
+import dataclasses
 import inspect
 
 import pytest
@@ -70,6 +71,8 @@ def test_refuses_seeds_that_jax_would_fold(seed):
 def test_folder_of_a_model_by_its_path(tmp_path):
     settings = run.Settings(str(tmp_path / "deep" / "mine"), recipe="minmax")
     assert settings.default_folder.as_posix() == "out/mine-minmax-w8a8"
+    drawn = dataclasses.replace(settings, sampler="dpm_solver")
+    assert drawn.default_folder.as_posix() == "out/mine-minmax-w8a8-dpm_solver"
 
 
 def test_the_dtype_is_checked_before_any_work_and_named_in_the_folder():

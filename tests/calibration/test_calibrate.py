@@ -247,3 +247,16 @@ def test_less_than_half_on_integers_is_a_warning_and_in_the_log(denoiser):
         work = run_recipe(denoiser, little, sampler=ddim(2), key=KEY, num_images=2)
     ((name, log),) = work.log
     assert name == "coverage" and log["warning"].startswith("only")
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"rules": [Rule(".*", None, None, reason="none")]}, r"the rules of recipe 'toy' are a list; pass a function"),
+        ({"calibrators": [fit_weights(minmax_weights())]}, r"the calibrators of recipe 'toy' are a list; pass a tuple"),
+    ],
+    ids=["rules", "calibrators"],
+)
+def test_a_recipe_of_the_wrong_parts_is_refused_when_it_is_made(fields, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Recipe(**{"name": "toy", "rules": lambda sites: [], "calibrators": (), **fields})

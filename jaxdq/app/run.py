@@ -51,7 +51,7 @@ from jaxdq.linen import QuantizedParams, check_belongs, quantize
 from jaxdq.models import text
 from jaxdq.models.decoding import Decode, Decoder, decoded, decoder_of
 from jaxdq.models.perceptual import inception_features, lpips_distance
-from jaxdq.models.unet import bundled_models, write_configs
+from jaxdq.models.unet import bundled_models, without_network, write_configs
 from jaxdq.sampling import sample
 
 MODEL = "model"
@@ -172,12 +172,13 @@ def evaluate_run(
     }
     sampler = _sampler_of(settings)
     qparams = restore(folder / QUANTIZED)
-    denoiser = text.load_with_conditions(settings.model, folder / MODEL)
+    with without_network() if model is None else contextlib.nullcontext():
+        denoiser = text.load_with_conditions(settings.model, folder / MODEL)
+        decoder = _decoder(decode, settings.model)
     denoiser, choice = choice_of_run(denoiser, metrics, settings.class_ids)
     check_belongs(
         denoiser.params, qparams.plan, f"'{settings.model}'", "pass the model that was quantized with --model"
     )
-    decoder = _decoder(decode, settings.model)
     if any(networks.values()) and decoder.decode is None and denoiser.schedule.clip_range is None:
         raise InputError(
             f"'{settings.model}' draws latents and has no decoder that can be read, and these networks look at images; "

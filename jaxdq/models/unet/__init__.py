@@ -11,6 +11,7 @@ from jaxdq.models.unet._folder import load_unet_folder as load_unet_folder
 from jaxdq.models.unet._folder import model_folder as model_folder
 from jaxdq.models.unet._folder import save_unet_folder as save_unet_folder
 from jaxdq.models.unet._folder import write_configs as write_configs
+from jaxdq.models.unet._hub import without_network as without_network
 from jaxdq.models.unet._unet2d import UNet2D as UNet2D
 from jaxdq.models.unet._unet2d import unet2d_from_config as unet2d_from_config
 from jaxdq.models.unet._unet2d_condition import UNet2DCondition as UNet2DCondition

@@ -1,8 +1,11 @@
 """Models on the Hugging Face Hub: the configurations, and one file of weights for each part that is read."""
 
+import contextlib
+import contextvars
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxdq._common.errors import InputError, described
 from jaxdq.models.unet._variants import WEIGHTS_FILES
@@ -14,6 +17,19 @@ _CONFIGS = (
 )
 _ENCODER_WEIGHTS = ("model.safetensors", "flax_model.msgpack")
 _SHARDS = "diffusion_pytorch_model*-of-*.safetensors"
+
+
+_CACHE_ONLY: contextvars.ContextVar[bool] = contextvars.ContextVar("cache only", default=False)
+
+
+@contextlib.contextmanager
+def without_network() -> Iterator[None]:
+    """Within, models of the Hub come from its cache on this machine: what someone else's file names is not fetched."""
+    token = _CACHE_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _CACHE_ONLY.reset(token)
 
 
 def is_hub_id(name: str) -> bool:
@@ -82,9 +98,15 @@ def _fetch(hub_id: str, patterns: Sequence[str]) -> Path:
             f"There is no folder {hub_id!r}, and reading it from the Hugging Face Hub takes huggingface_hub, which is "
             "not installed; pip install huggingface_hub, or download the model and pass its folder."
         ) from None
+    cached: dict[str, Any] = {"local_files_only": True} if _CACHE_ONLY.get() else {}
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns), **cached))
     except Exception as error:  # the Hub's client raises its own errors, its HTTP library's and the system's
+        if cached:
+            raise InputError(
+                f"the run names the model {hub_id!r}, which is neither a folder nor in the Hub's cache, and what a run "
+                f"names is not fetched from the network; name it yourself with --model."
+            ) from None
         raise InputError(
             f"There is no folder {hub_id!r}, and the Hugging Face Hub does not give it ("
             f"{described(error)}); check the name, the network and that you may read the model, or pass a folder."

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from jaxdq._common.errors import InputError
-from jaxdq.models.unet import load_denoiser, model_folder
+from jaxdq.models.unet import load_denoiser, model_folder, without_network
 from jaxdq.models.unet._folder import _BUNDLED
 from jaxdq.models.unet._hub import is_hub_id
 
@@ -26,7 +26,9 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     fetched = []
 
-    def snapshot_download(hub_id, allow_patterns):
+    def snapshot_download(hub_id, allow_patterns, local_files_only=False):
+        if local_files_only and not (tmp_path / "cache").exists():
+            raise FileNotFoundError("not in the cache")
         if hub_id != "someone/digits":
             raise ConnectionError("no route to host.\nsecond line")
         for file in FILES:
@@ -49,6 +51,16 @@ def test_a_hub_id_downloads_the_configurations_and_one_file_of_weights(hub):
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     ]
+
+
+def test_what_someone_elses_file_names_is_not_fetched_from_the_network(hub):
+    with without_network():
+        with pytest.raises(InputError, match=r"names the model 'someone/digits', which is neither .*--model"):
+            load_denoiser("someone/digits")
+    assert not hub
+    load_denoiser("someone/digits")  # named by the person, and in the cache from then on
+    with without_network():
+        assert load_denoiser("someone/digits").name == "digits"
 
 
 def test_without_weights_only_the_configurations_are_downloaded(hub):

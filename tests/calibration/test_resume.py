@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import given
+from toys import Tiny, given, toy_denoiser
 
 from jaxdq import InputError, Rule, Scheme, calibrate, ddim, linear_schedule, recipes
 from jaxdq.calibration import (
     Evidence,
+    RangeSettings,
     Recipe,
     SearchSettings,
     Sensitivity,
@@ -18,6 +19,7 @@ from jaxdq.calibration import (
     fit_weights,
     measure_sensitivity,
     observe,
+    run_recipe,
     search_groups,
 )
 from jaxdq.calibration.tools import loop as _loop
@@ -207,3 +209,38 @@ def test_another_run_is_refused(name, claimed):
     with pytest.raises(InputError, match=r"holds the state of another run; choose another .* or remove it"):
         start(claimed, **OTHERS[name])
     assert (claimed / "run.json").read_bytes() == mark
+
+
+@pytest.mark.slow
+def test_a_run_with_everything_behind_it_goes_on_to_the_same_bits_and_says_the_same(tmp_path, monkeypatch):
+    """Grids of each step, relaxed activations and corrections follow from what was learned before the kill."""
+    learning = RangeSettings(num_updates=6, judge_every=2, rows=3)
+    recipe = recipes.chain(
+        recipes.adpdm(4, 4, 2, search=SearchSettings(num_updates=6, moves=1), learning=learning),
+        recipes.pcr(),
+        recipes.ptqd(),
+        recipes.tac(),
+    )
+    save, kept = _loop.save_state, []
+
+    def killed(*args):
+        save(*args)
+        kept.append(args)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    def run(folder=None):
+        sampler = ddim(4, eta=1.0)
+        return run_recipe(toy_denoiser(Tiny()), recipe, sampler=sampler, key=KEY, num_images=4, checkpoint_dir=folder)
+
+    monkeypatch.setattr(_loop, "SAVE_EVERY", 2)
+    unbroken = run()
+    monkeypatch.setattr(_loop, "save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    monkeypatch.setattr(_loop, "save_state", save)
+    for _ in range(2):  # and once more, as after a kill that came when all was learned
+        again = run(tmp_path / "run")
+        assert again.log == unbroken.log
+        for one, two in zip(jax.tree.leaves(unbroken.calib), jax.tree.leaves(again.calib), strict=True):
+            assert one.dtype == two.dtype and np.asarray(one).tobytes() == np.asarray(two).tobytes()

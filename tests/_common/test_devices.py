@@ -117,7 +117,7 @@ def test_the_script_saves_what_two_processes_learned(tmp_path):
         ("digits --weight-bits 1", "bits is 1; give a whole number from 2 to 8"),
         ("digits --steps 0", "takes 0 steps; pass a whole number of at least 1"),
         ("digits --steps 4 --groups 5", "5 groups were asked for and the sampler has 4 steps"),
-        ("digits --calibration-images 0", "calibration_images is 0; give at least 1"),
+        ("digits --calibration-images 0", "calibration_images is 0; give 1 to 10,000,000"),
         ("digits --seed -1", "seed is -1"),
         ("digits --process-id 0 --num-processes 2", "give all of --coordinator"),
         ("digits --coordinator a:1 --process-id 2 --num-processes 2", r"0 to N - 1"),

@@ -5,6 +5,11 @@
 
 A checkpoint is written beside its place and moved there when it is whole, so that a kill leaves the old one or none.
 A remote one (gs://, s3://) is built on this machine and copied, the manifest last, so that part of one is none.
+
+What a checkpoint of someone else can do, and what not. No code of it runs: arrays and JSON are read, never a pickle.
+Every byte is held against checksums, which tell damage and not intent: they stand in the same folder, so that whoever
+can write there can write them too. A network whose numbers were chosen to mislead is one that draws misleading images;
+take checkpoints from people you would take a model from. Restoring one takes as much memory as its arrays.
 """
 
 import hashlib

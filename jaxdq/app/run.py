@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdq._common.errors import InputError
@@ -184,6 +185,9 @@ def evaluate_run(
             f"'{settings.model}' draws latents and has no decoder that can be read, and these networks look at images; "
             f"leave --inception and --lpips out."
         )
+    if networks["distance"] is not None and decoder.decode is None:
+        image = jax.ShapeDtypeStruct((1, *denoiser.shape), jnp.float32)
+        jax.eval_shape(networks["distance"], image, image)  # refuses images that are too small before any is drawn
     evaluation = _evaluate(denoiser, qparams, sampler, settings, decoder, **networks)
     named = "" if inception is None else "features of InceptionV3"
     measured = report.measured(denoiser, qparams, evaluation, folder / QUANTIZED, named)

@@ -434,6 +434,15 @@ def test_refuses_a_flipped_byte(made, tmp_path, capsys, command, where):
     assert not (folder / "drawn.png").exists()
 
 
+def test_lpips_of_small_images_is_refused_before_any_is_drawn(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "evaluate", lambda *_, **__: pytest.fail("images are drawn"))
+    weights = {name: np.ones((1, 1, 1, 1), np.float32) for name in ("lin0.model.1.weight", "net.slice5.10.weight")}
+    save_file(weights, tmp_path / "alex.safetensors")
+    said = refusal_of(capsys, ["evaluate", made, "--lpips", tmp_path / "alex.safetensors"])
+    assert "images of 8 x 8 are too small for LPIPS" in said
+    assert "there is no file" in refusal_of(capsys, ["evaluate", made, "--inception", tmp_path / "none"])
+
+
 def test_evaluate_refuses_another_model(model, made, tmp_path, capsys):
     other = changed_weights(copy_of(model, tmp_path), "conv_in.bias", lambda w: w + 1)
     assert "'conv_in/bias'" in refusal_of(capsys, ["evaluate", made, "--model", other])

@@ -22,13 +22,10 @@ from jaxdq.metrics import (
     ssim_per_image,
 )
 from jaxdq.models.decoding import Decode, decoded
+from jaxdq.models.perceptual import Distance, Features
 from jaxdq.sampling import BATCH_SIZE, Trajectories, batches_of, check_arguments, predict, trajectories, walk
 
 FEATURES = "{}, area-averaged to 8 x 8"
-Features = Callable[[Any], Any]
-"""images: f32[N, H, W, C] -> float[N, D]."""
-Distance = Callable[[Any, Any], Any]
-"""Two sets of images, f32[N, H, W, C] -> float[N]."""
 
 
 class Evaluation(NamedTuple):

@@ -32,11 +32,14 @@ def check_count(num_images: Any, batch_size: Any = 1) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value in a few words: itself where it is short and plain, else its type and shape."""
+    """A value in a few words: itself where it is short and plain, else its shape and type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     if value is None or isinstance(value, bool | int | float | str | bytes | np.number):
         return repr(value)[:60]
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") and not isinstance(value, type) else ""
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}{shape}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"of shape {tuple(value.shape)} and type {value.dtype}"
+    return f"a {type(value).__name__}"
 
 
 def check_float_params(params: Any, remedy: str, *, may_be_empty: bool = True) -> None:

@@ -51,7 +51,7 @@ from jaxdq.grid import stored_bytes
 from jaxdq.linen import QuantizedParams, check_belongs, quantize
 from jaxdq.models import text
 from jaxdq.models.decoding import Decode, Decoder, decoded, decoder_of
-from jaxdq.models.perceptual import inception_features, lpips_distance
+from jaxdq.models.perceptual import Distance, Features, inception_features, lpips_distance
 from jaxdq.models.unet import bundled_models, without_network, write_configs
 from jaxdq.sampling import sample
 
@@ -167,10 +167,8 @@ def evaluate_run(
     asked = {name: metrics[name] for name in _EVALUATED} | {"classes": metrics.get("classes")}
     asked |= {name: value for name, value in given.items() if value is not None}
     settings = Settings(**asked)
-    networks = {
-        "features": None if inception is None else inception_features(inception),
-        "distance": None if lpips is None else lpips_distance(lpips),
-    }
+    features = None if inception is None else inception_features(inception)
+    distance = None if lpips is None else lpips_distance(lpips)
     sampler = _sampler_of(settings)
     qparams = restore(folder / QUANTIZED)
     with without_network() if model is None else contextlib.nullcontext():
@@ -180,18 +178,24 @@ def evaluate_run(
     check_belongs(
         denoiser.params, qparams.plan, f"'{settings.model}'", "pass the model that was quantized with --model"
     )
-    if any(networks.values()) and decoder.decode is None and denoiser.schedule.clip_range is None:
-        raise InputError(
-            f"'{settings.model}' draws latents and has no decoder that can be read, and these networks look at images; "
-            f"leave --inception and --lpips out."
-        )
-    if networks["distance"] is not None and decoder.decode is None:
-        image = jax.ShapeDtypeStruct((1, *denoiser.shape), jnp.float32)
-        jax.eval_shape(networks["distance"], image, image)  # refuses images that are too small before any is drawn
-    evaluation = _evaluate(denoiser, qparams, sampler, settings, decoder, **networks)
+    if decoder.decode is None:
+        _check_images(denoiser, features, distance)
+    evaluation = _evaluate(denoiser, qparams, sampler, settings, decoder, features=features, distance=distance)
     named = "" if inception is None else "features of InceptionV3"
     measured = report.measured(denoiser, qparams, evaluation, folder / QUANTIZED, named)
     return report.to_json_values({**asked, **measured, "conditions": choice and choice.seen(evaluated=evaluation.rows)})
+
+
+def _check_images(denoiser: Denoiser, features: Features | None, distance: Distance | None) -> None:
+    """Refuses, before any is drawn, images that networks which compare them can't look at."""
+    if (features or distance) and denoiser.schedule.clip_range is None:
+        raise InputError(
+            f"'{denoiser.name}' draws latents and has no decoder that can be read, and these networks look at images; "
+            f"leave --inception and --lpips out."
+        )
+    if distance is not None:
+        image = jax.ShapeDtypeStruct((1, *denoiser.shape), jnp.float32)
+        jax.eval_shape(distance, image, image)
 
 
 def sample_run(

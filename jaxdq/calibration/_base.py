@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdq._common.checks import is_whole
 from jaxdq._common.describe import describe
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion import Denoiser, Sampler
@@ -318,5 +319,5 @@ def check_truth(**settings: bool) -> None:
 def check_at_least(least: int, **settings: int) -> None:
     """Refuses a setting that is no whole number, or too small for a loop."""
     for name, value in settings.items():
-        if not isinstance(value, int | np.integer) or value < least:
+        if not is_whole(value) or value < least:
             raise InputError(f"{name} is {value!r}; give a whole number of at least {least}.")

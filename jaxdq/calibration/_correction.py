@@ -21,6 +21,7 @@ from jaxdq.calibration.tools.corrections import (
 from jaxdq.calibration.tools.walking import closest, walk_of
 from jaxdq.grid import Grid
 from jaxdq.linen import Acts, Correction, quantize
+from jaxdq.sampling import with_noise_left
 
 Estimator = Literal["closed-loop", "paper"]
 
@@ -242,5 +243,5 @@ def _accepted(work: Work, corrections: dict[str, Correction]) -> tuple[dict[str,
 def _noise_left(work: Work, std: np.ndarray) -> np.ndarray:
     """f64[S]: the share of the sampler's fresh variance that is still drawn; 1 where it draws none."""
     c = work.problem.sampler.coefficients(work.denoiser.schedule)
-    own = np.float64(c.noise_std) ** 2
-    return np.where(own > 0, np.maximum(0, own - (c.of_output * std) ** 2) / np.where(own > 0, own, 1), 1.0)
+    own, left = (np.float64(one.noise_std) ** 2 for one in (c, with_noise_left(c, std)))
+    return np.where(own > 0, left / np.where(own > 0, own, 1), 1.0)

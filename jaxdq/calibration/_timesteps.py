@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._common.checks import is_whole
 from jaxdq._common.errors import InputError
 from jaxdq.calibration._base import Run, Work, calibrator, check_at_least
 from jaxdq.calibration.tools.evidence import Evidence, gather_evidence, grids_by_step, names_of, schemes_of
@@ -44,7 +45,7 @@ def select_timesteps(policy: Policy, budget: int) -> Run:
 
     def run(work: Work, key: jax.Array) -> Work:
         available = work.data.num_steps * work.data.num_images
-        if not isinstance(budget, int | np.integer) or not 1 <= budget <= available:
+        if not is_whole(budget) or not 1 <= budget <= available:
             raise InputError(
                 f"a budget of {budget} states was asked for and {available} were sampled ({work.data.num_steps} steps "
                 f"of {work.data.num_images} images); give 1 to {available}."

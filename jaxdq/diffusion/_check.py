@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._common.checks import shown
 from jaxdq._common.errors import InputError
 
 
@@ -25,7 +26,7 @@ def checked_conditions(conditions: Any) -> tuple[Any, ...]:
     for index, condition in enumerate(conditions):
         dtype = _number_type(condition)
         if dtype is None:
-            raise InputError(f"conditions[{index}] is {_shown(condition)}; pass an array of numbers.")
+            raise InputError(f"conditions[{index}] is {shown(condition)}; pass an array of numbers.")
         if not np.shape(condition) or np.shape(condition)[0] < 1:
             raise InputError(
                 f"conditions[{index}] has shape {np.shape(condition)}; pass an array with one row per image to "
@@ -47,13 +48,13 @@ def check_params(params: Any) -> None:
         if _number_type(leaf) is None:
             path = jax.tree_util.keystr(keys, simple=True, separator="/")
             where = f" at '{path}'" if path else ""
-            raise InputError(f"params holds {_shown(leaf)}{where}; pass a pytree of arrays, as module.init returns it.")
+            raise InputError(f"params holds {shown(leaf)}{where}; pass a pytree of arrays, as module.init returns it.")
 
 
 def check_sampler(sampler: Any) -> None:
     """Refuse what draws no images."""
     if isinstance(sampler, type) or not callable(getattr(sampler, "coefficients", None)):
-        raise InputError(f"sampler is {_shown(sampler)}; pass one such as jaxdq.ddim(50).")
+        raise InputError(f"sampler is {shown(sampler)}; pass one such as jaxdq.ddim(50).")
 
 
 def check_key(key: Any) -> None:
@@ -61,7 +62,7 @@ def check_key(key: Any) -> None:
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
     if not is_typed and not (dtype == np.uint32 and shape is not None and len(shape) == 1):  # of jax.random.PRNGKey
-        raise InputError(f"key is {_shown(key)}; pass one random key, such as jax.random.key(0).")
+        raise InputError(f"key is {shown(key)}; pass one random key, such as jax.random.key(0).")
 
 
 def _number_type(value: Any) -> np.dtype | None:
@@ -71,10 +72,3 @@ def _number_type(value: Any) -> np.dtype | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return dtype if jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_) else None
-
-
-def _shown(value: Any) -> str:
-    """What came, in a few words."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"of shape {tuple(value.shape)} and type {value.dtype}"
-    return repr(value)[:60] if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"

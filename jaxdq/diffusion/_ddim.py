@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxdq._common.checks import is_whole
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion._numbers import is_real
 from jaxdq.diffusion._sampler import (
@@ -139,7 +140,7 @@ def ddim(
 
 def check_timesteps(timesteps: tuple[int, ...], num_steps: int) -> None:
     """Refuse timesteps that no sampler can walk through."""
-    whole = all(isinstance(t, int | np.integer) and not isinstance(t, bool) and t >= 0 for t in timesteps)
+    whole = all(is_whole(t) and t >= 0 for t in timesteps)
     if not whole or list(timesteps) != sorted(set(timesteps), reverse=True) or len(timesteps) != num_steps:
         raise InputError(
             f"timesteps are {timesteps!r:.80} for {num_steps} steps; give one whole number of at least 0 for each "

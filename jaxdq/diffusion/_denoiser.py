@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._common.checks import is_whole
 from jaxdq._common.errors import InputError
 from jaxdq._common.trees import unboxed
 from jaxdq.diffusion._check import check_params, checked_conditions
@@ -160,7 +161,7 @@ def spread_rows(total: int, num_images: int, key: jax.Array) -> np.ndarray:
         >>> spread_rows(3, 8, jax.random.key(0))
         array([0, 1, 2])
     """
-    if not isinstance(num_images, int | np.integer) or not 0 < num_images < total:
+    if not is_whole(num_images) or not 0 < num_images < total:
         return np.arange(total)
     words = np.ravel(jax.random.key_data(key)).tolist()
     # The raw words of a bit generator are the same in every version of numpy; its permutations need not be.
@@ -206,10 +207,6 @@ def _has_values(leaf: Any) -> bool:
 
 def _checked_shape(shape: Any) -> tuple[int, int, int]:
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if len(sizes) != 3 or not all(_is_whole(size) and size > 0 for size in sizes):
+    if len(sizes) != 3 or not all(is_whole(size) and size > 0 for size in sizes):
         raise InputError(f"shape is {shape!r}; pass three positive integers: (height, width, channels) of one image.")
     return tuple(int(size) for size in sizes)  # type: ignore[return-value]  # the length was checked
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

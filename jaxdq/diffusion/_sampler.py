@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._common.checks import is_whole
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion._schedule import NoiseSchedule, Spacing
 
@@ -179,7 +180,7 @@ def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: Spacing |
 
 def check_num_steps(num_steps: int) -> None:
     """Refuse a sampler that never calls the model."""
-    if not isinstance(num_steps, int | np.integer) or isinstance(num_steps, bool) or num_steps < 1:
+    if not is_whole(num_steps) or num_steps < 1:
         raise InputError(f"The sampler takes {num_steps!r} steps; pass a whole number of at least 1.")
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._common.checks import shown
 from jaxdq._common.errors import InputError
 from jaxdq.linen._acts import Acts
 
@@ -33,7 +34,7 @@ def time_argument(module: nn.Module, args: tuple, kwargs: dict) -> jax.Array | n
     except (TypeError, ValueError, OverflowError):
         is_number = False
     if not is_number or t.ndim > 1:
-        raise InputError(f"t is {_shown(given)}; pass a number, or one for each row of the batch.")
+        raise InputError(f"t is {shown(given)}; pass a number, or one for each row of the batch.")
     return t
 
 
@@ -146,8 +147,3 @@ def _with_time_of_rows(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, d
     if isinstance(place, str):
         return args, {**kwargs, place: rows}
     return (*args[:place], rows, *args[place + 1 :]), kwargs
-
-
-def _shown(value: Any) -> str:
-    """What came, in a few words."""
-    return f"of shape {value.shape} and type {value.dtype}" if hasattr(value, "shape") else repr(value)[:60]

@@ -11,6 +11,7 @@ from jaxdq.sampling._sample import one_pass as one_pass
 from jaxdq.sampling._sample import sample as sample
 from jaxdq.sampling._sample import trajectories as trajectories
 from jaxdq.sampling._sample import turns as turns
+from jaxdq.sampling._sample import with_noise_left as with_noise_left
 from jaxdq.sampling._sample import with_noise_of as with_noise_of
 from jaxdq.sampling._walk import Past as Past
 from jaxdq.sampling._walk import Walk as Walk

@@ -86,8 +86,12 @@ def masked_gain(exact: np.ndarray, found: np.ndarray, mask: float = 0.0) -> np.n
 
 def at_all_times(rows: np.ndarray, t: np.ndarray, num_timesteps: int) -> jax.Array:
     """f32[T, ...]: the rows of a sampler's steps at every model time, where there is none the nearest step's."""
-    nearest = np.argmin(np.abs(np.arange(num_timesteps)[:, None] - np.asarray(t)), axis=1)
-    return jnp.asarray(np.asarray(rows)[nearest], jnp.float32)
+    return jnp.asarray(np.asarray(rows)[nearest_steps(t, num_timesteps)], jnp.float32)
+
+
+def nearest_steps(t: np.ndarray, num_timesteps: int) -> np.ndarray:
+    """int[T]: which of the S steps at times t is nearest to each model time; of two as near, the first."""
+    return np.argmin(np.abs(np.arange(num_timesteps)[:, None] - np.asarray(t)), axis=1)
 
 
 def followed_by(before: Correction | None, after: Correction) -> Correction:

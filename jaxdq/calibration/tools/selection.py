@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdq._common.checks import is_whole
 from jaxdq._common.errors import InputError
 from jaxdq.calibration._base import Work, check_at_least, kind
 
@@ -28,8 +29,7 @@ def counts_of(work: Work) -> np.ndarray:
 
 def check_num_groups(num_groups: int, num_steps: int) -> None:
     """Refuses a number of groups that these steps can't fill."""
-    whole = isinstance(num_groups, int | np.integer) and not isinstance(num_groups, bool)
-    if not whole or not 1 <= num_groups <= num_steps:
+    if not is_whole(num_groups) or not 1 <= num_groups <= num_steps:
         steps, groups = ("1 step", "1 group") if num_steps == 1 else (f"{num_steps} steps", f"1 to {num_steps} groups")
         raise InputError(
             f"{num_groups} groups were asked for and the sampler has {steps}; give {groups}, or a sampler of "
@@ -49,7 +49,7 @@ def check_groups_fit(work: Work, num_groups: int) -> None:
 def check_budget(budget: int, num_groups: int) -> None:
     """Refuses a calibration set of fewer states than there are groups."""
     check_at_least(1, num_groups=num_groups)
-    if not isinstance(budget, int | np.integer) or budget < num_groups:
+    if not is_whole(budget) or budget < num_groups:
         raise InputError(
             f"a budget of {budget} states was given and {num_groups} groups were asked for; give a budget of at least "
             f"{num_groups} states, or fewer groups."

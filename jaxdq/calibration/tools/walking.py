@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxdq.calibration._base import Work
+from jaxdq.calibration.tools.corrections import nearest_steps
 from jaxdq.calibration.tools.rows import image_error
 from jaxdq.sampling import Walk, walk
 
@@ -39,5 +40,4 @@ def steps_at_times(steps: np.ndarray, t: np.ndarray, num_timesteps: int) -> np.n
         t: The times of the S steps.
         num_timesteps: T.
     """
-    nearest = np.argmin(np.abs(np.arange(num_timesteps)[:, None] - np.asarray(t)), axis=1)
-    return np.asarray(steps)[nearest]
+    return np.asarray(steps)[nearest_steps(t, num_timesteps)]

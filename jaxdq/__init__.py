@@ -25,6 +25,7 @@ from jaxdq.diffusion import guided as guided
 from jaxdq.diffusion import linear_schedule as linear_schedule
 from jaxdq.diffusion import sampler_from_config as sampler_from_config
 from jaxdq.diffusion import schedule_from_config as schedule_from_config
+from jaxdq.diffusion import wrap as wrap
 from jaxdq.evaluation import evaluate as evaluate
 from jaxdq.grid import QParams as QParams
 from jaxdq.grid import QTensor as QTensor

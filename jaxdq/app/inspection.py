@@ -81,7 +81,8 @@ class Inspection(NamedTuple):
     @property
     def takes(self) -> tuple[str, ...]:
         """What the network is given beside the image and the time: "encoder_hidden_states 77 x 768"."""
-        names = list(inspect.signature(type(self.denoiser.module).__call__).parameters)[3:]
+        module = self.denoiser.module
+        names = self.denoiser.condition_names or list(inspect.signature(type(module).__call__).parameters)[3:]
         shapes = self.denoiser.abstract_args(1)
         sizes = (" x ".join(map(str, shape.shape[1:])) for shape in shapes)
         return tuple(f"{name} {size}".rstrip() for name, size in zip(names, sizes, strict=False))

@@ -109,7 +109,12 @@ def _model_table(found: Inspection) -> Table:
             else ""
         )
     elif found.denoiser.conditions:
-        rows["prompts"] = "from a file, --prompts"
+        with_text = "encoder_hidden_states" in found.denoiser.condition_names
+        others = [name for name in found.denoiser.condition_names if name not in TEXT_CONDITIONS]
+        rows |= {"prompts": "from a file, --prompts"} if with_text else {}
+        rows |= {"conditions": f"{', '.join(others)}: from a file, --conditions"} if others else {}
+    if found.denoiser.notes:
+        rows["note"] = " ".join(found.denoiser.notes)
     if files is not None:
         rows["model"] = f"{found.denoiser.name} ({files.unet_class}), {found.num_params:,} parameters"
         rows["schedule"] = ", ".join(filter(None, (files.scheduler_class, files.beta_schedule, steps)))

@@ -27,7 +27,8 @@ class Denoiser:
             `apply({"params": params}, x: f32[B, H, W, C], t: int32[], *conditions) -> [B, H, W, C]`.
         params: Pytree of finite arrays; the boxes of `nn.with_partitioning` are taken off.
         schedule: What the model was trained to undo.
-        shape: (H, W, C) of one image.
+        shape: (H, W, C) of one image; of what is drawn instead, any number of axes with the channels last: (L, C) of
+            tokens or a signal, (F, H, W, C) of a video.
         conditions: Arrays with a leading axis of rows, the arguments after t; image i takes row i % P. Calibration and
             evaluation `spread` their images over all rows if they have fewer images than that.
             `jax.ShapeDtypeStruct` serves to look at the model, and nothing can be drawn with it.
@@ -37,6 +38,8 @@ class Denoiser:
             passed. They are kept with the quantized network, so that the bare module serves it too.
         sampler: Name of the sampler that the model's files ask for, as `diffusion.SAMPLERS` has it: what the command
             line draws with unless told otherwise.
+        notes: What a person should know of how the model is run, in sentences: that a learned variance is not used.
+        condition_names: What the network calls its conditions, if they have names; a guided model has each twice.
 
     Raises:
         InputError: A field does not fit its description; NaN and infinite parameters are named by their paths.
@@ -52,11 +55,13 @@ class Denoiser:
     module: Any
     params: Any
     schedule: NoiseSchedule
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     conditions: tuple[Any, ...] = ()
     name: str = "custom"
     variables: Mapping[str, Any] = field(default_factory=dict)
     sampler: str = "ddim"
+    notes: tuple[str, ...] = ()
+    condition_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.module, type):
@@ -205,8 +210,10 @@ def _has_values(leaf: Any) -> bool:
     return not abstract and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
 
 
-def _checked_shape(shape: Any) -> tuple[int, int, int]:
+def _checked_shape(shape: Any) -> tuple[int, ...]:
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if len(sizes) != 3 or not all(is_whole(size) and size > 0 for size in sizes):
-        raise InputError(f"shape is {shape!r}; pass three positive integers: (height, width, channels) of one image.")
-    return tuple(int(size) for size in sizes)  # type: ignore[return-value]  # the length was checked
+    if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
+        raise InputError(
+            f"shape is {shape!r}; pass positive integers: (height, width, channels) of one image, or (length, channels)."
+        )
+    return tuple(int(size) for size in sizes)

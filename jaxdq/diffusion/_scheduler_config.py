@@ -123,6 +123,8 @@ _REFUSED: tuple[tuple[str, str, Any], ...] = (
     ("timestep_type", "", "discrete"),
     ("final_sigmas_type", "EulerDiscreteScheduler", "zero"),  # it ends on x_0 + sigma eps, which is no state of ours
 )
+LEARNED_VARIANCES = ("learned", "learned_range")
+"""What `variance_type` says where a network returns its variance behind its prediction (Nichol & Dhariwal 2021)."""
 _DDIM_OR_DDPM = ""  # what a file that names no class is taken for
 _MAX_TIMESTEPS = 1_000_000
 
@@ -174,7 +176,7 @@ _KINDS: dict[str, _Kind] = {
     "sample_max_value": _POSITIVE,
     "timestep_spacing": _one_of("linspace", "leading", "trailing"),
     "steps_offset": _Kind(lambda value: is_integer(value) and value >= 0, "a whole number of at least 0"),
-    "variance_type": _one_of(*get_args(VarianceType), None),
+    "variance_type": _one_of(*get_args(VarianceType), *LEARNED_VARIANCES, None),
     "original_inference_steps": _Kind(lambda value: is_integer(value) and value >= 1, "a whole number of at least 1"),
     "timestep_scaling": _POSITIVE,
     "solver_order": _Kind(lambda value: is_integer(value) and value >= 1, "a whole number of at least 1"),
@@ -212,7 +214,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     Raises:
         InputError: A field has the wrong type or is out of range, or asks for something that changes the images and
             that jaxdq does not do: another scheduler family, thresholding, an unknown beta schedule or prediction
-            type, a learned variance.
+            type.
 
     Example:
         >>> schedule_from_config({"_class_name": "DDPMScheduler", "num_train_timesteps": 10}).num_timesteps
@@ -245,7 +247,11 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         spacing=values["timestep_spacing"],
         steps_offset=values["steps_offset"],
         set_alpha_to_one=bool(values["set_alpha_to_one"]) and values["final_sigmas_type"] == "zero",
-        variance_type=values["variance_type"] or "fixed_small",  # null is how the DPM solvers write "fixed"
+        # Null is how the DPM solvers write "fixed". What a network says of the variance is not used: the fixed one,
+        # which the learned one is trained to be near, draws in its place.
+        variance_type="fixed_small"
+        if values["variance_type"] in (None, *LEARNED_VARIANCES)
+        else values["variance_type"],
     )
     return rescale_zero_terminal_snr(schedule) if values["rescale_betas_zero_snr"] else schedule
 

@@ -1,6 +1,9 @@
 """Diffusers' UNets in Flax and NHWC, and the folders that they come in."""
 
 from jaxdq.models.unet._build import abstract_params as abstract_params
+from jaxdq.models.unet._controlnet import Controlled as Controlled
+from jaxdq.models.unet._controlnet import ControlNet as ControlNet
+from jaxdq.models.unet._controlnet import controlnet_from_config as controlnet_from_config
 from jaxdq.models.unet._describe import ModelFiles as ModelFiles
 from jaxdq.models.unet._describe import describe as describe
 from jaxdq.models.unet._files import read_json as read_json

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdq.linen._attention import DotProductAttention
+from jaxdq.models.unet._activations import ACTIVATIONS
 
 
 class Style(NamedTuple):
@@ -21,11 +22,17 @@ class Style(NamedTuple):
         num_groups: Groups of every GroupNorm in a residual block.
         eps: Added to the variance in every GroupNorm of a residual block.
         scale_shift: The time embedding scales and shifts after the second norm (True) or is added before it (False).
+        act: Name of the activation function, as ``ACTIVATIONS`` has it.
+        skip_time_act: The time embedding goes to a residual block's projection without an activation before it.
+        output_scale: Divisor of the sum at the end of a residual block.
     """
 
     num_groups: int
     eps: float
     scale_shift: bool
+    act: str = "silu"
+    skip_time_act: bool = False
+    output_scale: float = 1.0
 
 
 def group_norm(num_groups: int, eps: float, name: str) -> nn.GroupNorm:
@@ -70,20 +77,18 @@ def upsample_nearest(x: jax.Array, size: Size | None = None) -> jax.Array:
 class ResnetBlock(nn.Module):
     """Two normalised convolutions with the time embedding between them, and a shortcut.
 
-    ``h = conv1(resample(silu(norm1(x))))``; then with ``e = time_emb_proj(silu(temb))`` either ``h = norm2(h + e)`` or,
+    ``h = conv1(resample(act(norm1(x))))``; then with ``e = time_emb_proj(act(temb))`` either ``h = norm2(h + e)`` or,
     for ``scale_shift`` and ``e = [scale, shift]``, ``h = norm2(h) * (1 + scale) + shift``; the result is
-    ``(shortcut(resample(x)) + conv2(silu(h))) / output_scale``.
+    ``(shortcut(resample(x)) + conv2(act(h))) / output_scale``.
 
     Attributes:
         channels: Output channels; where the input has others, the shortcut is a 1x1 convolution.
         style: What all blocks of the network share.
-        output_scale: Divisor of the sum.
         resample: "up" (nearest, by 2), "down" (mean of 2x2) or None.
     """
 
     channels: int
     style: Style
-    output_scale: float = 1.0
     resample: str | None = None
 
     def _resampled(self, x: jax.Array, size: Size | None) -> jax.Array:
@@ -96,22 +101,22 @@ class ResnetBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, size: Size | None = None) -> jax.Array:
         """Map x: float[B, H, W, C] and temb: float[B or 1, E] to float[B, H', W', channels]; "up" goes to ``size``."""
-        style = self.style
-        h = nn.silu(group_norm(style.num_groups, style.eps, "norm1")(x))
+        style, act = self.style, ACTIVATIONS[self.style.act]
+        h = act(group_norm(style.num_groups, style.eps, "norm1")(x))
         h = conv3x3(self.channels, "conv1")(self._resampled(h, size))
         width = 2 * self.channels if style.scale_shift else self.channels
-        e = nn.Dense(width, name="time_emb_proj")(nn.silu(temb))[:, None, None, :]
+        e = nn.Dense(width, name="time_emb_proj")(temb if style.skip_time_act else act(temb))[:, None, None, :]
         norm2 = group_norm(style.num_groups, style.eps, "norm2")
         if style.scale_shift:
             scale, shift = jnp.split(e, 2, axis=-1)
             h = norm2(h) * (1 + scale) + shift
         else:
             h = norm2(h + e)
-        h = conv3x3(self.channels, "conv2")(nn.silu(h))
+        h = conv3x3(self.channels, "conv2")(act(h))
         shortcut = self._resampled(x, size)
         if x.shape[-1] != self.channels:
             shortcut = nn.Conv(self.channels, (1, 1), name="conv_shortcut")(shortcut)
-        return (shortcut + h) / self.output_scale
+        return (shortcut + h) / style.output_scale
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, head_dim: int) -> jax.Array:

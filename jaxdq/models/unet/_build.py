@@ -7,6 +7,8 @@ import jax
 
 from jaxdq.models.unet._config import complete_config
 from jaxdq.models.unet._config_condition import complete_condition_config
+from jaxdq.models.unet._config_controlnet import complete_controlnet_config
+from jaxdq.models.unet._controlnet import Controlled, ControlNet, controlnet_from_config
 from jaxdq.models.unet._unet2d import UNet2D, unet2d_from_config
 from jaxdq.models.unet._unet2d_condition import UNet2DCondition, unet2d_condition_from_config
 
@@ -24,20 +26,23 @@ class ModelClass(NamedTuple):
 
     class_name: str
     complete: Callable[[Mapping[str, Any]], dict[str, Any]]
-    build: Callable[[Mapping[str, Any]], UNet]
+    build: Callable[[Mapping[str, Any]], UNet | ControlNet]
 
 
 _UNET2D = ModelClass("UNet2DModel", complete_config, unet2d_from_config)
 _CONDITION = ModelClass("UNet2DConditionModel", complete_condition_config, unet2d_condition_from_config)
+_CONTROLNET = ModelClass("ControlNetModel", complete_controlnet_config, controlnet_from_config)
 MODEL_CLASSES = {
     "UNet2DModel": _UNET2D,
     "UNet2DConditionModel": _CONDITION,
     "FlaxUNet2DConditionModel": _CONDITION,
+    "ControlNetModel": _CONTROLNET,
+    "FlaxControlNetModel": _CONTROLNET,
 }
 """The ``_class_name`` of a config.json -> what belongs to it."""
 
 
-def abstract_params(module: UNet) -> Any:
+def abstract_params(module: UNet | ControlNet | Controlled) -> Any:
     """Return the shapes of the module's parameters without making them.
 
     Args:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdq._common.errors import InputError
+from jaxdq.models.unet._activations import ACTIVATIONS
 from jaxdq.models.unet._fields import EMA_FIELDS, FieldSpec, attention_levels, complete_fields
 
 DEFAULTS: dict[str, Any] = {
@@ -42,12 +43,12 @@ _SPEC = FieldSpec(
     class_name="UNet2DModel",
     defaults=DEFAULTS,
     choices={
-        "time_embedding_type": ("positional", "fourier"),
+        "time_embedding_type": ("positional", "fourier", "learned"),
         "mid_block_type": ("UNetMidBlock2D", None),
         "downsample_padding": (0, 1),
         "downsample_type": ("conv", "resnet"),
         "upsample_type": ("conv", "resnet"),
-        "act_fn": ("silu", "swish"),
+        "act_fn": tuple(ACTIVATIONS),
         "resnet_time_scale_shift": ("default", "scale_shift"),
         "class_embed_type": (None, "timestep", "identity"),
     },
@@ -56,7 +57,13 @@ _SPEC = FieldSpec(
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
     },
     counts=("in_channels", "out_channels", "layers_per_block", "norm_num_groups"),
-    optional_counts=("attention_head_dim", "attn_norm_num_groups", "num_class_embeds", "time_embedding_dim"),
+    optional_counts=(
+        "attention_head_dim",
+        "attn_norm_num_groups",
+        "num_class_embeds",
+        "num_train_timesteps",
+        "time_embedding_dim",
+    ),
     per_row=(),
     positive=("mid_block_scale_factor", "norm_eps"),
     flags=("center_input_sample", "flip_sin_to_cos", "add_attention"),
@@ -84,6 +91,11 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"The UNet's attention_head_dim is {head_dim}, more than the {min(attended)} channels of a row of "
             "block_out_channels that has attention; give at most those, or null for a single head."
+        )
+    if fields["time_embedding_type"] == "learned" and fields["num_train_timesteps"] is None:
+        raise InputError(
+            "The UNet's time_embedding_type is 'learned' and its num_train_timesteps null; give the number of rows that "
+            "its table of times has."
         )
     if fields["attn_norm_num_groups"] is not None and channels[-1] % fields["attn_norm_num_groups"]:
         raise InputError(

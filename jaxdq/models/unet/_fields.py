@@ -67,6 +67,8 @@ def complete_fields(config: Mapping[str, Any], spec: FieldSpec) -> dict[str, Any
     for key in BLOCK_TYPES:
         fields[key] = tuple(str(name).removeprefix("Flax").removeprefix("UNetRes") for name in fields[key])
     fields |= {key: tuple(fields[key]) for key in spec.per_row if isinstance(fields[key], list)}
+    # diffusers' own scripts write null for false.
+    fields |= {key: False for key in spec.flags if fields[key] is None and spec.defaults[key] is False}
     _check_values(fields, spec)
     _check_numbers(fields, spec)
     _check_together(fields)
@@ -96,7 +98,8 @@ def attention_levels(fields: Mapping[str, Any], *, has_middle: bool) -> list[int
     return [i for i in range(last + 1) if down[i] or up[last - i] or (has_middle and i == last)]
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value is a positive integer."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -118,13 +121,13 @@ def _check_numbers(fields: Mapping[str, Any], spec: FieldSpec) -> None:
     """Raise InputError for a field that is not the number it should be."""
     for key in spec.counts + spec.optional_counts:
         optional = key in spec.optional_counts
-        if not _is_count(fields[key]) and not (optional and fields[key] is None):
+        if not is_count(fields[key]) and not (optional and fields[key] is None):
             expected = "a positive integer or null" if optional else "a positive integer"
             raise InputError(f"The UNet's {key} is {fields[key]!r}; give {expected}.")
     num_rows = len(fields["block_out_channels"])
     for key in spec.per_row:
         values = per_row(fields[key], num_rows)
-        if len(values) != num_rows or not all(map(_is_count, values)):
+        if len(values) != num_rows or not all(map(is_count, values)):
             raise InputError(
                 f"The UNet's {key} is {fields[key]!r}; give a positive integer, or {num_rows} of them, one for each "
                 "entry of block_out_channels."
@@ -134,11 +137,11 @@ def _check_numbers(fields: Mapping[str, Any], spec: FieldSpec) -> None:
             raise InputError(f"The UNet's {key} is {fields[key]!r}; give a positive number.")
     if isinstance(fields["freq_shift"], bool) or not isinstance(fields["freq_shift"], int | float):
         raise InputError(f"The UNet's freq_shift is {fields['freq_shift']!r}; give a number.")
-    if not all(map(_is_count, fields["block_out_channels"])):
+    if not all(map(is_count, fields["block_out_channels"])):
         raise InputError(f"The UNet's block_out_channels is {fields['block_out_channels']}; give positive integers.")
     size = fields["sample_size"]
-    is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_count, size))
-    if not (size is None or _is_count(size) or is_pair):
+    is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(map(is_count, size))
+    if not (size is None or is_count(size) or is_pair):
         raise InputError(f"The UNet's sample_size is {size!r}; give a positive integer, [height, width] or null.")
 
 
@@ -152,7 +155,7 @@ def _check_together(fields: Mapping[str, Any]) -> None:
                 "give both one entry per resolution."
             )
     for count in channels:
-        if count % fields["norm_num_groups"]:
+        if fields["norm_num_groups"] is not None and count % fields["norm_num_groups"]:
             raise InputError(
                 f"The UNet's norm_num_groups is {fields['norm_num_groups']}, which does not divide the {count} of "
                 "block_out_channels; choose a divisor of every entry."

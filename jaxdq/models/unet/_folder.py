@@ -14,8 +14,10 @@ from safetensors.numpy import save_file
 
 from jaxdq._common.errors import InputError
 from jaxdq._common.paths import local_path
-from jaxdq.diffusion import Denoiser, default_sampler, schedule_from_config
+from jaxdq.diffusion import Denoiser, default_sampler, schedule_from_config, wrap
 from jaxdq.models.unet._build import MODEL_CLASSES, ModelClass, UNet, abstract_params
+from jaxdq.models.unet._controlnet import Controlled, ControlNet
+from jaxdq.models.unet._drawn import JOINED, Drawn, drawn_by
 from jaxdq.models.unet._files import read_json, read_params
 from jaxdq.models.unet._hub import download, download_parts, is_hub_id
 from jaxdq.models.unet._unet2d_condition import UNet2DCondition
@@ -43,7 +45,12 @@ def bundled_models() -> tuple[str, ...]:
 
 
 def load_denoiser(
-    name_or_path: str | Path, *, weights: bool = True, conditions: Sequence[Any] | None = None
+    name_or_path: str | Path,
+    *,
+    weights: bool = True,
+    conditions: Sequence[Any] | None = None,
+    controlnet: str | Path | None = None,
+    conditioning_scale: float = 1.0,
 ) -> Denoiser:
     """Load a diffusion model that comes with jaxdq, from a folder in diffusers' layout, or from the Hugging Face Hub.
 
@@ -55,10 +62,15 @@ def load_denoiser(
             conditions of a text-conditional model unless they are given.
         conditions: What the network takes after (x, t), each with a leading axis of rows. For a text-conditional model
             ``(encoder_hidden_states: float[P, M, K],)``, and for SDXL ``(encoder_hidden_states, text_embeds: float[P,
-            E], time_ids: float[P, 6])``; None cycles through the classes of a class-conditional model.
+            E], time_ids: float[P, 6])``; where the network takes more channels than it draws, as for inpainting, the
+            first is ``joined_channels: float[P, H, W, C]``, and with a ControlNet the last is its image. None cycles
+            through the classes of a class-conditional model.
+        controlnet: Folder of a ``ControlNetModel`` that controls the UNet: one network, quantized together.
+        conditioning_scale: Factor of what the ControlNet adds.
 
     Returns:
-        The denoiser. Its shape is that of the arrays the network draws: latents, where the pipeline has a VAE.
+        The denoiser. Its shape is that of the arrays the network draws: latents, where the pipeline has a VAE. Its
+        ``condition_names`` say what the conditions are, and its ``notes`` what of the network is not used.
 
     Raises:
         InputError: There is no such model, a file is absent, damaged or does not fit the others, the model is of a
@@ -72,16 +84,55 @@ def load_denoiser(
     model_class, config = read_unet_config(layout.unet)
     scheduler = read_json(layout.scheduler)
     schedule = schedule_from_config(scheduler)
-    module = model_class.build(config)
-    shape = _image_shape(model_class.complete(config), layout.unet)
-    rows = _conditions(module, weights) if conditions is None else tuple(conditions)
+    module: UNet | ControlNet | Controlled = model_class.build(config)
+    if isinstance(module, ControlNet) and (weights or controlnet is not None):
+        raise InputError(
+            f"{layout.unet} has a ControlNet, which draws nothing by itself; pass the folder of its UNet, and this one "
+            "as load_denoiser(..., controlnet=folder)."
+        )
+    complete = model_class.complete(config)
+    # What a ControlNet returns is added to a UNet's, which draws as many channels as it takes.
+    drawn = drawn_by(
+        complete | {"out_channels": module.x_channels} if isinstance(module, ControlNet) else complete,
+        module.x_channels,
+        scheduler,
+    )
     params = abstract_params(module)
     if weights:
         params = read_params(layout.unet, params, model_class.class_name)
-    return Denoiser(module, params, schedule, shape, rows, name=layout.name, sampler=default_sampler(scheduler))
+    if controlnet is not None:
+        if not isinstance(module, UNet2DCondition):
+            raise InputError(
+                f"{layout.unet} has a {model_class.class_name}, which no ControlNet controls; leave it out."
+            )
+        other, other_params = _load_controlnet(controlnet, weights)
+        module = Controlled(module, other, float(conditioning_scale))
+        params = {"unet": params, "controlnet": other_params}
+    rows = _rows(module, drawn, weights=weights) if conditions is None else tuple(conditions)
+    names = (*[JOINED] * bool(drawn.joined), *module.condition_names)
+    network: Any = module
+    if drawn.joined or drawn.extra:
+        network = wrap(module, joined=int(drawn.joined > 0), channels=drawn.shape[-1] if drawn.extra else None)
+    sampler, notes = default_sampler(scheduler), drawn.notes
+    return Denoiser(
+        network, params, schedule, drawn.shape, rows, layout.name, sampler=sampler, notes=notes, condition_names=names
+    )
 
 
-def load_unet_folder(path: str | Path) -> tuple[UNet, dict[str, Any], dict[str, Any]]:
+def _load_controlnet(path: str | Path, weights: bool) -> tuple[ControlNet, Any]:
+    """A ControlNet and its parameters, or their shapes, from the folder that has its config.json."""
+    folder = local_path(path)
+    model_class, config = read_unet_config(folder)
+    module = model_class.build(config)
+    if not isinstance(module, ControlNet):
+        raise InputError(
+            f"{folder} has a {model_class.class_name}; pass the folder of a ControlNetModel as controlnet."
+        )
+    params = abstract_params(module)
+    return module, read_params(folder, params, model_class.class_name) if weights else params
+
+
+def load_unet_folder(path: str | Path) -> tuple[UNet | ControlNet, dict[str, Any], dict[str, Any]]:
     """Load a UNet alone from the folder that has its config.json and its weights.
 
     Args:
@@ -269,61 +320,35 @@ def _model_class(config: Mapping[str, Any], folder: str | Path) -> ModelClass:
     return MODEL_CLASSES[class_name]
 
 
-def _image_shape(complete: Mapping[str, Any], folder: Path) -> tuple[int, int, int]:
-    """Return (H, W, C) of the images or latents that the network draws."""
-    size, channels = complete["sample_size"], complete["in_channels"]
-    if size is None:
-        raise InputError(f"{folder / 'config.json'} leaves sample_size open; write the side of the images there.")
-    if complete["out_channels"] != channels:
-        raise InputError(
-            f"{folder / 'config.json'} has in_channels {channels} and out_channels {complete['out_channels']}: "
-            f"{_why_channels_differ(channels, complete['out_channels'])}; jaxdq samples networks that return as many "
-            "channels as they take: choose such a model."
-        )
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width, channels
+def _joined_shape(drawn: Drawn) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The shape of one row of what joins x, if anything does."""
+    return (jax.ShapeDtypeStruct((1, *drawn.shape[:2], drawn.joined), jnp.float32),) if drawn.joined else ()
 
 
-def _why_channels_differ(taken: int, returned: int) -> str:
-    """Say what a network is that returns more or fewer channels than it takes."""
-    if returned == 2 * taken:
-        return "the network returns a learned variance beside its prediction"
-    if returned > taken:
-        return "the network returns more than a prediction"
-    more = {
-        9: "a mask and the masked image, as for inpainting",
-        8: "an image to edit",
-        7: "a small image to enlarge",
-        5: "a map of depths or a mask",
-    }
-    beside = more.get(taken, "such as a mask or another image") if returned == 4 else "such as a mask or another image"
-    return f"the network takes {taken - returned} channels beside the noisy ones ({beside})"
-
-
-def _conditions(module: UNet, weights: bool) -> tuple[Any, ...]:
+def _rows(module: UNet | ControlNet | Controlled, drawn: Drawn, *, weights: bool) -> tuple[Any, ...]:
     """Return what the network takes after (x, t) where the caller does not say: one row per class, or nothing."""
-    if isinstance(module, UNet2DCondition):
-        return _text_conditions(module, weights)
-    if not module.has_classes:
+    names = (*[JOINED] * bool(drawn.joined), *module.condition_names)
+    if not names:
         return ()
-    if module.class_embed_type == "identity" or module.num_class_embeds is None:
-        raise InputError(
-            f"The UNet's class_embed_type is {module.class_embed_type!r}, and its labels are in no file; pass "
-            "conditions=(labels,) with one row per image to draw from."
-        )
-    return (jnp.arange(module.num_class_embeds),)
-
-
-def _text_conditions(module: UNet2DCondition, weights: bool) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Return shapes that stand in for the text, where there are shapes instead of weights too."""
-    shapes = module.abstract_conditions()
+    if names == ("class_labels",) and module.class_embed_type is None and module.num_class_embeds is not None:
+        return (jnp.arange(module.num_class_embeds),)
+    shapes = (*_joined_shape(drawn), *module.abstract_conditions(drawn.shape[:2]))
     if not weights:
         return shapes
-    names = ("encoder_hidden_states", "text_embeds", "time_ids")
-    rows = [
-        f"{name}: float[P, {', '.join(map(str, shape.shape[1:]))}]" for name, shape in zip(names, shapes, strict=False)
-    ]
+    rows = [f"{name}: {described_rows(shape)}" for name, shape in zip(names, shapes, strict=True)]
+    text = "; on the command line, --prompts FILE for a text" if "encoder_hidden_states" in names else ""
     raise InputError(
-        f"The UNet is text-conditional, and its text is in no file; pass conditions=({', '.join(rows)},) from the "
-        "model's text encoder, one row per prompt; on the command line, --prompts FILE."
+        f"The UNet takes conditions that are in no file; pass conditions=({', '.join(rows)},), one row per image to draw "
+        f"from{text}, --conditions FILE.npz for {'the others' if text else 'them'}."
     )
+
+
+def described_rows(shape: jax.ShapeDtypeStruct) -> str:
+    """Say what the rows of a condition are: "float[P, 77, 768]".
+
+    Example:
+        >>> described_rows(jax.ShapeDtypeStruct((1, 77, 768), jnp.float32))
+        'float[P, 77, 768]'
+    """
+    kind = "int" if jnp.issubdtype(shape.dtype, jnp.integer) else "float"
+    return f"{kind}[{', '.join(['P', *map(str, shape.shape[1:])])}]"

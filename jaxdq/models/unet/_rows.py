@@ -5,6 +5,7 @@ the image and then the row's ``context``, which is empty for attention over pixe
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,8 @@ from jaxdq._common.errors import InputError
 from jaxdq.models.unet._blocks import Downsample, ResnetBlock, Size, Style, Upsample
 
 AttentionMaker = Callable[..., nn.Module]
+Attentions = AttentionMaker | tuple[AttentionMaker, ...]
+"""One maker for all layers of a row, or one for each."""
 
 
 class DownBlock(nn.Module):
@@ -32,25 +35,37 @@ class DownBlock(nn.Module):
     channels: int
     num_layers: int
     style: Style
-    attention: AttentionMaker | None
+    attention: Attentions | None
     downsample: str | None
     downsample_padding: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array, *context: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to the result and all that the way up will need."""
-        style = self.style
+    def __call__(
+        self, x: jax.Array, temb: jax.Array, *context: jax.Array, added: jax.Array | None = None
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Map x: float[B, H, W, C] and temb: float[B or 1, E] to the result and all that the way up will need.
+
+        What is ``added`` (a T2I-Adapter's features) joins the last layer's output where there is attention to a text,
+        and the row's result elsewhere.
+        """
+        style, inside = self.style, bool(context) and self.attention is not None
         skips = []
         for i in range(self.num_layers):
             x = ResnetBlock(self.channels, style, name=f"resnets_{i}")(x, temb)
             if self.attention is not None:
-                x = self.attention(name=f"attentions_{i}")(x, *context)
+                x = _layer(self.attention, i)(x, *context)
+            if added is not None and inside and i == self.num_layers - 1:
+                x = x + added
             skips.append(x)
         if self.downsample == "conv":
             x = Downsample(self.downsample_padding, name="downsamplers_0")(x)
         elif self.downsample == "resnet":
             x = ResnetBlock(self.channels, style, resample="down", name="downsamplers_0")(x, temb)
-        return x, skips if self.downsample is None else [*skips, x]
+        skips = skips if self.downsample is None else [*skips, x]
+        if added is not None and not inside:
+            x = x + added
+            skips[-1] = x
+        return x, skips
 
 
 class MidBlock(nn.Module):
@@ -58,23 +73,24 @@ class MidBlock(nn.Module):
 
     Attributes:
         style: What all blocks of the network share.
-        attention: Makes the layer between the two residual blocks (``UNetMidBlock2D``, ``UNetMidBlock2DCrossAttn``),
-            or None.
-        output_scale: Divisor of the sum of each residual block.
+        attention: Makes the layer between the two residual blocks (``UNetMidBlock2D``, ``UNetMidBlock2DCrossAttn``,
+            ``UNetMidBlock2DSimpleCrossAttn``), or None.
+        single: There is the first residual block alone.
     """
 
     style: Style
-    attention: AttentionMaker | None
-    output_scale: float
+    attention: Attentions | None
+    single: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, *context: jax.Array) -> jax.Array:
         """Map x: float[B, H, W, C] and temb: float[B or 1, E] to float[B, H, W, C]."""
-        style, scale = self.style, self.output_scale
-        x = ResnetBlock(x.shape[-1], style, scale, name="resnets_0")(x, temb)
+        x = ResnetBlock(x.shape[-1], self.style, name="resnets_0")(x, temb)
+        if self.single:
+            return x
         if self.attention is not None:
-            x = self.attention(name="attentions_0")(x, *context)
-        return ResnetBlock(x.shape[-1], style, scale, name="resnets_1")(x, temb)
+            x = _layer(self.attention, 0)(x, *context)
+        return ResnetBlock(x.shape[-1], self.style, name="resnets_1")(x, temb)
 
 
 class UpBlock(nn.Module):
@@ -92,7 +108,7 @@ class UpBlock(nn.Module):
     channels: int
     num_layers: int
     style: Style
-    attention: AttentionMaker | None
+    attention: Attentions | None
     upsample: str | None
 
     @nn.compact
@@ -115,7 +131,7 @@ class UpBlock(nn.Module):
         for i, skip in enumerate(reversed(skips)):
             x = ResnetBlock(self.channels, style, name=f"resnets_{i}")(jnp.concatenate([x, skip], axis=-1), temb)
             if self.attention is not None:
-                x = self.attention(name=f"attentions_{i}")(x, *context)
+                x = _layer(self.attention, i)(x, *context)
         if self.upsample == "conv":
             x = Upsample(name="upsamplers_0")(x, size)
         elif self.upsample == "resnet":
@@ -123,36 +139,89 @@ class UpBlock(nn.Module):
         return x
 
 
-def run_rows(
+class Residuals(NamedTuple):
+    """What other networks add to a UNet on its way.
+
+    Attributes:
+        skips: To what goes across from the way down to the way up, one for each (a ControlNet's); empty for none.
+        middle: float[B, h, w, C] to the middle's result (a ControlNet's), or None.
+        rows: To each row on the way down, as many as there are (a T2I-Adapter's).
+    """
+
+    skips: Sequence[jax.Array] = ()
+    middle: jax.Array | None = None
+    rows: Sequence[jax.Array] = ()
+
+
+def run_down(
     x: jax.Array,
     temb: jax.Array,
     context: tuple[jax.Array, ...],
-    rows: tuple[Sequence[DownBlock], MidBlock | None, Sequence[UpBlock]],
-) -> jax.Array:
-    """Run a UNet between its first and its last convolution.
+    rows: tuple[Sequence[nn.Module], nn.Module | None],
+    residuals: Residuals = Residuals(),  # noqa: B008  # a tuple
+) -> tuple[jax.Array, list[Any]]:
+    """Run a UNet from its first convolution to its middle.
 
     Args:
         x: float[B, H, W, C], after the first convolution.
         temb: float[B or 1, E], the embedding of time.
         context: What attention takes besides the image.
-        rows: The way down, the middle and the way up; each row up has as many layers as it takes skips.
+        rows: The way down and the middle.
+        residuals: What is added.
+
+    Returns:
+        The middle's result, and what goes across to the way up.
+
+    Raises:
+        InputError: There are more or fewer residuals than places for them.
+    """
+    down, middle = rows
+    skips = [x]
+    if len(residuals.rows) > len(down):
+        raise InputError(f"The UNet has {len(down)} rows and was given {len(residuals.rows)} adapter_residuals.")
+    added = (*residuals.rows, *[None] * (len(down) - len(residuals.rows)))
+    for row, one in zip(down, added, strict=True):
+        x, made = row(x, temb, *context) if one is None else row(x, temb, *context, added=one)
+        skips += made
+    if residuals.skips:
+        if len(residuals.skips) != len(skips):
+            raise InputError(
+                f"The UNet takes {len(skips)} down_residuals and was given {len(residuals.skips)}; pass what the "
+                "ControlNet of a UNet with the same block_out_channels and layers_per_block returns."
+            )
+        skips = [skip + more for skip, more in zip(skips, residuals.skips, strict=True)]
+    if middle is not None:
+        x = middle(x, temb, *context)
+    return (x if residuals.middle is None else x + residuals.middle), skips
+
+
+def run_up(
+    x: jax.Array, skips: list[Any], temb: jax.Array, context: tuple[jax.Array, ...], up: Sequence[nn.Module]
+) -> jax.Array:
+    """Run a UNet from its middle to its last convolution.
+
+    Args:
+        x: float[B, h, w, C], the middle's result.
+        skips: What ``run_down`` returned.
+        temb: float[B or 1, E], the embedding of time.
+        context: What attention takes besides the image.
+        up: The way up; each row has as many layers as it takes skips.
 
     Returns:
         float[B, H, W, C].
     """
-    down, middle, up = rows
-    skips = [x]
-    for row in down:
-        x, made = row(x, temb, *context)
-        skips += made
-    if middle is not None:
-        x = middle(x, temb, *context)
     for row_up in up:
         own, skips = skips[-row_up.num_layers :], skips[: -row_up.num_layers]
         # An odd size was rounded on the way down: the way up goes back to what the next row's skips have.
         size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
         x = row_up(x, own, temb, *context, size=size)
     return x
+
+
+def _layer(attention: Attentions, i: int) -> nn.Module:
+    """The attention after residual block i of a row."""
+    maker = attention[i] if isinstance(attention, tuple) else attention
+    return maker(name=f"attentions_{i}")
 
 
 def check_inputs(x: jax.Array, t_shape: tuple[int, ...], in_channels: int, *, multiple: int, smallest: int) -> None:

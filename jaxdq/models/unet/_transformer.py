@@ -4,18 +4,19 @@ Every submodule carries the name it has in diffusers' PyTorch classes, as in ``_
 the same names.
 """
 
-import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdq.models.unet._activations import gelu
 from jaxdq.models.unet._blocks import attend, group_norm
 
 # Fixed in diffusers' code; no configuration has them.
 LAYER_NORM_EPS = 1e-5
 FEED_FORWARD_FACTOR = 4
+DUAL_TOKENS = (77, 257)  # of a text and of an image
 
 
 class Numerics(NamedTuple):
@@ -42,51 +43,30 @@ def layer_norm(name: str) -> nn.LayerNorm:
 class CrossAttention(nn.Module):
     """Attention whose queries come from one sequence and whose keys and values come from another, or from the same.
 
-    ``to_out_0(softmax(q k^T / sqrt(C / num_heads)) v)`` with ``q = to_q(x)`` and ``k, v`` linear in ``context``. The
-    two products are ``attention/scores`` and ``attention/values``.
+    ``to_out_0(softmax(q k^T / sqrt(head_dim)) v)`` with ``q = to_q(x)`` and ``k, v`` linear in ``context``. The two
+    products are ``attention/scores`` and ``attention/values``.
 
     Attributes:
-        num_heads: A divisor of the channels.
+        num_heads: Number of heads; where it does not divide the channels, the heads together are narrower than these.
+        head_dim: Channels of one head.
+        use_bias: Whether queries, keys and values have one; the output has it in any case.
+        norm_context: Whether the other sequence goes through a LayerNorm first.
     """
 
     num_heads: int
+    head_dim: int
+    use_bias: bool = False
+    norm_context: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
         """Map x: float[B, L, C] and context: float[B, M, K] to float[B, L, C]."""
-        channels = x.shape[-1]
-        q = nn.Dense(channels, use_bias=False, name="to_q")(x)
-        k = nn.Dense(channels, use_bias=False, name="to_k")(context)
-        v = nn.Dense(channels, use_bias=False, name="to_v")(context)
-        return nn.Dense(channels, name="to_out_0")(attend(q, k, v, channels // self.num_heads))
-
-
-# Phi(x) ~ (1 + tanh(x p(x^2))) / 2, p from its lowest power on: a least-squares fit with weights moved to where |error|
-# of x Phi(x) was largest, in float64 over 0 <= x <= 8.
-_GELU = (7.97828136e-01, 3.64687903e-02, -1.24861191e-04, -3.05810994e-05, 1.11908779e-06)
-
-
-@functools.partial(jax.jit, static_argnames="approximate")
-def gelu(x: jax.Array, *, approximate: bool) -> jax.Array:
-    """``x Phi(x)``, Phi the normal distribution function (Hendrycks & Gimpel 2016).
-
-    In 16 bits through a tanh of a polynomial, within 4e-6 of exact (half a unit of bfloat16 at 0.002): the error
-    function takes TPU v5e five times as long, and twice as long as the dense layer that follows.
-
-    Args:
-        x: float[...].
-        approximate: Whether to use the tanh of a cubic, 5e-4 off, as some networks were trained.
-
-    Returns:
-        float[...] of x's dtype.
-    """
-    if approximate or x.dtype not in (jnp.bfloat16, jnp.float16):
-        return nn.gelu(x, approximate=approximate)
-    wide = x.astype(jnp.float32)
-    slope = jnp.full_like(wide, _GELU[-1])
-    for coefficient in reversed(_GELU[:-1]):
-        slope = slope * (wide * wide) + coefficient
-    return (wide * 0.5 * (1 + jnp.tanh(wide * slope))).astype(x.dtype)
+        inner = self.num_heads * self.head_dim
+        if self.norm_context:
+            context = layer_norm("norm_cross")(context)
+        q = nn.Dense(inner, self.use_bias, name="to_q")(x)
+        k, v = (nn.Dense(inner, self.use_bias, name=name)(context) for name in ("to_k", "to_v"))
+        return nn.Dense(x.shape[-1], name="to_out_0")(attend(q, k, v, self.head_dim))
 
 
 class Geglu(nn.Module):
@@ -130,19 +110,23 @@ class TransformerBlock(nn.Module):
     ``x += attn1(norm1(x), norm1(x)); x += attn2(norm2(x), context); x += ff(norm3(x))`` (``BasicTransformerBlock``).
 
     Attributes:
-        num_heads: A divisor of the channels.
+        num_heads: At most the channels.
         approximate_gelu: Whether the feed-forward uses it.
+        only_text: Attention to the text in the place of attention to each other too.
     """
 
     num_heads: int
     approximate_gelu: bool
+    only_text: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """Map x: float[B, L, C] and context: float[B, M, K] to float[B, L, C]."""
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """Map x: float[B, L, C] and context: float[B, M, K], or None for x itself, to float[B, L, C]."""
+        heads = self.num_heads, x.shape[-1] // self.num_heads
         h = layer_norm("norm1")(x)
-        x = x + CrossAttention(self.num_heads, name="attn1")(h, h)
-        x = x + CrossAttention(self.num_heads, name="attn2")(layer_norm("norm2")(x), context)
+        x = x + CrossAttention(*heads, name="attn1")(h, context if self.only_text and context is not None else h)
+        h = layer_norm("norm2")(x)
+        x = x + CrossAttention(*heads, name="attn2")(h, h if context is None else context)
         return x + FeedForward(self.approximate_gelu, name="ff")(layer_norm("norm3")(x))
 
 
@@ -150,12 +134,13 @@ class Transformer(nn.Module):
     """Transformer blocks over an image's pixels, between two projections, with a shortcut (``Transformer2DModel``).
 
     Attributes:
-        num_heads: A divisor of the channels.
+        num_heads: At most the channels; where it does not divide them, the blocks are as wide as the heads together.
         num_layers: Number of transformer blocks.
         num_groups: Groups of the norm before the first projection.
         linear_projection: The projections are Dense on tokens (True) or 1x1 convolutions (False): the same numbers, and
             kernels of another shape.
         numerics: Those of diffusers' PyTorch or Flax class.
+        only_text: Attention to the text in the place of attention between the pixels too.
     """
 
     num_heads: int
@@ -163,18 +148,47 @@ class Transformer(nn.Module):
     num_groups: int
     linear_projection: bool
     numerics: Numerics
+    only_text: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """Map x: float[B, H, W, C] and context: float[B, M, K], or None for x itself, to float[B, H, W, C]."""
+        batch, height, width, channels = x.shape
+        inner = channels // self.num_heads * self.num_heads
+
+        def projection(to: int, name: str) -> nn.Module:
+            return nn.Dense(to, name=name) if self.linear_projection else nn.Conv(to, (1, 1), name=name)
+
+        h = projection(inner, "proj_in")(group_norm(self.num_groups, self.numerics.group_norm_eps, "norm")(x))
+        tokens = h.reshape(batch, height * width, inner)
+        settings = self.num_heads, self.numerics.approximate_gelu, self.only_text
+        for i in range(self.num_layers):
+            tokens = TransformerBlock(*settings, name=f"transformer_blocks_{i}")(tokens, context)
+        return x + projection(channels, "proj_out")(tokens.reshape(batch, height, width, inner))
+
+
+class DualTransformer(nn.Module):
+    """Two transformers side by side, each for its own part of the context (``DualTransformer2DModel``).
+
+    ``x + (f_1(x, context[:, :77]) + f_0(x, context[:, 77:334])) / 2``, f without the shortcuts: the first tokens are a
+    text's and the others an image's (Xu et al. 2022, Versatile Diffusion).
+
+    Attributes:
+        num_heads: At most the channels.
+        num_groups: Groups of the norm before the first projection.
+        numerics: Those of diffusers' PyTorch class.
+    """
+
+    num_heads: int
+    num_groups: int
+    numerics: Numerics
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """Map x: float[B, H, W, C] and context: float[B, M, K] to float[B, H, W, C]."""
-        batch, height, width, channels = x.shape
-
-        def projection(name: str) -> nn.Module:
-            return nn.Dense(channels, name=name) if self.linear_projection else nn.Conv(channels, (1, 1), name=name)
-
-        h = projection("proj_in")(group_norm(self.num_groups, self.numerics.group_norm_eps, "norm")(x))
-        tokens = h.reshape(batch, height * width, channels)
-        for i in range(self.num_layers):
-            block = TransformerBlock(self.num_heads, self.numerics.approximate_gelu, name=f"transformer_blocks_{i}")
-            tokens = block(tokens, context)
-        return x + projection("proj_out")(tokens.reshape(x.shape))
+        """Map x: float[B, H, W, C] and context: float[B, 334, K] to float[B, H, W, C]."""
+        first, second = (
+            Transformer(self.num_heads, 1, self.num_groups, False, self.numerics, name=f"transformers_{i}")
+            for i in range(2)
+        )
+        text, end = DUAL_TOKENS
+        return (second(x, context[:, :text]) + first(x, context[:, text : text + end])) / 2

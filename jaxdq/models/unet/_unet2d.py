@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._common.errors import InputError
-from jaxdq.models.unet._blocks import Attention, Style, conv3x3, group_norm
+from jaxdq.models.unet._activations import ACTIVATIONS
+from jaxdq.models.unet._blocks import Attention, Size, Style, conv3x3, group_norm
 from jaxdq.models.unet._config import complete_config
-from jaxdq.models.unet._rows import AttentionMaker, DownBlock, MidBlock, UpBlock, check_inputs, run_rows
+from jaxdq.models.unet._rows import AttentionMaker, DownBlock, MidBlock, UpBlock, check_inputs, run_down, run_up
 from jaxdq.models.unet._time import FourierTime, PositionalTime, TimeMlp
 
 
@@ -51,10 +52,12 @@ class UNet2D(nn.Module):
     norm_num_groups: int
     attn_norm_num_groups: int | None
     norm_eps: float
+    act_fn: str
     resnet_time_scale_shift: str
     add_attention: bool
     class_embed_type: str | None
     num_class_embeds: int | None
+    num_train_timesteps: int | None
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array | int, class_labels: jax.Array | None = None) -> jax.Array:
@@ -78,8 +81,9 @@ class UNet2D(nn.Module):
         # In x's dtype: float32 here would make float32 of all that follows.
         temb = self._embed(t, class_labels).astype(x.dtype)
         x = conv3x3(self.block_out_channels[0], "conv_in")(2 * x - 1 if self.center_input_sample else x)
-        x = run_rows(x, temb, (), (self._down(), self._middle(), self._up()))
-        x = nn.silu(group_norm(self.norm_num_groups, self.norm_eps, "conv_norm_out")(x))
+        x, skips = run_down(x, temb, (), (self._down(), self._middle()))
+        x = run_up(x, skips, temb, (), self._up())
+        x = ACTIVATIONS[self.act_fn](group_norm(self.norm_num_groups, self.norm_eps, "conv_norm_out")(x))
         x = conv3x3(self.out_channels, "conv_out")(x)
         return x / t[:, None, None, None] if self.time_embedding_type == "fourier" else x
 
@@ -91,7 +95,7 @@ class UNet2D(nn.Module):
     @property
     def _style(self) -> Style:
         scale_shift = self.resnet_time_scale_shift == "scale_shift"
-        return Style(self.norm_num_groups, self.norm_eps, scale_shift)
+        return Style(self.norm_num_groups, self.norm_eps, scale_shift, self.act_fn)
 
     def _attention(self, kind: str) -> AttentionMaker | None:
         """Return what makes the attention of a row of this type."""
@@ -105,9 +109,11 @@ class UNet2D(nn.Module):
         width = self.time_embedding_dim or 4 * channels
         if self.time_embedding_type == "fourier":
             time_proj: nn.Module = FourierTime(channels, name="time_proj")
+        elif self.time_embedding_type == "learned" and self.num_train_timesteps is not None:
+            time_proj = nn.Embed(self.num_train_timesteps, channels, name="time_proj")
         else:
             time_proj = PositionalTime(channels, self.flip_sin_to_cos, self.freq_shift, name="time_proj")
-        temb = TimeMlp(width, name="time_embedding")(time_proj(t))
+        temb = TimeMlp(width, self.act_fn, name="time_embedding")(time_proj(t))
         if self.has_classes != (class_labels is not None):
             raise InputError(
                 "This UNet is class-conditional and was called without class_labels; pass one label per image."
@@ -120,7 +126,7 @@ class UNet2D(nn.Module):
             return temb + class_labels
         if self.class_embed_type is None and self.num_class_embeds is not None:
             return temb + nn.Embed(self.num_class_embeds, width, name="class_embedding")(class_labels)
-        return temb + TimeMlp(width, name="class_embedding")(time_proj(class_labels))
+        return temb + TimeMlp(width, self.act_fn, name="class_embedding")(time_proj(class_labels))
 
     def _down(self) -> list[DownBlock]:
         last = len(self.block_out_channels) - 1
@@ -150,7 +156,8 @@ class UNet2D(nn.Module):
         if groups is None and not style.scale_shift:
             groups = self.norm_num_groups
         attention = partial(Attention, self.attention_head_dim, groups, self.norm_eps, scale)
-        return MidBlock(style, attention if self.add_attention else None, scale, name="mid_block")
+        style = style._replace(output_scale=scale)
+        return MidBlock(style, attention if self.add_attention else None, name="mid_block")
 
     def _up(self) -> list[UpBlock]:
         last = len(self.block_out_channels) - 1
@@ -169,6 +176,20 @@ class UNet2D(nn.Module):
             )
             rows.append(row)
         return rows
+
+    @property
+    def x_channels(self) -> int:
+        """Channels of x."""
+        return self.in_channels
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """What the network takes after (x, t)."""
+        return ("class_labels",) if self.has_classes else ()
+
+    def abstract_conditions(self, size: Size | None = None) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Return the shapes of one row of what the network takes after (x, t)."""
+        return self.abstract_inputs()[2:]
 
     def abstract_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Return the shapes of the smallest arguments that the network can be called with."""

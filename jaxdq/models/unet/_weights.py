@@ -19,9 +19,11 @@ from jaxdq._common.errors import InputError
 from jaxdq.models.unet._stored import Stored
 
 _LIST_ITEM = re.compile(
-    r"^(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|net|to_out)_(\d+)$"
+    r"^(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|transformers|net|to_out"
+    r"|input_hint_block|blocks|controlnet_down_blocks)_(\d+)$"
 )
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "weight": "weight", "bias": "bias"}
+# Leaves with a name of their own keep it.
 # Before diffusers 0.15 attention had a class of its own, and files of that time keep its names.
 _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -46,8 +48,9 @@ def torch_name(path: tuple[str, ...]) -> str:
         >>> torch_name(("mid_block", "attentions_0", "to_out_0", "kernel"))
         'mid_block.attentions.0.to_out.0.weight'
     """
+    parts = [*(_LIST_ITEM.sub(r"\1.\2", part) for part in path[:-1]), _LEAVES.get(path[-1], path[-1])]
     # The Flax class of the autoencoder has attention by its old names.
-    return _modern_name(".".join([*(_LIST_ITEM.sub(r"\1.\2", part) for part in path[:-1]), _LEAVES[path[-1]]]))
+    return _modern_name(".".join(parts))
 
 
 def match_torch(tensors: Mapping[str, Stored], expected: Any, source: str) -> dict[str, Stored]:

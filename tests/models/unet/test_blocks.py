@@ -48,7 +48,7 @@ def test_attention_without_norm_has_no_norm_parameters():
 
 @pytest.mark.parametrize(("resample", "side"), [(None, 4), ("up", 8), ("down", 2)])
 def test_a_silent_residual_block_is_its_resampled_shortcut(resample, side):
-    block = ResnetBlock(4, STYLE, output_scale=2.0, resample=resample)
+    block = ResnetBlock(4, STYLE._replace(output_scale=2.0), resample=resample)
     x, temb = jnp.full((1, 4, 4, 4), 6.0), jnp.zeros((1, 8))
     params = compiled(block.init)(jax.random.key(0), x, temb)["params"]
     params["conv2"] = jax.tree.map(jnp.zeros_like, params["conv2"])

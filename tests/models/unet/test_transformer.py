@@ -5,9 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from diffusers.models.transformers.dual_transformer_2d import DualTransformer2DModel
 from twins import compiled
 
-from jaxdq.models.unet._transformer import FLAX, TORCH, CrossAttention, Geglu, Transformer, gelu
+from jaxdq.models.unet._activations import gelu
+from jaxdq.models.unet._transformer import DUAL_TOKENS, FLAX, TORCH, CrossAttention, DualTransformer, Geglu, Transformer
+from jaxdq.models.unet._weights import params_from_torch
 
 
 def test_golden_the_gate_is_the_second_half():
@@ -18,7 +22,7 @@ def test_golden_the_gate_is_the_second_half():
 
 
 def test_invariant_attention_does_not_see_the_order_of_the_context():
-    attention = CrossAttention(num_heads=2)
+    attention = CrossAttention(num_heads=2, head_dim=2)
     x, context = (jax.random.normal(jax.random.key(i), (2, 3 + i, 4 + 2 * i)) for i in range(2))
     variables = compiled(attention.init)(jax.random.key(2), x, context)
     apply = compiled(attention.apply)
@@ -67,3 +71,20 @@ def test_gelu_in_float32_is_flax_s_own(approximate):
     np.testing.assert_allclose(
         gelu(x, approximate=approximate), nn.gelu(x, approximate=approximate), rtol=1e-6, atol=1e-6
     )
+
+
+def test_two_transformers_read_two_parts_of_the_context():
+    x, context = seeded((2, 4, 4, 8), 0), seeded((2, sum(DUAL_TOKENS), 6), 1)
+    torch.manual_seed(0)
+    theirs = DualTransformer2DModel(2, 4, 8, norm_num_groups=4, cross_attention_dim=6).eval()
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    ours = DualTransformer(2, 4, TORCH)
+    params = params_from_torch(tensors, jax.eval_shape(ours.init, jax.random.key(0), x, context)["params"], "the twin")
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(context)).sample
+    out = compiled(ours.apply)({"params": params}, x, context)
+    np.testing.assert_allclose(out, expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+
+
+def seeded(shape, seed):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -1,0 +1,84 @@
+"""What a network draws: how many of the channels that it takes and returns are an image's, and what the others are."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxdq._common.errors import InputError
+from jaxdq.diffusion import LEARNED_VARIANCES
+
+DEFAULT_SIDE = 64
+"""Side of what is drawn where a configuration leaves it open: that of Stable Diffusion's latents."""
+JOINED = "joined_channels"
+"""Name of the condition that joins x along its channels."""
+_WHAT_JOINS = {
+    9: "a mask and the masked image, as for inpainting",
+    8: "an image to edit",
+    7: "a small image to enlarge",
+    5: "a map of depths or a mask",
+}
+
+
+class Drawn(NamedTuple):
+    """What a network draws.
+
+    Attributes:
+        shape: (H, W, C) of one image or latent.
+        joined: Number of channels that join the noisy ones, from a condition.
+        extra: Number of channels that the network returns behind its prediction.
+        notes: What a person should know of it, in sentences.
+    """
+
+    shape: tuple[int, int, int]
+    joined: int
+    extra: int
+    notes: tuple[str, ...]
+
+
+def drawn_by(complete: Mapping[str, Any], x_channels: int, scheduler: Mapping[str, Any]) -> Drawn:
+    """Tell what a network draws from its configuration and its scheduler's.
+
+    A network returns as many channels as it draws, and behind them a learned variance if the scheduler says so or if
+    they are twice as many as it takes; what else it takes joins the noisy channels.
+
+    Args:
+        complete: The network's configuration, every field filled in.
+        x_channels: Channels that the network takes.
+        scheduler: The contents of scheduler_config.json.
+
+    Returns:
+        What it draws.
+
+    Raises:
+        InputError: It takes fewer channels than it draws.
+    """
+    taken, returned = x_channels, complete["out_channels"]
+    is_k = any(kind.startswith("K") for kind in complete["down_block_types"])
+    learned = scheduler.get("variance_type") in LEARNED_VARIANCES and returned % 2 == 0
+    if learned or returned == 2 * taken:
+        channels = returned // 2
+    elif is_k and returned < taken and taken % 2 == 0:
+        channels = taken // 2  # the latent upscaler's: noise and an image, and a log-variance behind the prediction
+    else:
+        channels = min(taken, returned)
+    if channels > taken:
+        raise InputError(
+            f"The UNet's in_channels is {taken} and its out_channels {returned}: it returns more than it takes, and not "
+            "a prediction with a learned variance; choose another model."
+        )
+    size, notes = complete["sample_size"], []
+    if size is None:
+        notes.append(
+            f"The configuration leaves sample_size open: drawn are sides of {DEFAULT_SIDE}, unless config.json says others."
+        )
+        size = DEFAULT_SIDE
+    if returned > channels:
+        notes.append(
+            f"The network returns {returned} channels, {channels} of prediction and a learned variance behind them: "
+            "sampling takes the prediction, and the variance of its schedule."
+        )
+    joined = taken - channels
+    if joined:
+        beside = _WHAT_JOINS.get(taken, "such as a mask or another image") if channels == 4 else "such as another image"
+        notes.append(f"The network takes {joined} channels beside the noisy ones ({beside}): its condition {JOINED}.")
+    height, width = (size, size) if isinstance(size, int) else size
+    return Drawn((height, width, channels), joined, returned - channels, tuple(notes))

@@ -81,6 +81,10 @@ def quantize(
         Path | None, typer.Option(help="Of a text-to-image model: a text file, one prompt a line.")
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance, with --prompts.")] = 7.5,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(help="What else the network takes: an .npz of rows by name, as `jaxdq inspect` lists them."),
+    ] = None,
     classes: Classes = None,
     dtype: Annotated[str | None, typer.Option(help="Of what stays in float: bfloat16 on a TPU.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; named after the options if not given.")] = None,
@@ -109,6 +113,7 @@ def quantize(
         batch_size=batch_size,
         prompts=None if prompts is None else str(prompts),
         guidance=guidance,
+        conditions=None if conditions is None else str(conditions),
         dtype=dtype,
         classes=classes,
     )

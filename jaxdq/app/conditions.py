@@ -58,8 +58,15 @@ def load_model(settings: Settings) -> tuple[Denoiser, Choice | None]:
         num_images = max(settings.images, settings.calibration_images)
         ids = spread_rows(len(prompts), num_images, key_of(settings.seed, PROMPTS))
         chosen = [prompts[index] for index in ids]
-        denoiser = text.load_text_denoiser(settings.model, chosen, guidance_scale=settings.guidance)
+        # Rows that come one for each prompt stay with it.
+        others = {
+            name: rows[ids] if len(rows) == len(prompts) else rows
+            for name, rows in ({} if settings.conditions is None else text.read_conditions(settings.conditions)).items()
+        }
+        denoiser = text.load_text_denoiser(settings.model, chosen, guidance_scale=settings.guidance, others=others)
         return denoiser, Choice("prompts", len(prompts), ids)
+    if settings.conditions is not None:
+        return text.load_conditioned(settings.model, text.read_conditions(settings.conditions)), None
     if settings.classes is not None:  # refused from the configurations, before the weights are read
         with_classes(load_denoiser(settings.model, weights=False), settings.class_ids)
     return with_classes(load_denoiser(settings.model), settings.class_ids)

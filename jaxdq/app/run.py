@@ -111,7 +111,8 @@ def quantize_model(
         with _timed(seconds, "save"):
             save(folder / QUANTIZED, qparams)
             write_configs(settings.model, folder / MODEL)
-            text.save_conditions(denoiser, folder / MODEL)
+            if choice is None or choice.kind != "classes":  # classes are known by their numbers
+                text.save_conditions(denoiser, folder / MODEL)
         evaluation = _evaluate(denoiser, qparams, sampler, settings, decoder)
         learned = {name: {key: log[key] for key in log if key != "updates"} for name, log in work.log}
         metrics = report.to_json_values(

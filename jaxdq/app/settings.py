@@ -52,6 +52,7 @@ class Settings:
         batch_size: Images at a time.
         prompts: A text file, one prompt a line, for a text-to-image model; None for others.
         guidance: The scale of its classifier-free guidance.
+        conditions: An .npz file with rows of what the network takes after (x, t) and is not in the prompts, by name.
         dtype: Dtype of what stays in float, as `jaxdq.quantize` takes it; None leaves it to the checkpoint.
         classes: For a class-conditional model, the classes to draw in turn: "0,5,9"; None is all of them.
 
@@ -77,6 +78,7 @@ class Settings:
     batch_size: int = BATCH_SIZE
     prompts: str | None = None
     guidance: float = 7.5
+    conditions: str | None = None
     dtype: str | None = None
     classes: str | None = None
 
@@ -90,6 +92,8 @@ class Settings:
             parse_budget(self.budget)
         if self.class_ids is not None and self.prompts is not None:
             raise InputError("both classes and prompts were given; a model draws from one of them: give that one.")
+        if self.class_ids is not None and self.conditions is not None:
+            raise InputError("both classes and conditions were given; put class_labels into the file of conditions.")
         self._take_arguments()
 
     @property

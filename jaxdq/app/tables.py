@@ -12,6 +12,7 @@ from jaxdq.app.conditions import num_classes
 from jaxdq.app.inspection import Inspection
 from jaxdq.app.report import nice_bytes
 from jaxdq.app.settings import Settings
+from jaxdq.models.text import GUIDANCE, TEXT_CONDITIONS
 
 # (label, path in metrics.json, format) of the lines that summaries and comparisons show.
 _LINES = (
@@ -110,7 +111,7 @@ def _model_table(found: Inspection) -> Table:
         )
     elif found.denoiser.conditions:
         with_text = "encoder_hidden_states" in found.denoiser.condition_names
-        others = [name for name in found.denoiser.condition_names if name not in TEXT_CONDITIONS]
+        others = [name for name in found.denoiser.condition_names if name not in (*TEXT_CONDITIONS, GUIDANCE)]
         rows |= {"prompts": "from a file, --prompts"} if with_text else {}
         rows |= {"conditions": f"{', '.join(others)}: from a file, --conditions"} if others else {}
     if found.denoiser.notes:

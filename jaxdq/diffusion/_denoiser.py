@@ -214,6 +214,6 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
         raise InputError(
-            f"shape is {shape!r}; pass positive integers: (height, width, channels) of one image, or (length, channels)."
+            f"shape is {shape!r}; pass positive integers: (height, width, channels) of an image, or (length, channels)."
         )
     return tuple(int(size) for size in sizes)

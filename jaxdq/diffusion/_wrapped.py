@@ -46,12 +46,19 @@ class Wrapped:
         Returns:
             [B, ..., channels].
         """
-        images, rest = conditions[: self.joined], conditions[self.joined :]
-        state = jnp.concatenate([x, *(rows.astype(x.dtype) for rows in images)], axis=-1) if images else x
-        state = jnp.moveaxis(state, -1, 1) if self.channels_first else state
-        out = _array_of(self.module.apply(variables, state, self._time_of(x, t), *rest, **named))
+        out = _array_of(self.module.apply(variables, *self._given(x, t, conditions), **named))
         out = jnp.moveaxis(out, 1, -1) if self.channels_first else out
         return out if self.channels is None else out[..., : self.channels]
+
+    def init(self, key: jax.Array, x: jax.Array, t: jax.Array | int, *conditions: jax.Array, **named: Any) -> Any:
+        """Make the network's variables; the arguments are those of `apply`."""
+        return self.module.init(key, *self._given(x, jnp.asarray(t), conditions), **named)
+
+    def _given(self, x: jax.Array, t: jax.Array, conditions: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """What the network is called with."""
+        images, rest = conditions[: self.joined], conditions[self.joined :]
+        state = jnp.concatenate([x, *(rows.astype(x.dtype) for rows in images)], axis=-1) if images else x
+        return jnp.moveaxis(state, -1, 1) if self.channels_first else state, self._time_of(x, t), *rest
 
     def _time_of(self, x: jax.Array, t: jax.Array) -> jax.Array:
         t = jnp.asarray(t) if self.time_dtype is None else jnp.asarray(t, self.time_dtype)

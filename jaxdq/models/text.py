@@ -1,8 +1,9 @@
 """Text for text-to-image models: prompts from a file, and what a model's own text encoders make of them."""
 
 import os
+import types
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,15 @@ from jaxdq._common.reading import read_text
 from jaxdq.diffusion import Denoiser, Guided, guided
 from jaxdq.models._foreign import text_classes
 from jaxdq.models.decoding import pixels_per_latent
-from jaxdq.models.unet import load_denoiser, model_folder, read_json
+from jaxdq.models.unet import described_rows, load_denoiser, model_folder, read_json
 
 _BATCH_SIZE = 8
 _CONDITIONS = "conditions.npz"
 _ENCODER_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+TEXT_CONDITIONS = ("encoder_hidden_states", "text_embeds", "time_ids")
+"""What a network takes that its text encoders say."""
+GUIDANCE = "timestep_cond"
+"""The condition that the scale of guidance is embedded in."""
 _TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 
 
@@ -92,28 +97,113 @@ def conditions_of(encoder: TextEncoder, prompts: Sequence[str], side: int) -> tu
     return (*conditional, np.repeat(time_ids, len(prompts), axis=0)), (*unconditional, time_ids)
 
 
-def load_text_denoiser(folder: str | Path, prompts: Sequence[str], *, guidance_scale: float = 7.5) -> Denoiser:
+def load_text_denoiser(
+    folder: str | Path,
+    prompts: Sequence[str],
+    *,
+    guidance_scale: float = 7.5,
+    others: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+) -> Denoiser:
     """A text-to-image model from a folder in diffusers' layout, its prompts embedded by its own text encoders.
 
     Args:
         folder: With `tokenizer/` and `text_encoder/` (and a second of each in XL) beside `unet/` and `scheduler/`; or a
             Hub id, as `jaxdq.load_denoiser` takes it.
         prompts: P >= 1 texts; image i takes prompt i % P.
-        guidance_scale: Scale of classifier-free guidance.
+        guidance_scale: Scale of classifier-free guidance; a latent consistency model takes it as a number.
+        others: Name -> rows of what else the network takes, such as `joined_channels` of an inpainting model.
 
     Returns:
-        Denoiser: of latents, guided.
+        Denoiser: of latents, guided by the text; what else there is, is the same without the text.
 
     Raises:
         InputError: As `jaxdq.load_denoiser`; or the folder has no text encoder, or transformers can't be imported.
     """
     check_prompts(prompts)
-    height, _, _ = load_denoiser(folder, weights=False).shape
+    looked_at = load_denoiser(folder, weights=False)
+    names = looked_at.condition_names
+    if "encoder_hidden_states" not in names:
+        raise InputError(f"'{folder}' reads no text, and prompts were given; leave them out.")
+    width = dict(zip(names, looked_at.conditions, strict=True)).get(GUIDANCE)
+    embedded = {} if width is None else {GUIDANCE: guidance_embedding(guidance_scale, width.shape[1])}
+    _check_named({**dict.fromkeys(TEXT_CONDITIONS), **embedded, **others}, looked_at)
     root = model_folder(folder, _TEXT_PARTS)
-    side = height * pixels_per_latent(root)
-    conditional, unconditional = conditions_of(_encoder_of(root), prompts, side)
-    denoiser = load_denoiser(folder, conditions=conditional)
-    return guided(denoiser, unconditional, guidance_scale=guidance_scale)
+    side = looked_at.shape[0] * pixels_per_latent(root)
+    conditional, unconditional = (
+        dict(zip(TEXT_CONDITIONS, rows, strict=False)) | embedded | dict(others)
+        for rows in conditions_of(_encoder_of(root), prompts, side)
+    )
+    denoiser = load_denoiser(folder, conditions=[conditional[name] for name in names])
+    if embedded:
+        return denoiser
+    # A row of another condition for each of the text's, or the one that stands for all.
+    without = [rows if len(rows) in (1, len(conditional[name])) else rows[:1] for name, rows in unconditional.items()]
+    return guided(
+        denoiser,
+        [dict(zip(unconditional, without, strict=True))[name] for name in names],
+        guidance_scale=guidance_scale,
+    )
+
+
+def load_conditioned(model: str | Path, named: Mapping[str, np.ndarray]) -> Denoiser:
+    """`load_denoiser` with conditions by the names that the network has for them.
+
+    Args:
+        model: What `load_denoiser` takes.
+        named: Name -> rows, each with a leading axis of rows.
+
+    Raises:
+        InputError: As `load_denoiser`; or a condition is missing, superfluous or of another shape.
+    """
+    looked_at = load_denoiser(model, weights=False)
+    _check_named(named, looked_at)
+    return load_denoiser(model, conditions=[named[name] for name in looked_at.condition_names])
+
+
+def _check_named(named: Mapping[str, Any], looked_at: Denoiser) -> None:
+    """Raise InputError where named rows, None for what is not known yet, are not the conditions of a network."""
+    names = looked_at.condition_names
+    if not names:
+        raise InputError(f"'{looked_at.name}' is unconditional, and conditions were given; leave them out.")
+    shapes = dict(zip(names, looked_at.conditions, strict=False))
+    listed = ", ".join(f"{name}: {described_rows(shapes[name])}" for name in names)
+    missing = [name for name in names if name not in named]
+    more = [name for name, rows in named.items() if name not in names and rows is not None]
+    if missing or more:
+        what = f"lack {', '.join(missing)}" if missing else f"have {', '.join(more)}, which it does not take"
+        raise InputError(f"The conditions of '{looked_at.name}' {what}; it takes {listed}.")
+    for name, rows in named.items():
+        free = 1 if name == "encoder_hidden_states" else None  # the number of tokens
+        given, wanted = np.shape(rows), shapes[name].shape if name in shapes else ()
+        if rows is not None and (
+            len(given) != len(wanted)
+            or not given
+            or not given[0]
+            or any(a != b for i, (a, b) in enumerate(zip(given, wanted, strict=True)) if i not in (0, free))
+        ):
+            raise InputError(f"The condition {name} has shape {given}; give {described_rows(shapes[name])}.")
+
+
+def guidance_embedding(guidance_scale: float, width: int) -> np.ndarray:
+    """What a latent consistency model takes for the scale of guidance that it was distilled from.
+
+    `[sin(v), cos(v)]` with `v_i = 1000 (guidance_scale - 1) 10000 ** (-i / (width // 2 - 1))` (Luo et al. 2023).
+
+    Args:
+        guidance_scale: As `guided` takes it.
+        width: Width of the result; an odd one ends in a zero.
+
+    Returns:
+        float32[1, width].
+
+    Example:
+        >>> guidance_embedding(1.0, 4).tolist()
+        [[0.0, 0.0, 1.0, 1.0]]
+    """
+    half = width // 2
+    angle = 1000.0 * (guidance_scale - 1.0) * 10_000.0 ** (-np.arange(half) / max(1, half - 1))
+    waves = np.concatenate([np.sin(angle), np.cos(angle), np.zeros(width % 2)])
+    return waves.astype(np.float32)[None]
 
 
 def _encoder_of(folder: Path) -> TextEncoder:
@@ -152,14 +242,15 @@ def _check_encoder_config(file: Path) -> None:
 
 
 def save_conditions(denoiser: Denoiser, folder: Path) -> None:
-    """Writes what a guided denoiser is guided by, so that its text encoders are not needed again; else nothing."""
-    if isinstance(denoiser.module, Guided):
-        guidance_scale = np.float64(denoiser.module.guidance_scale)
+    """Writes a denoiser's conditions, so that neither text encoders nor files are needed again; else nothing."""
+    if denoiser.conditions:
+        is_guided = isinstance(denoiser.module, Guided)
+        guidance_scale = np.float64(denoiser.module.guidance_scale if is_guided else np.nan)
         np.savez(folder / _CONDITIONS, guidance_scale, *denoiser.conditions)
 
 
 def load_with_conditions(model: str | Path, folder: Path, *, weights: bool = True) -> Denoiser:
-    """`load_denoiser(model)`, guided by what `save_conditions` wrote in a folder, if anything.
+    """`load_denoiser(model)` with the conditions that `save_conditions` wrote in a folder, if any, guided if it was.
 
     Raises:
         InputError: As `load_denoiser`; or the file is damaged.
@@ -172,9 +263,32 @@ def load_with_conditions(model: str | Path, folder: Path, *, weights: bool = Tru
             guidance_scale, *rows = (file[f"arr_{index}"] for index in range(len(file.files)))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"'{path}' can't be read ({error}); quantize again, or copy the run anew.") from None
+    if np.isnan(guidance_scale):
+        return load_denoiser(model, weights=weights, conditions=rows)
     half = len(rows) // 2
     denoiser = load_denoiser(model, weights=weights, conditions=rows[half:])
     return guided(denoiser, rows[:half], guidance_scale=float(guidance_scale))
+
+
+def read_conditions(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, by name.
+
+    Raises:
+        InputError: No such file, one that is no .npz, or one without arrays of numbers.
+    """
+    try:
+        with np.load(local_path(path), allow_pickle=False) as file:
+            named = {name: file[name] for name in file.files} if isinstance(file, np.lib.npyio.NpzFile) else {}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        said = described(error)
+        raise InputError(
+            f"can't read the conditions '{path}' ({said}); give an .npz file, as np.savez(path, name=rows) writes it."
+        ) from None
+    if not named or not all(np.issubdtype(rows.dtype, np.number) for rows in named.values()):
+        raise InputError(
+            f"the conditions '{path}' are no arrays of numbers by name; np.savez(path, name=rows) does it."
+        )
+    return named
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[str]:

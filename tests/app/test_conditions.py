@@ -188,7 +188,7 @@ def test_prompts_are_spread_over_their_file(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {index}" for index in range(50)))
     embedded = []
 
-    def embed(model, prompts, *, guidance_scale):
+    def embed(model, prompts, *, guidance_scale, others):
         embedded.append(prompts)
         return toy_denoiser(Tiny(), (np.zeros((len(prompts), 4), np.float32),))
 

@@ -155,12 +155,12 @@ class ConditionedNet(nn.Module):
         return sum(DUAL_TOKENS) if self.dual_cross_attention else TEXT_TOKENS
 
     @property
-    def _text_width(self) -> int:
+    def _text_width(self) -> int | None:
         projected = self.encoder_hid_dim_type in ("text_proj", "text_image_proj")
         return self.encoder_hid_dim if projected and self.encoder_hid_dim else self.cross_attention_dim
 
     @property
-    def _image_width(self) -> int:
+    def _image_width(self) -> int | None:
         of_text = self.addition_embed_type == "text_image" or self.encoder_hid_dim_type == "text_image_proj"
         return self.cross_attention_dim if of_text or self.encoder_hid_dim is None else self.encoder_hid_dim
 
@@ -199,7 +199,7 @@ class ConditionedNet(nn.Module):
             raise InputError(
                 f"This UNet was called without {' or '.join(absent)}; pass {', '.join(names)}, one row for each image."
             )
-        for name, expected in zip(names, self.abstract_conditions(x.shape[1:3]), strict=True):
+        for name, expected in zip(names, self.abstract_conditions((x.shape[1], x.shape[2])), strict=True):
             if name in given:
                 self._check_condition(name, given[name], (len(x), *expected.shape[1:]))
         return given
@@ -370,7 +370,7 @@ class ConditionedNet(nn.Module):
 
 
 def spread_fields(complete: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a complete configuration as fields of a module: one per resolution, and what only the class's name says."""
+    """Return a complete configuration as fields of a module: one per resolution, and what the class's name says."""
     num_rows = len(complete["block_out_channels"])
     fields = dict(complete)
     for key in ("layers_per_block", "transformer_layers_per_block", "only_cross_attention"):

@@ -94,8 +94,8 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     if fields["time_embedding_type"] == "learned" and fields["num_train_timesteps"] is None:
         raise InputError(
-            "The UNet's time_embedding_type is 'learned' and its num_train_timesteps null; give the number of rows that "
-            "its table of times has."
+            "The UNet's time_embedding_type is 'learned' and its num_train_timesteps null; give the number of rows of "
+            "its table of times."
         )
     if fields["attn_norm_num_groups"] is not None and channels[-1] % fields["attn_norm_num_groups"]:
         raise InputError(

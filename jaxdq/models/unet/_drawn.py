@@ -49,7 +49,7 @@ def drawn_by(complete: Mapping[str, Any], x_channels: int, scheduler: Mapping[st
         What it draws.
 
     Raises:
-        InputError: It takes fewer channels than it draws.
+        InputError: It takes fewer channels than it draws, or returns some that are no variance.
     """
     taken, returned = x_channels, complete["out_channels"]
     is_k = any(kind.startswith("K") for kind in complete["down_block_types"])
@@ -60,15 +60,15 @@ def drawn_by(complete: Mapping[str, Any], x_channels: int, scheduler: Mapping[st
         channels = taken // 2  # the latent upscaler's: noise and an image, and a log-variance behind the prediction
     else:
         channels = min(taken, returned)
-    if channels > taken:
+    if channels > taken or (returned - channels not in (0, channels) and not is_k):
         raise InputError(
-            f"The UNet's in_channels is {taken} and its out_channels {returned}: it returns more than it takes, and not "
-            "a prediction with a learned variance; choose another model."
+            f"The UNet has in_channels {taken} and out_channels {returned}: it returns more than a prediction, and no "
+            "learned variance behind it; choose another model."
         )
     size, notes = complete["sample_size"], []
     if size is None:
         notes.append(
-            f"The configuration leaves sample_size open: drawn are sides of {DEFAULT_SIDE}, unless config.json says others."
+            f"The configuration leaves sample_size open: sides of {DEFAULT_SIDE} are drawn, unless it is written there."
         )
         size = DEFAULT_SIDE
     if returned > channels:

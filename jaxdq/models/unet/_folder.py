@@ -97,19 +97,24 @@ def load_denoiser(
         module.x_channels,
         scheduler,
     )
-    params = abstract_params(module)
-    if weights:
-        params = read_params(layout.unet, params, model_class.class_name)
+    other: ControlNet | None = None
     if controlnet is not None:
+        other = _controlnet_in(local_path(controlnet))
         if not isinstance(module, UNet2DCondition):
             raise InputError(
                 f"{layout.unet} has a {model_class.class_name}, which no ControlNet controls; leave it out."
             )
-        other, other_params = _load_controlnet(controlnet, weights)
         module = Controlled(module, other, float(conditioning_scale))
-        params = {"unet": params, "controlnet": other_params}
     rows = _rows(module, drawn, weights=weights) if conditions is None else tuple(conditions)
     names = (*[JOINED] * bool(drawn.joined), *module.condition_names)
+    params = abstract_params(module)
+    if weights and isinstance(module, Controlled) and controlnet is not None:
+        params = {
+            "unet": read_params(layout.unet, params["unet"], model_class.class_name),
+            "controlnet": read_params(local_path(controlnet), params["controlnet"], "ControlNetModel"),
+        }
+    elif weights:
+        params = read_params(layout.unet, params, model_class.class_name)
     network: Any = module
     if drawn.joined or drawn.extra:
         network = wrap(module, joined=int(drawn.joined > 0), channels=drawn.shape[-1] if drawn.extra else None)
@@ -119,17 +124,15 @@ def load_denoiser(
     )
 
 
-def _load_controlnet(path: str | Path, weights: bool) -> tuple[ControlNet, Any]:
-    """A ControlNet and its parameters, or their shapes, from the folder that has its config.json."""
-    folder = local_path(path)
+def _controlnet_in(folder: Path) -> ControlNet:
+    """The ControlNet that a folder's config.json describes."""
     model_class, config = read_unet_config(folder)
     module = model_class.build(config)
     if not isinstance(module, ControlNet):
         raise InputError(
             f"{folder} has a {model_class.class_name}; pass the folder of a ControlNetModel as controlnet."
         )
-    params = abstract_params(module)
-    return module, read_params(folder, params, model_class.class_name) if weights else params
+    return module
 
 
 def load_unet_folder(path: str | Path) -> tuple[UNet | ControlNet, dict[str, Any], dict[str, Any]]:
@@ -336,10 +339,13 @@ def _rows(module: UNet | ControlNet | Controlled, drawn: Drawn, *, weights: bool
     if not weights:
         return shapes
     rows = [f"{name}: {described_rows(shape)}" for name, shape in zip(names, shapes, strict=True)]
-    text = "; on the command line, --prompts FILE for a text" if "encoder_hidden_states" in names else ""
+    has_text = "encoder_hidden_states" in names
+    options = ["--prompts FILE for its text"] * has_text
+    if not has_text or len(names) > 1:
+        options.append(f"--conditions FILE.npz for {'the others' if has_text else 'them'}")
     raise InputError(
-        f"The UNet takes conditions that are in no file; pass conditions=({', '.join(rows)},), one row per image to draw "
-        f"from{text}, --conditions FILE.npz for {'the others' if text else 'them'}."
+        f"The UNet takes conditions that are in no file; pass conditions=({', '.join(rows)},), one row per image to "
+        f"draw from; on the command line, {', '.join(options)}."
     )
 
 

@@ -68,7 +68,7 @@ class TimedResnetBlock(nn.Module):
 
 
 class TimedAttention(nn.Module):
-    """Attention of the pixels to each other if asked for, then to the text, without a feed-forward (``KAttentionBlock``).
+    """Attention of the pixels to each other if asked for, then to the text, and no more (``KAttentionBlock``).
 
     Attributes:
         head_dim: Channels of one head; C // head_dim heads.

@@ -83,11 +83,6 @@ class UNet2DCondition(ConditionedNet):
         size, pad = self.conv_out_kernel, (self.conv_out_kernel - 1) // 2
         return nn.Conv(self.out_channels, (size, size), padding=((pad, pad), (pad, pad)), name="conv_out")(x)
 
-    @property
-    def has_added_conditions(self) -> bool:
-        """Whether the network takes text_embeds and time_ids."""
-        return self.addition_embed_type == "text_time"
-
     def _up(self) -> list[nn.Module]:
         return [self._up_row(i, kind) for i, kind in enumerate(self.up_block_types)]
 

@@ -57,13 +57,13 @@ BAD_FIELDS = [
     (
         V1,
         {"class_embed_type": "projection"},
-        "class_embed_type is 'projection' and its projection_class_embeddings_input_dim null",
+        "is 'projection' and its projection_class_embeddings_input_dim null",
     ),
     (V1, {"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift"),
     (
         V1,
         {"mid_block_type": "UNetMidBlock3D"},
-        "mid_block_type is 'UNetMidBlock3D'; jaxdq supports 'UNetMidBlock2DCrossAttn'",
+        "mid_block_type is 'UNetMidBlock3D'; jaxdq supports",
     ),
     (V1, {"only_cross_attention": [True]}, r"only_cross_attention is \[True\]; give true or false, or one for each"),
     (V1, {"only_cross_attention": "no"}, "only_cross_attention is 'no'"),

@@ -197,8 +197,7 @@ FAULTS = {
         "lacks|no place for",
     ),
     "wider": (change(block_out_channels=[16, 64]), "another shape"),
-    "open size": (change(sample_size=None), "leaves sample_size open"),
-    "learned variance": (change(out_channels=6), "in_channels 3 and out_channels 6"),
+    "more than a variance": (change(out_channels=5), "in_channels 3 and out_channels 5: it returns more than"),
     "labels in no file": (change(class_embed_type="identity"), "conditions="),
 }
 

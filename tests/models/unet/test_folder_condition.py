@@ -152,7 +152,7 @@ def test_a_bare_unet_folder_needs_a_schedule(folder):
 
 
 def test_text_is_asked_for(folder):
-    with pytest.raises(InputError, match=r"conditions=\(encoder_hidden_states: float\[P, 77, 12\],\) from"):
+    with pytest.raises(InputError, match=r"conditions=\(encoder_hidden_states: float\[P, 77, 12\],\).*--prompts FILE"):
         load_denoiser(folder)
 
 
@@ -231,26 +231,6 @@ def test_pickles_are_refused_with_the_way_to_convert_them(suffix, folder):
     (folder / "unet" / WEIGHTS).rename(folder / "unet" / f"diffusion_pytorch_model{suffix}")
     with pytest.raises(InputError, match=r"no pickle.*diffusers.UNet2DConditionModel.from_pretrained.*save_pretrained"):
         load_unet_folder(folder / "unet")
-
-
-@pytest.mark.parametrize(
-    ("channels", "reason"),
-    [
-        ((9, 4), r"takes 5 channels beside the noisy ones \(a mask and the masked image, as for inpainting\)"),
-        ((8, 4), r"takes 4 channels beside the noisy ones \(an image to edit\)"),
-        ((12, 8), "takes 4 channels beside"),
-        ((6, 3), "takes 3 channels beside"),
-        ((4, 8), "learned variance"),
-        ((4, 6), "more than a prediction"),
-    ],
-)
-def test_networks_that_do_not_return_what_they_take_are_called_what_they_are(channels, reason, folder):
-    file = folder / "unet" / "config.json"
-    fields = dict(zip(("in_channels", "out_channels"), channels, strict=True))
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-    with pytest.raises(InputError, match=rf"in_channels {channels[0]} and out_channels {channels[1]}: .*{reason}") as e:
-        load_denoiser(folder, conditions=conditions(V1))
-    assert ("learned variance" in str(e.value)) == (channels == (4, 8))
 
 
 @pytest.mark.slow

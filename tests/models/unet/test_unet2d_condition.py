@@ -144,7 +144,11 @@ BAD_CALLS = {
     "nothing left of the image": (V1 | RESNET, (np.zeros((2, 5, 12)),), "H and W at least 2"),
     "no text for one image": (V1, (np.zeros((1, 5, 12)),), r"shape \(1, 5, 12\); give .* \[2, tokens, 12\]"),
     "text of another width": (V1, (np.zeros((2, 5, 16)),), r"\[2, tokens, 12\]"),
-    "pooled text": (V1, (np.zeros((2, 5, 12)), np.zeros((2, 10))), "takes neither text_embeds nor time_ids"),
+    "pooled text": (
+        V1,
+        (np.zeros((2, 5, 12)), np.zeros((2, 10))),
+        "takes encoder_hidden_states after x and t, and was called with 2 conditions",
+    ),
     "no pooled text": (XL, conditions(XL)[:1], "called without text_embeds or time_ids"),
     "pooled text of another width": (
         XL,

@@ -40,6 +40,11 @@ _VARIANTS = (
 Classes = Annotated[
     str | None, typer.Option(help="Of a class-conditional model, the classes to draw in turn: 0,5,9. All if not given.")
 ]
+Prompts = Annotated[Path | None, typer.Option(help="Of a text-to-image model: a text file, one prompt a line.")]
+Conditions = Annotated[
+    Path | None,
+    typer.Option(help="What else the network takes: an .npz of rows by name, as `jaxdq inspect` lists them."),
+]
 _SAMPLER = "ddim, ddpm, dpm_solver, euler, euler_ancestral, lcm or pndm; the model's own if not given."
 _FAIL_UNDER = "Exit with 1 where a figure is below this: psnr=30, worst_psnr=18, ssim=0.9, sqnr=30; repeat it."
 _ARGUMENTS = "An argument of the recipe, such as budget=64 or learning.num_updates=30; repeat it."
@@ -77,14 +82,9 @@ def quantize(
     images: Annotated[int, typer.Option(help="Images to evaluate on.")] = 64,
     calibration_images: Annotated[int, typer.Option(help="Images to calibrate on.")] = 32,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Of a text-to-image model: a text file, one prompt a line.")
-    ] = None,
+    prompts: Prompts = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance, with --prompts.")] = 7.5,
-    conditions: Annotated[
-        Path | None,
-        typer.Option(help="What else the network takes: an .npz of rows by name, as `jaxdq inspect` lists them."),
-    ] = None,
+    conditions: Conditions = None,
     classes: Classes = None,
     dtype: Annotated[str | None, typer.Option(help="Of what stays in float: bfloat16 on a TPU.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; named after the options if not given.")] = None,
@@ -298,6 +298,8 @@ def _show(metrics: Mapping[str, Any], as_json: bool) -> None:
         conditions = report.seen(metrics)
         if conditions is not None:
             typer.echo(conditions)
+        for note in metrics.get("notes", ()):
+            typer.echo(note)
 
 
 if __name__ == "__main__":

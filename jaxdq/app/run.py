@@ -121,6 +121,7 @@ def quantize_model(
                 "groups": qparams.acts.num_groups,  # a method may give each step its own
                 **report.measured(denoiser, qparams, evaluation, folder / QUANTIZED),
                 "no_decoder": decoder.reason,
+                "notes": list(denoiser.notes),
                 "conditions": choice and choice.seen(calibrated=work.problem.rows, evaluated=evaluation.rows),
                 "calibration": learned,
                 "seconds": {**seconds, **evaluation.seconds},

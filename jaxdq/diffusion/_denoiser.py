@@ -211,7 +211,7 @@ def _has_values(leaf: Any) -> bool:
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
-    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
     if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
         raise InputError(
             f"shape is {shape!r}; pass positive integers: (height, width, channels) of an image, or (length, channels)."

@@ -6,17 +6,27 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import torch
+from condition_twins import torch_condition_network
 from diffusers import FlaxStableDiffusionXLPipeline
-from small_pipelines import text_config, write_pipeline
+from small_pipelines import TOKENS, WIDTH, text_config, write_pipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import jaxdq
 from jaxdq import InputError
 from jaxdq.app.command import main
-from jaxdq.models.text import check_prompts, load_text_denoiser, load_with_conditions, read_prompts, save_conditions
+from jaxdq.models.text import (
+    check_prompts,
+    guidance_embedding,
+    load_text_denoiser,
+    load_with_conditions,
+    read_prompts,
+    save_conditions,
+)
+from jaxdq.models.unet._config_condition import CONDITION_DEFAULTS
 
 PROMPTS = ["a cat", "a dog on a hill"]
 
@@ -93,6 +103,39 @@ def test_saved_conditions_guide_the_model_again_without_its_text_encoder(tmp_pat
     (tmp_path / "conditions.npz").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(InputError, match=r"conditions.npz' can't be read"):
         load_with_conditions(folder, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["inpainting", "consistency"])
+def test_prompts_go_with_what_else_a_network_takes(kind, tmp_path):
+    folder = write_pipeline(tmp_path / "model")
+    changes = {"in_channels": 9} if kind == "inpainting" else {"time_cond_proj_dim": 6}
+    config = (
+        json.loads((folder / "unet" / "config.json").read_text()) | changes | {"_class_name": "UNet2DConditionModel"}
+    )
+    shutil.rmtree(folder / "unet")
+    torch_condition_network({k: v for k, v in config.items() if k in CONDITION_DEFAULTS}).save_pretrained(
+        folder / "unet"
+    )
+    image = np.ones((1, 8, 8, 5), np.float32)
+    others = {"joined_channels": image} if kind == "inpainting" else {}
+    denoiser = load_text_denoiser(folder, PROMPTS, guidance_scale=3.0, others=others)
+    if kind == "inpainting":
+        assert denoiser.module.guidance_scale == 3.0
+        ours, text, again, _ = denoiser.conditions
+        np.testing.assert_array_equal(ours, again)
+        assert text.shape[1:] == (TOKENS, WIDTH)
+        with pytest.raises(InputError, match=r"lack joined_channels; it takes joined_channels: float\[P, 8, 8, 5\]"):
+            load_text_denoiser(folder, PROMPTS)
+    else:  # the network knows the scale itself
+        _, embedded = denoiser.conditions
+        np.testing.assert_allclose(embedded, guidance_embedding(3.0, 6))
+    settings = {"sampler": jaxdq.ddim(2), "key": jax.random.key(0), "num_images": 2}
+    drawn = jaxdq.sample(denoiser, denoiser.params, **settings)
+    save_conditions(denoiser, tmp_path)
+    np.testing.assert_array_equal(
+        jaxdq.sample(load_with_conditions(folder, tmp_path), denoiser.params, **settings), drawn
+    )
 
 
 def test_models_without_guidance_have_no_conditions_to_save(tmp_path):

@@ -6,10 +6,10 @@ from jaxdq.models.unet._controlnet import ControlNet as ControlNet
 from jaxdq.models.unet._controlnet import controlnet_from_config as controlnet_from_config
 from jaxdq.models.unet._describe import ModelFiles as ModelFiles
 from jaxdq.models.unet._describe import describe as describe
+from jaxdq.models.unet._drawn import described_rows as described_rows
 from jaxdq.models.unet._files import read_json as read_json
 from jaxdq.models.unet._files import read_params as read_params
 from jaxdq.models.unet._folder import bundled_models as bundled_models
-from jaxdq.models.unet._folder import described_rows as described_rows
 from jaxdq.models.unet._folder import load_denoiser as load_denoiser
 from jaxdq.models.unet._folder import load_unet_folder as load_unet_folder
 from jaxdq.models.unet._folder import model_folder as model_folder

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq.models.unet._blocks import Size, conv3x3
-from jaxdq.models.unet._conditioned import ConditionedNet, own_fields, spread_fields
+from jaxdq.models.unet._conditioned import ConditionedNet
+from jaxdq.models.unet._conditions import own_fields, spread_fields
 from jaxdq.models.unet._config_controlnet import complete_controlnet_config
 from jaxdq.models.unet._rows import run_down
 from jaxdq.models.unet._unet2d_condition import UNet2DCondition

@@ -3,8 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from jaxdq._common.errors import InputError
 from jaxdq.diffusion import LEARNED_VARIANCES
+from jaxdq.models.unet._build import UNet
+from jaxdq.models.unet._controlnet import Controlled, ControlNet
 
 DEFAULT_SIDE = 64
 """Side of what is drawn where a configuration leaves it open: that of Stable Diffusion's latents."""
@@ -82,3 +87,40 @@ def drawn_by(complete: Mapping[str, Any], x_channels: int, scheduler: Mapping[st
         notes.append(f"The network takes {joined} channels beside the noisy ones ({beside}): its condition {JOINED}.")
     height, width = (size, size) if isinstance(size, int) else size
     return Drawn((height, width, channels), joined, returned - channels, tuple(notes))
+
+
+def _joined_shape(drawn: Drawn) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The shape of one row of what joins x, if anything does."""
+    return (jax.ShapeDtypeStruct((1, *drawn.shape[:2], drawn.joined), jnp.float32),) if drawn.joined else ()
+
+
+def default_rows(module: UNet | ControlNet | Controlled, drawn: Drawn, *, weights: bool) -> tuple[Any, ...]:
+    """Return what the network takes after (x, t) where the caller does not say: one row per class, or nothing."""
+    names = (*[JOINED] * bool(drawn.joined), *module.condition_names)
+    if not names:
+        return ()
+    if names == ("class_labels",) and module.class_embed_type is None and module.num_class_embeds is not None:
+        return (jnp.arange(module.num_class_embeds),)
+    shapes = (*_joined_shape(drawn), *module.abstract_conditions(drawn.shape[:2]))
+    if not weights:
+        return shapes
+    rows = [f"{name}: {described_rows(shape)}" for name, shape in zip(names, shapes, strict=True)]
+    has_text = "encoder_hidden_states" in names
+    options = ["--prompts FILE for its text"] * has_text
+    if not has_text or len(names) > 1:
+        options.append(f"--conditions FILE.npz for {'the others' if has_text else 'them'}")
+    raise InputError(
+        f"The UNet takes conditions that are in no file; pass conditions=({', '.join(rows)},), one row per image to "
+        f"draw from; on the command line, {', '.join(options)}."
+    )
+
+
+def described_rows(shape: jax.ShapeDtypeStruct) -> str:
+    """Say what the rows of a condition are: "float[P, 77, 768]".
+
+    Example:
+        >>> described_rows(jax.ShapeDtypeStruct((1, 77, 768), jnp.float32))
+        'float[P, 77, 768]'
+    """
+    kind = "int" if jnp.issubdtype(shape.dtype, jnp.integer) else "float"
+    return f"{kind}[{', '.join(['P', *map(str, shape.shape[1:])])}]"

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from safetensors.numpy import save_file
 
 from jaxdq._common.errors import InputError
@@ -17,7 +15,7 @@ from jaxdq._common.paths import local_path
 from jaxdq.diffusion import Denoiser, default_sampler, schedule_from_config, wrap
 from jaxdq.models.unet._build import MODEL_CLASSES, ModelClass, UNet, abstract_params
 from jaxdq.models.unet._controlnet import Controlled, ControlNet
-from jaxdq.models.unet._drawn import JOINED, Drawn, drawn_by
+from jaxdq.models.unet._drawn import JOINED, default_rows, drawn_by
 from jaxdq.models.unet._files import read_json, read_params
 from jaxdq.models.unet._hub import download, download_parts, is_hub_id
 from jaxdq.models.unet._unet2d_condition import UNet2DCondition
@@ -105,7 +103,7 @@ def load_denoiser(
                 f"{layout.unet} has a {model_class.class_name}, which no ControlNet controls; leave it out."
             )
         module = Controlled(module, other, float(conditioning_scale))
-    rows = _rows(module, drawn, weights=weights) if conditions is None else tuple(conditions)
+    rows = default_rows(module, drawn, weights=weights) if conditions is None else tuple(conditions)
     names = (*[JOINED] * bool(drawn.joined), *module.condition_names)
     params = abstract_params(module)
     if weights and isinstance(module, Controlled) and controlnet is not None:
@@ -321,40 +319,3 @@ def _model_class(config: Mapping[str, Any], folder: str | Path) -> ModelClass:
             "write another network in flax and build jaxdq.Denoiser(module, params, schedule, shape) by hand."
         )
     return MODEL_CLASSES[class_name]
-
-
-def _joined_shape(drawn: Drawn) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The shape of one row of what joins x, if anything does."""
-    return (jax.ShapeDtypeStruct((1, *drawn.shape[:2], drawn.joined), jnp.float32),) if drawn.joined else ()
-
-
-def _rows(module: UNet | ControlNet | Controlled, drawn: Drawn, *, weights: bool) -> tuple[Any, ...]:
-    """Return what the network takes after (x, t) where the caller does not say: one row per class, or nothing."""
-    names = (*[JOINED] * bool(drawn.joined), *module.condition_names)
-    if not names:
-        return ()
-    if names == ("class_labels",) and module.class_embed_type is None and module.num_class_embeds is not None:
-        return (jnp.arange(module.num_class_embeds),)
-    shapes = (*_joined_shape(drawn), *module.abstract_conditions(drawn.shape[:2]))
-    if not weights:
-        return shapes
-    rows = [f"{name}: {described_rows(shape)}" for name, shape in zip(names, shapes, strict=True)]
-    has_text = "encoder_hidden_states" in names
-    options = ["--prompts FILE for its text"] * has_text
-    if not has_text or len(names) > 1:
-        options.append(f"--conditions FILE.npz for {'the others' if has_text else 'them'}")
-    raise InputError(
-        f"The UNet takes conditions that are in no file; pass conditions=({', '.join(rows)},), one row per image to "
-        f"draw from; on the command line, {', '.join(options)}."
-    )
-
-
-def described_rows(shape: jax.ShapeDtypeStruct) -> str:
-    """Say what the rows of a condition are: "float[P, 77, 768]".
-
-    Example:
-        >>> described_rows(jax.ShapeDtypeStruct((1, 77, 768), jnp.float32))
-        'float[P, 77, 768]'
-    """
-    kind = "int" if jnp.issubdtype(shape.dtype, jnp.integer) else "float"
-    return f"{kind}[{', '.join(['P', *map(str, shape.shape[1:])])}]"

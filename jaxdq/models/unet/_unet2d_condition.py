@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxdq.models.unet._activations import ACTIVATIONS
 from jaxdq.models.unet._blocks import group_norm
-from jaxdq.models.unet._conditioned import ConditionedNet, own_fields, spread_fields
+from jaxdq.models.unet._conditioned import ConditionedNet
+from jaxdq.models.unet._conditions import own_fields, spread_fields
 from jaxdq.models.unet._config_condition import complete_condition_config
 from jaxdq.models.unet._fields import per_row
 from jaxdq.models.unet._k_rows import KUpBlock
@@ -19,7 +20,7 @@ from jaxdq.models.unet._rows import Residuals, UpBlock, run_down, run_up
 class UNet2DCondition(ConditionedNet):
     """The network of Stable Diffusion (Rombach et al. 2022; Podell et al. 2023) in the layout of diffusers.
 
-    The fields are those of ``UNet2DConditionModel``, see ``ConditionedNet``. Make one with
+    The fields are those of ``UNet2DConditionModel``, see ``Conditions``. Make one with
     ``unet2d_condition_from_config``, which checks them. With the same weights the output equals that of diffusers'
     PyTorch or Flax class, as ``numerics`` says, up to float32 rounding. There is no dropout: this is the network as it
     samples.

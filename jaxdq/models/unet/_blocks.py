@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxdq.linen._attention import DotProductAttention
 from jaxdq.models.unet._activations import ACTIVATIONS
+from jaxdq.models.unet._filters import doubled, halved
 
 
 class Style(NamedTuple):
@@ -84,29 +85,38 @@ class ResnetBlock(nn.Module):
     Attributes:
         channels: Output channels; where the input has others, the shortcut is a 1x1 convolution.
         style: What all blocks of the network share.
-        resample: "up" (nearest, by 2), "down" (mean of 2x2) or None.
+        resample: "up" (nearest, by 2), "down" (mean of 2x2), "filtered up", "filtered down" or None.
+        groups: Groups of the two norms, or None for the style's.
+        project: The shortcut is a convolution whatever the channels.
     """
 
     channels: int
     style: Style
     resample: str | None = None
+    groups: tuple[int, int] | None = None
+    project: bool = False
 
     def _resampled(self, x: jax.Array, size: Size | None) -> jax.Array:
         if self.resample == "up":
             return upsample_nearest(x, size)
         if self.resample == "down":
             return nn.avg_pool(x, (2, 2), strides=(2, 2))
+        if self.resample == "filtered up":
+            return doubled(x, "constant")
+        if self.resample == "filtered down":
+            return halved(x, "constant")
         return x
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, size: Size | None = None) -> jax.Array:
         """Map x: float[B, H, W, C] and temb: float[B or 1, E] to float[B, H', W', channels]; "up" goes to ``size``."""
         style, act = self.style, ACTIVATIONS[self.style.act]
-        h = act(group_norm(style.num_groups, style.eps, "norm1")(x))
+        first, second = self.groups or (style.num_groups, style.num_groups)
+        h = act(group_norm(first, style.eps, "norm1")(x))
         h = conv3x3(self.channels, "conv1")(self._resampled(h, size))
         width = 2 * self.channels if style.scale_shift else self.channels
         e = nn.Dense(width, name="time_emb_proj")(temb if style.skip_time_act else act(temb))[:, None, None, :]
-        norm2 = group_norm(style.num_groups, style.eps, "norm2")
+        norm2 = group_norm(second, style.eps, "norm2")
         if style.scale_shift:
             scale, shift = jnp.split(e, 2, axis=-1)
             h = norm2(h) * (1 + scale) + shift
@@ -114,7 +124,7 @@ class ResnetBlock(nn.Module):
             h = norm2(h + e)
         h = conv3x3(self.channels, "conv2")(act(h))
         shortcut = self._resampled(x, size)
-        if x.shape[-1] != self.channels:
+        if x.shape[-1] != self.channels or self.project:
             shortcut = nn.Conv(self.channels, (1, 1), name="conv_shortcut")(shortcut)
         return (shortcut + h) / style.output_scale
 

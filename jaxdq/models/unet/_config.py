@@ -6,6 +6,7 @@ from typing import Any
 from jaxdq._common.errors import InputError
 from jaxdq.models.unet._activations import ACTIVATIONS
 from jaxdq.models.unet._fields import EMA_FIELDS, FieldSpec, attention_levels, complete_fields
+from jaxdq.models.unet._skip_rows import ATTENTION_GROUPS, IMAGE_CHANNELS, num_groups_of
 
 DEFAULTS: dict[str, Any] = {
     "sample_size": None,
@@ -53,11 +54,24 @@ _SPEC = FieldSpec(
         "class_embed_type": (None, "timestep", "identity"),
     },
     block_types={
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "down_block_types": (
+            "DownBlock2D",
+            "AttnDownBlock2D",
+            "ResnetDownsampleBlock2D",
+            "SkipDownBlock2D",
+            "AttnSkipDownBlock2D",
+        ),
+        "up_block_types": (
+            "UpBlock2D",
+            "AttnUpBlock2D",
+            "ResnetUpsampleBlock2D",
+            "SkipUpBlock2D",
+            "AttnSkipUpBlock2D",
+        ),
     },
-    counts=("in_channels", "out_channels", "layers_per_block", "norm_num_groups"),
+    counts=("in_channels", "out_channels", "layers_per_block"),
     optional_counts=(
+        "norm_num_groups",
         "attention_head_dim",
         "attn_norm_num_groups",
         "num_class_embeds",
@@ -92,6 +106,7 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"The UNet's attention_head_dim is {head_dim}, more than the {min(attended)} channels of a row of "
             "block_out_channels that has attention; give at most those, or null for a single head."
         )
+    _check_skip_blocks(fields)
     if fields["time_embedding_type"] == "learned" and fields["num_train_timesteps"] is None:
         raise InputError(
             "The UNet's time_embedding_type is 'learned' and its num_train_timesteps null; give the number of rows of "
@@ -103,3 +118,29 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
             "channels of its mid block; choose a divisor."
         )
     return fields
+
+
+def _check_skip_blocks(fields: Mapping[str, Any]) -> None:
+    """Raise InputError for what blocks that carry the image along can't be, and for other blocks without norms."""
+    kinds = fields["down_block_types"] + fields["up_block_types"]
+    are_skip, channels = ["Skip" in kind for kind in kinds], fields["block_out_channels"]
+    if not any(are_skip):
+        if fields["norm_num_groups"] is None:
+            raise InputError("The UNet's norm_num_groups is null, and its blocks have norms; give a positive integer.")
+        return
+    if not all(are_skip):
+        raise InputError(
+            f"The UNet's down_block_types and up_block_types mix Skip blocks with others ({', '.join(kinds)}), which "
+            "have images of other sizes; diffusers' class fails with them too: give blocks of one kind."
+        )
+    if fields["in_channels"] != IMAGE_CHANNELS or fields["out_channels"] != IMAGE_CHANNELS:
+        raise InputError(
+            f"The UNet has in_channels {fields['in_channels']} and out_channels {fields['out_channels']}; Skip blocks "
+            f"draw images of {IMAGE_CHANNELS} channels: give {IMAGE_CHANNELS} for both."
+        )
+    unfit = [count for count in channels if count % num_groups_of(count) or count % ATTENTION_GROUPS]
+    if unfit:
+        raise InputError(
+            f"The UNet's block_out_channels is {channels}; Skip blocks norm in {ATTENTION_GROUPS} groups: give "
+            f"multiples of {ATTENTION_GROUPS}."
+        )

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxdq.models.unet._activations import ACTIVATIONS
 from jaxdq.models.unet._blocks import Size, conv3x3
 from jaxdq.models.unet._config_condition import K_GROUP_SIZE
+from jaxdq.models.unet._filters import doubled, halved
 from jaxdq.models.unet._transformer import CrossAttention
 
 # Fixed in diffusers' code; no configuration has them.
 _NORM_EPS = 1e-5
-_FILTER = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 
 
 class TimedGroupNorm(nn.Module):
@@ -94,46 +94,6 @@ class TimedAttention(nn.Module):
         return x + attention(tokens("norm2"), text).reshape(x.shape)
 
 
-def halved(x: jax.Array) -> jax.Array:
-    """Every other pixel of ``x`` after the filter [1, 3, 3, 1] / 8 along both axes, its edges mirrored.
-
-    Args:
-        x: float[B, H, W, C], H and W of at least 2.
-
-    Returns:
-        float[B, H // 2, W // 2, C].
-    """
-    for axis in (1, 2):
-        padded = _mirrored(x, axis)
-        count = x.shape[axis] // 2
-        parts = [jax.lax.slice_in_dim(padded, k, k + 2 * count - 1, 2, axis) for k in range(len(_FILTER))]
-        x = _FILTER[0] * (parts[0] + parts[3]) + _FILTER[1] * (parts[1] + parts[2])
-    return x
-
-
-def doubled(x: jax.Array) -> jax.Array:
-    """The transpose of ``halved``, twice as strong along both axes: pixels between those of ``x``, its edges mirrored.
-
-    Args:
-        x: float[B, H, W, C], H and W of at least 2.
-
-    Returns:
-        float[B, 2H, 2W, C].
-    """
-    for axis in (1, 2):
-        padded, count = _mirrored(x, axis), x.shape[axis]
-        before, own, after = (jax.lax.slice_in_dim(padded, k, k + count, 1, axis) for k in range(3))
-        outer, inner = 2 * _FILTER[0], 2 * _FILTER[1]
-        pairs = jnp.stack([outer * before + inner * own, inner * own + outer * after], axis=axis + 1)
-        x = pairs.reshape(*x.shape[:axis], 2 * count, *x.shape[axis + 1 :])
-    return x
-
-
-def _mirrored(x: jax.Array, axis: int) -> jax.Array:
-    widths = [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)]
-    return jnp.pad(x, widths, mode="reflect")
-
-
 class KDownBlock(nn.Module):
     """Residual blocks, each followed by attention if asked for, and a fixed filter unless it is the last row.
 
@@ -164,7 +124,7 @@ class KDownBlock(nn.Module):
                 attention = TimedAttention(self.head_dim, not self.downsample, name=f"attentions_{i}")
                 x = attention(x, temb, text)
             skips.append(x if self.downsample or self.head_dim is None else None)
-        return halved(x) if self.downsample else x, skips
+        return halved(x, "reflect") if self.downsample else x, skips
 
 
 class KUpBlock(nn.Module):
@@ -208,4 +168,4 @@ class KUpBlock(nn.Module):
             if self.head_dim is not None:
                 attention = TimedAttention(self.head_dim, self.between_pixels, name=f"attentions_{i}")
                 x = attention(x, temb, text)
-        return doubled(x) if self.upsample else x
+        return doubled(x, "reflect") if self.upsample else x

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdq._common.errors import InputError
-from jaxdq.models.unet._activations import ACTIVATIONS
 from jaxdq.models.unet._blocks import Attention, Size, Style, conv3x3, group_norm
 from jaxdq.models.unet._config import complete_config
 from jaxdq.models.unet._rows import AttentionMaker, DownBlock, MidBlock, UpBlock, check_inputs, run_down, run_up
+from jaxdq.models.unet._skip_rows import SkipDownBlock, SkipUpBlock, num_groups_of
 from jaxdq.models.unet._time import FourierTime, PositionalTime, TimeMlp
 
 
@@ -49,7 +49,7 @@ class UNet2D(nn.Module):
     downsample_type: str
     upsample_type: str
     attention_head_dim: int | None
-    norm_num_groups: int
+    norm_num_groups: int | None
     attn_norm_num_groups: int | None
     norm_eps: float
     act_fn: str
@@ -80,11 +80,18 @@ class UNet2D(nn.Module):
         t = jnp.atleast_1d(jnp.asarray(t))
         # In x's dtype: float32 here would make float32 of all that follows.
         temb = self._embed(t, class_labels).astype(x.dtype)
-        x = conv3x3(self.block_out_channels[0], "conv_in")(2 * x - 1 if self.center_input_sample else x)
-        x, skips = run_down(x, temb, (), (self._down(), self._middle()))
-        x = run_up(x, skips, temb, (), self._up())
-        x = ACTIVATIONS[self.act_fn](group_norm(self.norm_num_groups, self.norm_eps, "conv_norm_out")(x))
+        image = 2 * x - 1 if self.center_input_sample else x
+        x, drawn = conv3x3(self.block_out_channels[0], "conv_in")(image), None
+        if self._is_skip:
+            x, drawn = self._run_skip_rows(x, temb, image)
+        else:
+            x, skips = run_down(x, temb, (), (self._down(), self._middle()))
+            x = run_up(x, skips, temb, (), self._up())
+        groups = self.norm_num_groups or num_groups_of(self.block_out_channels[0])
+        # diffusers hands act_fn to the residual blocks alone.
+        x = nn.silu(group_norm(groups, self.norm_eps, "conv_norm_out")(x))
         x = conv3x3(self.out_channels, "conv_out")(x)
+        x = x if drawn is None else x + drawn
         return x / t[:, None, None, None] if self.time_embedding_type == "fourier" else x
 
     @property
@@ -93,9 +100,34 @@ class UNet2D(nn.Module):
         return self.class_embed_type is not None or self.num_class_embeds is not None
 
     @property
+    def _is_skip(self) -> bool:
+        return any("Skip" in kind for kind in self.down_block_types)
+
+    def _run_skip_rows(self, x: jax.Array, temb: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Run rows that carry the image along: what they make of it, and the image that they draw."""
+        last, skips = len(self.block_out_channels) - 1, [x]
+        for i, (kind, channels) in enumerate(zip(self.down_block_types, self.block_out_channels, strict=True)):
+            attends, settings = "Attn" in kind, (self._style, self.attention_head_dim)
+            down = SkipDownBlock(channels, self.layers_per_block, *settings, attends, i < last, name=f"down_blocks_{i}")
+            x, made, image = down(x, temb, image)
+            skips += made
+        middle = self._middle()
+        x = x if middle is None else middle(x, temb)
+        drawn: jax.Array | None = None
+        for i, (kind, channels) in enumerate(zip(self.up_block_types, reversed(self.block_out_channels), strict=True)):
+            count, attends = self.layers_per_block + 1, "Attn" in kind
+            up = SkipUpBlock(
+                channels, count, self._style, self.attention_head_dim, attends, i < last, name=f"up_blocks_{i}"
+            )
+            x, drawn = up(x, skips[-count:], temb, drawn)
+            skips = skips[:-count]
+        return x, drawn
+
+    @property
     def _style(self) -> Style:
         scale_shift = self.resnet_time_scale_shift == "scale_shift"
-        return Style(self.norm_num_groups, self.norm_eps, scale_shift, self.act_fn)
+        groups = self.norm_num_groups or num_groups_of(self.block_out_channels[-1])
+        return Style(groups, self.norm_eps, scale_shift, self.act_fn)
 
     def _attention(self, kind: str) -> AttentionMaker | None:
         """Return what makes the attention of a row of this type."""
@@ -113,7 +145,7 @@ class UNet2D(nn.Module):
             time_proj = nn.Embed(self.num_train_timesteps, channels, name="time_proj")
         else:
             time_proj = PositionalTime(channels, self.flip_sin_to_cos, self.freq_shift, name="time_proj")
-        temb = TimeMlp(width, self.act_fn, name="time_embedding")(time_proj(t))
+        temb = TimeMlp(width, name="time_embedding")(time_proj(t))
         if self.has_classes != (class_labels is not None):
             raise InputError(
                 "This UNet is class-conditional and was called without class_labels; pass one label per image."
@@ -126,7 +158,7 @@ class UNet2D(nn.Module):
             return temb + class_labels
         if self.class_embed_type is None and self.num_class_embeds is not None:
             return temb + nn.Embed(self.num_class_embeds, width, name="class_embedding")(class_labels)
-        return temb + TimeMlp(width, self.act_fn, name="class_embedding")(time_proj(class_labels))
+        return temb + TimeMlp(width, name="class_embedding")(time_proj(class_labels))
 
     def _down(self) -> list[DownBlock]:
         last = len(self.block_out_channels) - 1
@@ -154,7 +186,7 @@ class UNet2D(nn.Module):
         style, scale = self._style, self.mid_block_scale_factor
         groups = self.attn_norm_num_groups
         if groups is None and not style.scale_shift:
-            groups = self.norm_num_groups
+            groups = style.num_groups
         attention = partial(Attention, self.attention_head_dim, groups, self.norm_eps, scale)
         style = style._replace(output_scale=scale)
         return MidBlock(style, attention if self.add_attention else None, name="mid_block")

@@ -56,14 +56,19 @@ def test_the_width_of_heads_concerns_rows_with_attention_only(changes, head_dim)
 
 BAD_FIELDS = [
     ({"use_linear_projection": True, "encoder_hid_dim": 3}, "encoder_hid_dim, use_linear_projection"),
-    ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "down_block_types has 'SkipDownBlock2D'"),
+    ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "mix Skip blocks with others"),
     ({"up_block_types": ["AttnUpBlock2D", "CrossAttnUpBlock2D"]}, "up_block_types has 'CrossAttnUpBlock2D'"),
     ({"up_block_types": []}, "up_block_types is"),
     ({"down_block_types": "DownBlock2D"}, "down_block_types is 'DownBlock2D'; give a list"),
     ({"down_block_types": ["DownBlock2D"]}, "down_block_types has 1 entries and block_out_channels has 2"),
     ({"block_out_channels": [16, -32]}, "block_out_channels is"),
     ({"block_out_channels": [16, 30]}, "norm_num_groups is 4, which does not divide the 30"),
-    ({"norm_num_groups": None}, "norm_num_groups is None; give a positive integer"),
+    ({"norm_num_groups": None}, "norm_num_groups is null, and its blocks have norms"),
+    ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "mix Skip blocks with others"),
+    (
+        {"down_block_types": ["SkipDownBlock2D"] * 2, "up_block_types": ["SkipUpBlock2D"] * 2},
+        "Skip blocks norm in 32 groups: give multiples of 32",
+    ),
     ({"attn_norm_num_groups": 5}, "attn_norm_num_groups 5 does not divide the 32"),
     ({"attention_head_dim": 33}, "attention_head_dim is 33, more than the 32"),
     ({"attention_head_dim": 17, "up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, "17, more than the 16"),

@@ -60,7 +60,26 @@ VARIANTS = {  # of SMALL, which has heads of 8 channels and symmetric downsampli
 }
 
 
-QUICK = {"one head", "scale and shift", "rows that resample in residual blocks", "no middle, centred, odd width"}
+_SKIP = {  # google/ncsnpp-celebahq-256, made small
+    "block_out_channels": [32, 32, 64],
+    "down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"],
+    "up_block_types": ["SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"],
+    "norm_num_groups": None,
+    "mid_block_scale_factor": 1.41421356,
+    "norm_eps": 1e-6,
+}
+VARIANTS |= {
+    "the image carried along": _SKIP | {"attention_head_dim": None},
+    "the image carried along, heads": _SKIP | {"attention_head_dim": 8, "norm_num_groups": 8},
+    "other activation": {"act_fn": "mish"},
+}
+QUICK = {
+    "the image carried along",
+    "one head",
+    "scale and shift",
+    "rows that resample in residual blocks",
+    "no middle, centred, odd width",
+}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +107,11 @@ def test_oracle_cifar10_at_full_size():
 def test_oracle_fourier_time():
     # Noise levels, not timesteps; the phase 2 pi w log(t) is kept small, as both sides round it to float32.
     assert twin_error(SMALL | {"time_embedding_type": "fourier"}, np.array([1.01, 1.5], np.float32)) < TOLERANCE
+
+
+def test_oracle_learned_time():
+    changes = {"time_embedding_type": "learned", "num_train_timesteps": 1000}
+    assert twin_error(SMALL | changes, np.array([3, 951])) < TOLERANCE
 
 
 CLASSES = {

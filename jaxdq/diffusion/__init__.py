@@ -18,6 +18,8 @@ from jaxdq.diffusion._groups import check_groups as check_groups
 from jaxdq.diffusion._groups import groups_of_steps as groups_of_steps
 from jaxdq.diffusion._guidance import Guided as Guided
 from jaxdq.diffusion._guidance import guided as guided
+from jaxdq.diffusion._ladder import Ladder as Ladder
+from jaxdq.diffusion._ladder import Preconditioned as Preconditioned
 from jaxdq.diffusion._lcm import LCM as LCM
 from jaxdq.diffusion._lcm import lcm as lcm
 from jaxdq.diffusion._loop import image_keys as image_keys
@@ -42,6 +44,7 @@ from jaxdq.diffusion._schedule import scaled_linear_schedule as scaled_linear_sc
 from jaxdq.diffusion._schedule import squared_cosine_schedule as squared_cosine_schedule
 from jaxdq.diffusion._scheduler_config import LEARNED_VARIANCES as LEARNED_VARIANCES
 from jaxdq.diffusion._scheduler_config import schedule_from_config as schedule_from_config
+from jaxdq.diffusion._scheduler_config import with_precondition as with_precondition
 from jaxdq.diffusion._time import TimePerRow as TimePerRow
 from jaxdq.diffusion._wrapped import Wrapped as Wrapped
 from jaxdq.diffusion._wrapped import wrap as wrap

@@ -61,6 +61,20 @@ _OF_CLASS = {
             "rescale_betas_zero_snr": False,
         },
     ),
+    "EDMDPMSolverMultistepScheduler": _Own(
+        "dpm_solver",
+        {
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "lower_order_final": True,
+            "euler_at_final": False,
+            "final_sigmas_type": "zero",
+        },
+    ),
+    "EDMEulerScheduler": _Own("euler", {"final_sigmas_type": "zero"}),
+    # A step of Euler's method on the straight lines of flow matching is one of DDIM.
+    "FlowMatchEulerDiscreteScheduler": _Own("ddim", _PLAIN_SIGMAS),
     "LCMScheduler": _Own("lcm", {"original_inference_steps": 50, "timestep_scaling": 10.0}),
     "FlaxDDIMScheduler": _Own("ddim"),
     "FlaxDDPMScheduler": _Own("ddpm"),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from jaxdq._common.errors import InputError
+from jaxdq.diffusion._ladder import Ladder, Preconditioned, ladder_of
 from jaxdq.diffusion._numbers import is_integer, is_real
 from jaxdq.diffusion._schedule import (
     NoiseSchedule,
@@ -52,6 +53,16 @@ _DPM = {
     "lambda_min_clipped": -np.inf,
     "variance_type": None,
 }
+_EDM = {
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "sigma_schedule": "karras",
+    "rho": 7.0,
+    "final_sigmas_type": "zero",
+}
 _FIELDS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": _BETAS | _CLIP | _THRESHOLD | _LEADING | _RESCALE | {"set_alpha_to_one": True},
     "DDPMScheduler": _BETAS | _CLIP | _THRESHOLD | _LEADING | _RESCALE | {"variance_type": "fixed_small"},
@@ -85,6 +96,17 @@ _FIELDS: dict[str, dict[str, Any]] = {
     | {"clip_sample": False, "set_alpha_to_one": True}
     | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     | {"original_inference_steps": 50, "timestep_scaling": 10.0},
+    "EDMDPMSolverMultistepScheduler": _EDM
+    | _THRESHOLD
+    | {"solver_order": 2, "algorithm_type": "dpmsolver++", "solver_type": "midpoint"}
+    | {"lower_order_final": True, "euler_at_final": False},
+    "EDMEulerScheduler": _EDM,
+    "ScoreSdeVeScheduler": {"num_train_timesteps": 2000, "sigma_min": 0.01, "sigma_max": 1348.0}
+    | {"snr": 0.15, "sampling_eps": 1e-5, "correct_steps": 1},
+    "FlowMatchEulerDiscreteScheduler": _SIGMAS
+    | {"num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
+    | {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+    | {"invert_sigmas": False, "time_shift_type": "exponential", "stochastic_sampling": False},
     "FlaxDDIMScheduler": _BETAS | _CLIP | {"set_alpha_to_one": True, "steps_offset": 0},
     "FlaxDDPMScheduler": _BETAS | {"clip_sample": True, "variance_type": "fixed_small"},
     "FlaxPNDMScheduler": _BETAS | {"skip_prk_steps": False, "set_alpha_to_one": False, "steps_offset": 0},
@@ -121,6 +143,10 @@ _REFUSED: tuple[tuple[str, str, Any], ...] = (
     ("thresholding", "", False),
     ("use_flow_sigmas", "", False),
     ("timestep_type", "", "discrete"),
+    ("use_dynamic_shifting", "FlowMatchEulerDiscreteScheduler", False),  # the shift depends on the image's size
+    ("invert_sigmas", "", False),
+    ("stochastic_sampling", "", False),
+    ("shift_terminal", "FlowMatchEulerDiscreteScheduler", None),
     ("final_sigmas_type", "EulerDiscreteScheduler", "zero"),  # it ends on x_0 + sigma eps, which is no state of ours
 )
 LEARNED_VARIANCES = ("learned", "learned_range")
@@ -185,6 +211,12 @@ _KINDS: dict[str, _Kind] = {
     "sigma_min": _SIGMA,
     "sigma_max": _SIGMA,
     "shift_terminal": _SIGMA,
+    **dict.fromkeys(("sigma_data", "rho", "snr", "sampling_eps", "shift", "base_shift", "max_shift"), _POSITIVE),
+    **dict.fromkeys(
+        ("correct_steps", "base_image_seq_len", "max_image_seq_len"),
+        _Kind(lambda value: is_integer(value) and value >= 1, "a whole number of at least 1"),
+    ),
+    "sigma_schedule": _one_of("karras", "exponential"),
     "timestep_type": _one_of("discrete", "continuous"),
     "final_sigmas_type": _one_of("zero", "sigma_min"),
     "interpolation_type": _WORD,
@@ -237,6 +269,10 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     _check_names(config)
     _check_supported(class_name, given, config)
     values = _WITHOUT_FIELD | _OF_ITS_OWN.get(class_name, {}) | own | given
+    ladder = _checked_ladder(class_name, values)
+    if ladder is not None:
+        spacing: Any = {"clip_range": None, "spacing": "linspace"}
+        return NoiseSchedule(ladder.alphas_cumprod, prediction_type="sample", **spacing)
     schedule = schedule_of_betas(
         values["beta_schedule"],
         _num_timesteps(values, given),
@@ -254,6 +290,35 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
         else values["variance_type"],
     )
     return rescale_zero_terminal_snr(schedule) if values["rescale_betas_zero_snr"] else schedule
+
+
+def with_precondition(module: Any, config: Mapping[str, Any]) -> Any:
+    """The network of a scheduler's file in the form that its `schedule_from_config` is for.
+
+    Args:
+        module: The network.
+        config: The contents of scheduler_config.json.
+
+    Returns:
+        The network itself where it takes the variance-preserving state, as most do; else `Preconditioned`.
+    """
+    ladder = ladder_of(*fields_of(config))
+    return module if ladder is None else Preconditioned(module, ladder)
+
+
+def _checked_ladder(class_name: str, values: Mapping[str, Any]) -> Ladder | None:
+    """The ladder of a file, if its class has one; raise InputError where its levels don't rise."""
+    ladder = ladder_of(class_name, values)
+    if ladder is None:
+        return None
+    low, high, kind = values.get("sigma_min", 0.0), values.get("sigma_max", np.inf), values.get("prediction_type")
+    if low is None or high is None or not low < high:
+        raise InputError(
+            f"The scheduler config's sigma_min is {low} and sigma_max is {high}; jaxdq needs numbers that rise."
+        )
+    if kind == "sample":
+        raise InputError("The scheduler config sets prediction_type='sample', which EDM's class has no form for.")
+    return ladder
 
 
 def fields_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from jaxdq._common.errors import InputError
 from jaxdq._common.paths import local_path
-from jaxdq.diffusion import Denoiser, default_sampler, schedule_from_config, wrap
+from jaxdq.diffusion import Denoiser, default_sampler, schedule_from_config, with_precondition, wrap
 from jaxdq.models.unet._build import MODEL_CLASSES, ModelClass, UNet, abstract_params
 from jaxdq.models.unet._controlnet import Controlled, ControlNet
 from jaxdq.models.unet._drawn import JOINED, default_rows, drawn_by
@@ -116,6 +116,7 @@ def load_denoiser(
     network: Any = module
     if drawn.joined or drawn.extra:
         network = wrap(module, joined=int(drawn.joined > 0), channels=drawn.shape[-1] if drawn.extra else None)
+    network = with_precondition(network, scheduler)
     sampler, notes = default_sampler(scheduler), drawn.notes
     return Denoiser(
         network, params, schedule, drawn.shape, rows, layout.name, sampler=sampler, notes=notes, condition_names=names

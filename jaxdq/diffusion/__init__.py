@@ -42,9 +42,9 @@ from jaxdq.diffusion._schedule import linear_schedule as linear_schedule
 from jaxdq.diffusion._schedule import rescale_zero_terminal_snr as rescale_zero_terminal_snr
 from jaxdq.diffusion._schedule import scaled_linear_schedule as scaled_linear_schedule
 from jaxdq.diffusion._schedule import squared_cosine_schedule as squared_cosine_schedule
-from jaxdq.diffusion._scheduler_config import LEARNED_VARIANCES as LEARNED_VARIANCES
 from jaxdq.diffusion._scheduler_config import schedule_from_config as schedule_from_config
 from jaxdq.diffusion._scheduler_config import with_precondition as with_precondition
+from jaxdq.diffusion._scheduler_fields import LEARNED_VARIANCES as LEARNED_VARIANCES
 from jaxdq.diffusion._time import TimePerRow as TimePerRow
 from jaxdq.diffusion._wrapped import Wrapped as Wrapped
 from jaxdq.diffusion._wrapped import wrap as wrap

@@ -18,7 +18,7 @@ from jaxdq.diffusion import (
     sampler_from_config,
     sampler_named,
 )
-from jaxdq.diffusion._scheduler_config import _FIELDS
+from jaxdq.diffusion._scheduler_fields import FIELDS
 
 STABLE_DIFFUSION = {
     "_class_name": "PNDMScheduler",
@@ -81,7 +81,7 @@ def test_a_file_of_ddpm_is_drawn_by_ddim_unless_asked():
     assert default_sampler({"_class_name": "DDPMScheduler"}) == "ddim"
 
 
-@pytest.mark.parametrize("class_name", _FIELDS)
+@pytest.mark.parametrize("class_name", FIELDS)
 def test_every_class_that_is_read_has_a_default(class_name):
     assert default_sampler({"_class_name": class_name}) in SAMPLERS
 

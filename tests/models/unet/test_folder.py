@@ -189,7 +189,7 @@ FAULTS = {
     "no config": (lose_config, "config.json does not exist"),
     "no scheduler": (lose_scheduler, r"no scheduler_config.json.*build jaxdq.Denoiser"),
     "other class": (change(_class_name="Transformer2DModel"), "describes a Transformer2DModel"),
-    "other block": (change(up_block_types=["UpBlock2D", "SkipUpBlock2D"]), "'SkipUpBlock2D'"),
+    "other block": (change(up_block_types=["UpBlock2D", "SkipUpBlock2D"]), "mix Skip blocks"),
     "unknown field": (change(encoder_hid_dim=3), "encoder_hid_dim"),
     "more layers": (change(layers_per_block=2), "lacks down_blocks.0.resnets.1"),
     "fewer rows": (
@@ -219,7 +219,7 @@ def test_nothing_is_written_where_the_parameters_do_not_fit(tmp_path):
     with pytest.raises(InputError, match=r"The parameter tree lacks class_embedding.weight"):
         save_unet_folder(tmp_path / "new", TINY | {"num_class_embeds": 3}, tiny_params(), SCHEDULER)
     with pytest.raises(InputError, match="scheduler"):
-        save_unet_folder(tmp_path / "new", TINY, tiny_params(), {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+        save_unet_folder(tmp_path / "new", TINY, tiny_params(), {"_class_name": "CosineDPMSolverMultistepScheduler"})
     assert not (tmp_path / "new").exists()
 
 

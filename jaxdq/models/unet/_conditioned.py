@@ -23,6 +23,13 @@ from jaxdq.models.unet._transformer import DualTransformer, Transformer
 class ConditionedNet(Conditions):
     """What ``UNet2DCondition`` and ``ControlNet`` have in common: the embedding of what they take, and the way down."""
 
+    def _read(self, x: jax.Array, t: Any, given: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """Run the first convolution, float[B, H, W, C], and embed the time and what else there is, float[B or 1, E]."""
+        # Before all that reads a text: the layer that reads the image is known by being the first.
+        early = None if self.addition_embed_type == "image_hint" else self._conv_in(x)
+        temb, x = self._embed(x, jnp.atleast_1d(jnp.asarray(t)), given)
+        return (self._conv_in(x) if early is None else early), temb
+
     def _embed(self, x: jax.Array, t: jax.Array, given: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
         """Embed the time and what else there is, float[B or 1, E]; and join to x what belongs there."""
         width = self._time_width

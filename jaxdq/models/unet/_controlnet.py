@@ -46,12 +46,12 @@ class ControlNet(ConditionedNet):
         """
         given = self._given(x, t, conditions, named)
         image = given["image"]
-        temb, x = self._embed(x, jnp.atleast_1d(jnp.asarray(t)), given)
+        h, temb = self._read(x, t, given)
         if self.controlnet_conditioning_channel_order == "bgr":
             image = image[..., ::-1]
         widths = self.conditioning_embedding_out_channels
-        x = self._conv_in(x) + ControlImage(widths, self.block_out_channels[0], name="controlnet_cond_embedding")(image)
-        x, skips = run_down(x, temb, self._context(given), (self._down(), self._middle()))
+        h = h + ControlImage(widths, self.block_out_channels[0], name="controlnet_cond_embedding")(image)
+        x, skips = run_down(h, temb, self._context(given), (self._down(), self._middle()))
         outs = [
             nn.Conv(skip.shape[-1], (1, 1), name=f"controlnet_down_blocks_{i}")(skip) for i, skip in enumerate(skips)
         ]

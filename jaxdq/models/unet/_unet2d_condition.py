@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxdq.models.unet._activations import ACTIVATIONS
 from jaxdq.models.unet._blocks import group_norm
@@ -74,10 +73,10 @@ class UNet2DCondition(ConditionedNet):
             InputError: The shape of an argument does not fit, or a condition is absent or superfluous.
         """
         given = self._given(x, t, conditions, named)
-        temb, x = self._embed(x, jnp.atleast_1d(jnp.asarray(t)), given)
+        h, temb = self._read(x, t, given)
         tokens = self._context(given)
         residuals = Residuals(down_residuals, mid_residual, adapter_residuals)
-        x, skips = run_down(self._conv_in(x), temb, tokens, (self._down(), self._middle()), residuals)
+        x, skips = run_down(h, temb, tokens, (self._down(), self._middle()), residuals)
         x = run_up(x, skips, temb, tokens, self._up())
         if self.norm_num_groups is not None:
             x = ACTIVATIONS[self.act_fn](group_norm(self.norm_num_groups, self.norm_eps, "conv_norm_out")(x))

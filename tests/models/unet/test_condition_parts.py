@@ -9,7 +9,8 @@ from condition_twins import V1, XL, jax_condition_network, torch_condition_netwo
 from diffusers import ControlNetModel
 
 from jaxdq import InputError
-from jaxdq.models.unet import Controlled, abstract_params, controlnet_from_config
+from jaxdq.linen import find_sites
+from jaxdq.models.unet import Controlled, abstract_params, controlnet_from_config, unet2d_condition_from_config
 from jaxdq.models.unet._weights import params_from_torch
 
 SIMPLE = V1 | {  # DeepFloyd IF, Kandinsky 2, unCLIP
@@ -141,6 +142,14 @@ def test_each_part_equals_pytorch(config):
         expected = network(*positional, **named).sample.permute(0, 2, 3, 1).numpy()
     out = jax.jit(module.apply)({"params": params}, x, t, *rows)
     assert np.abs(out - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["text added", "text projected", "text and image", "image", "channels"])
+def test_the_layer_that_reads_the_image_runs_first(name):
+    module = unet2d_condition_from_config(PARTS[name])
+    params = abstract_params(module)
+    sites = find_sites(module, params, *(jnp.zeros(part.shape, part.dtype) for part in module.abstract_inputs()))
+    assert next(site.path for site in sites if site.rows > 1) == "conv_in"
 
 
 def test_without_the_guidance_embedding_nothing_is_added():

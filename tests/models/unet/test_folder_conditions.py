@@ -18,7 +18,6 @@ SCHEDULER = {"_class_name": "DDIMScheduler", "clip_sample": False, "beta_schedul
 TEXT = ("encoder_hidden_states", (5, 12))
 FAMILIES = {
     "inpainting": (V1 | {"in_channels": 9}, {}, {"joined_channels": (8, 8, 5), TEXT[0]: TEXT[1]}),
-    "instruct": (V1 | {"in_channels": 8}, {}, {"joined_channels": (8, 8, 4), TEXT[0]: TEXT[1]}),
     "consistency": (
         V1 | {"time_cond_proj_dim": 6},
         {"_class_name": "LCMScheduler"},
@@ -29,10 +28,10 @@ FAMILIES = {
         {"_class_name": "DDPMScheduler", "variance_type": "learned_range", "clip_sample": False},
         {"joined_channels": (8, 8, 3), TEXT[0]: TEXT[1]},
     ),
-    "labels": (
-        V1 | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 7},
+    "instruct": (
+        V1 | {"in_channels": 8, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 7},
         {},
-        dict([TEXT]) | {"class_labels": (7,)},
+        {"joined_channels": (8, 8, 4), **dict([TEXT]), "class_labels": (7,)},
     ),
 }
 
@@ -70,9 +69,8 @@ def test_the_form_of_a_wrapped_network_equals_pytorch(tmp_path):
     np.testing.assert_allclose(out, expected.permute(0, 2, 3, 1).numpy(), atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name == "inpainting" else pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_goes_through_the_command_line(family, tmp_path):
     config, scheduler, shapes = FAMILIES[family]
     model = write(tmp_path / "model", torch_condition_network(config), SCHEDULER | scheduler)

@@ -13,6 +13,11 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return is_whole(value) and value >= 1
+
+
 MOST_IMAGES = 10_000_000  # of one call, which keeps them all
 
 

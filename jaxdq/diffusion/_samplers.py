@@ -27,6 +27,15 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 _PLAIN_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 
 
+_DPM_2M = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "lower_order_final": True,
+    "euler_at_final": False,
+}
+
+
 class _Own(NamedTuple):
     """Which of our samplers a class of diffusers is, and as long as which of its fields are what.
 
@@ -51,27 +60,13 @@ _OF_CLASS = {
         "dpm_solver",
         {
             **_PLAIN_SIGMAS,
-            "algorithm_type": "dpmsolver++",
-            "solver_order": 2,
-            "solver_type": "midpoint",
-            "lower_order_final": True,
-            "euler_at_final": False,
+            **_DPM_2M,
             "use_lu_lambdas": False,
             "lambda_min_clipped": -np.inf,
             "rescale_betas_zero_snr": False,
         },
     ),
-    "EDMDPMSolverMultistepScheduler": _Own(
-        "dpm_solver",
-        {
-            "algorithm_type": "dpmsolver++",
-            "solver_order": 2,
-            "solver_type": "midpoint",
-            "lower_order_final": True,
-            "euler_at_final": False,
-            "final_sigmas_type": "zero",
-        },
-    ),
+    "EDMDPMSolverMultistepScheduler": _Own("dpm_solver", _DPM_2M | {"final_sigmas_type": "zero"}),
     "EDMEulerScheduler": _Own("euler", {"final_sigmas_type": "zero"}),
     # A step of Euler's method on the straight lines of flow matching is one of DDIM.
     "FlowMatchEulerDiscreteScheduler": _Own("ddim", _PLAIN_SIGMAS),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdq._common.checks import is_count
 from jaxdq._common.errors import InputError
 from jaxdq.models._foreign import autoencoder_class
 from jaxdq.models.unet import model_folder, read_json, read_params
@@ -119,8 +120,8 @@ def decoded(decode: Decode, latents: np.ndarray, batch_size: int) -> np.ndarray:
 def _check_config(file: Path, config: Mapping[str, Any]) -> None:
     """Raise InputError for fields of an autoencoder's configuration that can't be used."""
     channels, scaling = config.get("block_out_channels"), config.get("scaling_factor", 1.0)
-    wrong = [name for name in _COUNTS if not _is_count(config.get(name, 1))]
-    if not isinstance(channels, list) or not channels or not all(map(_is_count, channels)):
+    wrong = [name for name in _COUNTS if not is_count(config.get(name, 1))]
+    if not isinstance(channels, list) or not channels or not all(map(is_count, channels)):
         wrong.append("block_out_channels")
     if isinstance(scaling, bool) or not isinstance(scaling, int | float) or not scaling > 0:
         wrong.append("scaling_factor")
@@ -129,10 +130,6 @@ def _check_config(file: Path, config: Mapping[str, Any]) -> None:
             f"{file} has no usable {', '.join(wrong)}; expected the config.json of an autoencoder as diffusers writes "
             "it: download the file again or mend it."
         )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _load(folder: Path, config: Mapping[str, Any]) -> Decode:

@@ -133,16 +133,11 @@ def load_text_denoiser(
         dict(zip(TEXT_CONDITIONS, rows, strict=False)) | embedded | dict(others)
         for rows in conditions_of(_encoder_of(root), prompts, side)
     )
+    _check_named(conditional, looked_at)  # what its encoders say may be another network's
     denoiser = load_denoiser(folder, conditions=[conditional[name] for name in names])
     if embedded:
         return denoiser
-    # A row of another condition for each of the text's, or the one that stands for all.
-    without = [rows if len(rows) in (1, len(conditional[name])) else rows[:1] for name, rows in unconditional.items()]
-    return guided(
-        denoiser,
-        [dict(zip(unconditional, without, strict=True))[name] for name in names],
-        guidance_scale=guidance_scale,
-    )
+    return guided(denoiser, [unconditional[name] for name in names], guidance_scale=guidance_scale)
 
 
 def load_conditioned(model: str | Path, named: Mapping[str, np.ndarray]) -> Denoiser:

@@ -138,6 +138,23 @@ def test_prompts_go_with_what_else_a_network_takes(kind, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_text_encoders_of_another_network_are_told(tmp_path):
+    folder = write_pipeline(tmp_path / "model")
+    file = folder / "unet" / "config.json"
+    added = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 32,
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | added))
+    with pytest.raises(InputError, match=r"lack text_embeds, time_ids; it takes encoder_hidden_states: float\[P, "):
+        load_text_denoiser(folder, PROMPTS)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"addition_embed_type": None, "cross_attention_dim": 5}))
+    with pytest.raises(InputError, match=r"encoder_hidden_states has shape \(2, 8, 8\); give float\[P, 77, 5\]"):
+        load_text_denoiser(folder, PROMPTS)
+
+
 def test_models_without_guidance_have_no_conditions_to_save(tmp_path):
     save_conditions(jaxdq.load_denoiser("digits"), tmp_path)
     assert not list(tmp_path.iterdir())

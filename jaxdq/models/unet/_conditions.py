@@ -105,31 +105,29 @@ class Conditions(nn.Module):
 
     def abstract_conditions(self, size: Size | None = None) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Return the shapes of one row of what the network takes after (x, t), for an x of this size."""
-        height, width = size or (self._side, self._side)
-        shapes = {
-            "encoder_hidden_states": (1, self._num_tokens, self._text_width),
-            "image_embeds": (1, self._image_width),
-            "hint": (1, _HINT_SCALE * height, _HINT_SCALE * width, 3),
-            "class_labels": (1, *self._label_shape),
-            "timestep_cond": (1, self.time_cond_proj_dim),
-            "text_embeds": (1, self.cross_attention_dim),
+        shapes = self._shapes(size or (self._side, self._side))
+        dtypes = {"class_labels": jnp.float32 if self._label_shape else jnp.int32}
+        return tuple(
+            jax.ShapeDtypeStruct((1, *shapes[name]), dtypes.get(name, jnp.float32)) for name in self.condition_names
+        )
+
+    def _shapes(self, size: Size) -> dict[str, tuple[Any, ...]]:
+        """Condition -> shape of one image's, also of conditions that this network does not take."""
+        shapes: dict[str, tuple[Any, ...]] = {
+            "encoder_hidden_states": (self._num_tokens, self._text_width),
+            "image_embeds": (self._image_width,),
+            "hint": (_HINT_SCALE * size[0], _HINT_SCALE * size[1], 3),
+            "class_labels": self._label_shape,
+            "timestep_cond": (self.time_cond_proj_dim,),
+            "text_embeds": (self.cross_attention_dim,),
         }
         if self.addition_time_embed_dim is not None and self.projection_class_embeddings_input_dim is not None:
             of_id, total = self.addition_time_embed_dim, self.projection_class_embeddings_input_dim
             # SDXL's refiner has five time ids, and its pooled text is as wide as its tokens.
             num_ids = 5 if total - 5 * of_id == self.cross_attention_dim else 6
             if self.addition_embed_type == "text_time":
-                shapes |= {"text_embeds": (1, total - num_ids * of_id), "time_ids": (1, num_ids)}
-        dtypes = {"class_labels": jnp.float32 if self._label_shape else jnp.int32}
-        return tuple(
-            self._abstract_image((height, width))
-            if name == "image"
-            else jax.ShapeDtypeStruct(shapes[name], dtypes.get(name, jnp.float32))
-            for name in self.condition_names
-        )
-
-    def _abstract_image(self, size: Size) -> jax.ShapeDtypeStruct:
-        raise NotImplementedError  # a ControlNet has one
+                shapes |= {"text_embeds": (total - num_ids * of_id,), "time_ids": (num_ids,)}
+        return shapes
 
     @property
     def _side(self) -> int:

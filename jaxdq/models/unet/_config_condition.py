@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdq._common.checks import is_count
 from jaxdq._common.errors import InputError
 from jaxdq.models.unet._activations import ACTIVATIONS
-from jaxdq.models.unet._fields import EMA_FIELDS, FieldSpec, attention_levels, complete_fields, is_count, per_row
+from jaxdq.models.unet._fields import EMA_FIELDS, FieldSpec, attention_levels, complete_fields, per_row
 
 K_GROUP_SIZE = 32
 """Channels that a norm of k-diffusion's blocks takes together; fixed in diffusers' code."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdq._common.checks import is_count
 from jaxdq._common.errors import InputError
 from jaxdq.models.unet._config_condition import CONDITION_DEFAULTS, complete_condition_config
-from jaxdq.models.unet._fields import is_count
 
 CONTROLNET_DEFAULTS: dict[str, Any] = {
     "conditioning_channels": 3,

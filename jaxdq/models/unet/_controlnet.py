@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxdq.models.unet._blocks import Size, conv3x3
 from jaxdq.models.unet._conditioned import ConditionedNet
@@ -66,9 +65,9 @@ class ControlNet(ConditionedNet):
     def _class_act(self) -> str:
         return "silu"
 
-    def _abstract_image(self, size: Size) -> jax.ShapeDtypeStruct:
+    def _shapes(self, size: Size) -> dict[str, tuple[Any, ...]]:
         scale = 2 ** (len(self.conditioning_embedding_out_channels) - 1)
-        return jax.ShapeDtypeStruct((1, *(scale * length for length in size), self.conditioning_channels), jnp.float32)
+        return super()._shapes(size) | {"image": (scale * size[0], scale * size[1], self.conditioning_channels)}
 
 
 class ControlImage(nn.Module):

@@ -89,6 +89,11 @@ def drawn_by(complete: Mapping[str, Any], x_channels: int, scheduler: Mapping[st
     return Drawn((height, width, channels), joined, returned - channels, tuple(notes))
 
 
+def condition_names(module: UNet | ControlNet | Controlled, drawn: Drawn) -> tuple[str, ...]:
+    """Return the names of a denoiser's conditions: what joins x, if anything does, and what its network takes."""
+    return (*[JOINED] * bool(drawn.joined), *module.condition_names)
+
+
 def _joined_shape(drawn: Drawn) -> tuple[jax.ShapeDtypeStruct, ...]:
     """The shape of one row of what joins x, if anything does."""
     return (jax.ShapeDtypeStruct((1, *drawn.shape[:2], drawn.joined), jnp.float32),) if drawn.joined else ()
@@ -96,7 +101,7 @@ def _joined_shape(drawn: Drawn) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 def default_rows(module: UNet | ControlNet | Controlled, drawn: Drawn, *, weights: bool) -> tuple[Any, ...]:
     """Return what the network takes after (x, t) where the caller does not say: one row per class, or nothing."""
-    names = (*[JOINED] * bool(drawn.joined), *module.condition_names)
+    names = condition_names(module, drawn)
     if not names:
         return ()
     if names == ("class_labels",) and module.class_embed_type is None and module.num_class_embeds is not None:

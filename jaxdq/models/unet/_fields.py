@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxdq._common.checks import is_count
 from jaxdq._common.errors import InputError
 
 BLOCK_TYPES = ("down_block_types", "up_block_types")
@@ -96,11 +97,6 @@ def attention_levels(fields: Mapping[str, Any], *, has_middle: bool) -> list[int
     down, up = ([("Attn" in kind) for kind in fields[key]] for key in BLOCK_TYPES)
     last = len(down) - 1
     return [i for i in range(last + 1) if down[i] or up[last - i] or (has_middle and i == last)]
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is a positive integer."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_values(fields: Mapping[str, Any], spec: FieldSpec) -> None:

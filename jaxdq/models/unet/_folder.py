@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from safetensors.numpy import save_file
 
+from jaxdq._common.checks import shown
 from jaxdq._common.errors import InputError
 from jaxdq._common.paths import local_path
 from jaxdq.diffusion import Denoiser, default_sampler, schedule_from_config, with_precondition, wrap
 from jaxdq.models.unet._build import MODEL_CLASSES, ModelClass, UNet, abstract_params
 from jaxdq.models.unet._controlnet import Controlled, ControlNet
-from jaxdq.models.unet._drawn import JOINED, default_rows, drawn_by
+from jaxdq.models.unet._drawn import condition_names, default_rows, drawn_by
 from jaxdq.models.unet._files import read_json, read_params
 from jaxdq.models.unet._hub import download, download_parts, is_hub_id
 from jaxdq.models.unet._unet2d_condition import UNet2DCondition
@@ -95,18 +96,18 @@ def load_denoiser(
         module.x_channels,
         scheduler,
     )
-    other: ControlNet | None = None
     if controlnet is not None:
-        other = _controlnet_in(local_path(controlnet))
         if not isinstance(module, UNet2DCondition):
             raise InputError(
                 f"{layout.unet} has a {model_class.class_name}, which no ControlNet controls; leave it out."
             )
-        module = Controlled(module, other, float(conditioning_scale))
+        if isinstance(conditioning_scale, bool) or not isinstance(conditioning_scale, int | float):
+            raise InputError(f"conditioning_scale is {shown(conditioning_scale)}; pass a number, 1.0 as a rule.")
+        module = Controlled(module, _controlnet_in(local_path(controlnet)), float(conditioning_scale))
     rows = default_rows(module, drawn, weights=weights) if conditions is None else tuple(conditions)
-    names = (*[JOINED] * bool(drawn.joined), *module.condition_names)
+    names = condition_names(module, drawn)
     params = abstract_params(module)
-    if weights and isinstance(module, Controlled) and controlnet is not None:
+    if weights and controlnet is not None:
         params = {
             "unet": read_params(layout.unet, params["unet"], model_class.class_name),
             "controlnet": read_params(local_path(controlnet), params["controlnet"], "ControlNetModel"),

@@ -153,12 +153,15 @@ class Residuals(NamedTuple):
     rows: Sequence[jax.Array] = ()
 
 
+NO_RESIDUALS = Residuals()
+
+
 def run_down(
     x: jax.Array,
     temb: jax.Array,
     context: tuple[jax.Array, ...],
     rows: tuple[Sequence[nn.Module], nn.Module | None],
-    residuals: Residuals = Residuals(),  # noqa: B008  # a tuple
+    residuals: Residuals = NO_RESIDUALS,
 ) -> tuple[jax.Array, list[Any]]:
     """Run a UNet from its first convolution to its middle.
 

@@ -149,5 +149,7 @@ def test_a_controlnet_is_one_network_with_its_unet(tmp_path):
         InputError, match="has a ControlNet, which draws nothing by itself; pass the folder of its UNet"
     ):
         load_denoiser(tmp_path / "alone")
+    with pytest.raises(InputError, match="conditioning_scale is 'x'; pass a number"):
+        load_denoiser(model, controlnet=tmp_path / "control", conditioning_scale="x")
     with pytest.raises(InputError, match="has a UNet2DConditionModel; pass the folder of a ControlNetModel"):
         load_denoiser(model, controlnet=model / "unet", conditions=[*rows.values()])
